@@ -1,0 +1,38 @@
+//! The seam to the world: clock, timers, randomness, tasks on this core, and a [`Disk`].
+//!
+//! Engine, cache and scheduler reach all of these through [`Env`] alone, so that the same code
+//! runs on a real core (`RealEnv`) and in the simulator (`SimEnv`).
+
+use std::future::Future;
+use std::time::Duration;
+
+use crate::io::Disk;
+
+/// A core's access to the world. Cheap to clone; never leaves its core.
+pub trait Env: Clone + 'static {
+    /// The disk's implementation.
+    type Disk: Disk;
+
+    /// The store's directory.
+    fn disk(&self) -> &Self::Disk;
+
+    /// Time since an arbitrary start; never goes back.
+    fn now(&self) -> Duration;
+
+    /// Milliseconds since 1970 by the wall clock; may jump either way.
+    fn wall_ms(&self) -> u64;
+
+    /// Returns after `duration`, never earlier.
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static;
+
+    /// 64 random bits; from the system's entropy on a real core.
+    fn random(&self) -> u64;
+
+    /// Runs `task` on this core until it ends. A panic ends that task alone and is logged with
+    /// its name.
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static);
+
+    /// Returns when no other task of this core is ready, or the turn's budget is used up: the
+    /// moment to do what all tasks of a turn share.
+    fn turn_end(&self) -> impl Future<Output = ()> + 'static;
+}

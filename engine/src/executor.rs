@@ -1,0 +1,232 @@
+//! The run queue of one core: the tasks of engine, cache and scheduler, inside one task of the
+//! runtime.
+//!
+//! A *turn* polls ready tasks until none is ready or [`TURN_POLLS`] are done; then whoever waits
+//! for the turn's end goes on, and the core parks. It parks in every turn, also when tasks are
+//! always ready, because tokio-uring submits only when its thread parks: then the park ends at
+//! once. While nothing is ready the core sleeps until a waker runs, on this thread or another.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::ThreadId;
+
+use crossbeam_queue::SegQueue;
+
+use crate::park::Park;
+
+/// Polls in one turn at most.
+pub const TURN_POLLS: usize = 256;
+
+type Future0 = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What other threads may touch.
+struct Remote {
+    owner: ThreadId,
+    /// Tasks woken from other threads.
+    woken: SegQueue<usize>,
+    park: Park,
+}
+
+struct TaskWaker {
+    index: usize,
+    queued: AtomicBool,
+    remote: Arc<Remote>,
+}
+
+thread_local! {
+    /// Tasks of this thread's executor that were woken on this thread.
+    static READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.queued.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if std::thread::current().id() == self.remote.owner {
+            READY.with_borrow_mut(|ready| ready.push_back(self.index));
+        } else {
+            self.remote.woken.push(self.index);
+        }
+        self.remote.park.unpark();
+    }
+}
+
+struct Task {
+    name: &'static str,
+    future: Option<Future0>,
+    waker: Arc<TaskWaker>,
+}
+
+/// One core's tasks. Cheap to clone; one for each thread.
+#[derive(Clone)]
+pub struct Executor(Rc<Inner>);
+
+struct Inner {
+    tasks: RefCell<Vec<Option<Task>>>,
+    free: RefCell<Vec<usize>>,
+    turn_ends: RefCell<Vec<Waker>>,
+    polls: Cell<u64>,
+    turns: Cell<u64>,
+    remote: Arc<Remote>,
+}
+
+impl Default for Executor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Executor {
+    /// The run queue of the current thread.
+    pub fn new() -> Self {
+        READY.with_borrow_mut(VecDeque::clear);
+        let owner = std::thread::current().id();
+        let remote = Arc::new(Remote { owner, woken: SegQueue::new(), park: Park::new() });
+        Self(Rc::new(Inner {
+            tasks: RefCell::default(),
+            free: RefCell::default(),
+            turn_ends: RefCell::default(),
+            polls: Cell::new(0),
+            turns: Cell::new(0),
+            remote,
+        }))
+    }
+
+    /// Adds a task. A panic ends it alone and is logged with its name.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + 'static) {
+        let mut tasks = self.0.tasks.borrow_mut();
+        let index = self.0.free.borrow_mut().pop().unwrap_or(tasks.len());
+        let remote = self.0.remote.clone();
+        let waker = Arc::new(TaskWaker { index, queued: AtomicBool::new(false), remote });
+        let task = Task { name, future: Some(Box::pin(future)), waker: waker.clone() };
+        match tasks.get_mut(index) {
+            Some(slot) => *slot = Some(task),
+            None => tasks.push(Some(task)),
+        }
+        waker.wake_by_ref();
+    }
+
+    /// Returns at the end of this turn.
+    pub fn turn_end(&self) -> impl Future<Output = ()> + 'static {
+        let inner = self.0.clone();
+        let mut waited = false;
+        std::future::poll_fn(move |context| {
+            if waited {
+                return Poll::Ready(());
+            }
+            waited = true;
+            inner.turn_ends.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    /// Turns so far.
+    pub fn turns(&self) -> u64 {
+        self.0.turns.get()
+    }
+
+    /// Polls tasks until `main` is done. `park_at_once` must let the thread's runtime park and
+    /// return without waiting for anything else.
+    pub async fn run<T: 'static>(
+        &self,
+        main: impl Future<Output = T> + 'static,
+        mut park_at_once: impl AsyncFnMut(),
+    ) -> T {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let result = slot.clone();
+        self.spawn("main", async move {
+            let value = main.await;
+            *result.borrow_mut() = Some(value);
+        });
+        loop {
+            self.turn();
+            if let Some(value) = slot.borrow_mut().take() {
+                return value;
+            }
+            match self.has_ready() {
+                true => park_at_once().await,
+                false => self.park().await,
+            }
+        }
+    }
+
+    /// Drops all tasks.
+    pub fn clear(&self) {
+        let tasks = std::mem::take(&mut *self.0.tasks.borrow_mut());
+        self.0.free.borrow_mut().clear();
+        drop(tasks);
+    }
+
+    fn turn(&self) {
+        self.0.turns.set(self.0.turns.get() + 1);
+        self.poll_ready(TURN_POLLS);
+        let waiting = std::mem::take(&mut *self.0.turn_ends.borrow_mut());
+        if !waiting.is_empty() {
+            let count = waiting.len();
+            waiting.into_iter().for_each(Waker::wake);
+            // They do their work now, so that its I/O leaves with this park.
+            self.poll_ready(count + TURN_POLLS);
+        }
+    }
+
+    fn poll_ready(&self, polls_max: usize) {
+        for _ in 0..polls_max {
+            while let Some(index) = self.0.remote.woken.pop() {
+                READY.with_borrow_mut(|ready| ready.push_back(index));
+            }
+            let Some(index) = READY.with_borrow_mut(VecDeque::pop_front) else { return };
+            self.poll(index);
+        }
+    }
+
+    fn poll(&self, index: usize) {
+        let taken =
+            self.0.tasks.borrow_mut().get_mut(index).and_then(Option::as_mut).and_then(|task| {
+                task.waker.queued.store(false, Ordering::Release);
+                task.future.take().map(|future| (future, task.waker.clone(), task.name))
+            });
+        let Some((mut future, waker, name)) = taken else { return };
+        self.0.polls.set(self.0.polls.get() + 1);
+        let task_waker = Waker::from(waker);
+        let mut context = Context::from_waker(&task_waker);
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            future.as_mut().poll(&mut context)
+        }));
+        if let Ok(Poll::Pending) = polled {
+            let mut tasks = self.0.tasks.borrow_mut();
+            tasks[index].as_mut().expect("only this ends a task").future = Some(future);
+            return;
+        }
+        if polled.is_err() {
+            tracing::error!(task = name, "a task panicked");
+        }
+        drop(future);
+        // A waker that is still about finds the next task of this index at worst: a vain poll.
+        self.0.tasks.borrow_mut()[index] = None;
+        self.0.free.borrow_mut().push(index);
+    }
+
+    fn has_ready(&self) -> bool {
+        // Who began to wait for a turn's end while the last one ended gets one of its own.
+        READY.with_borrow(|ready| !ready.is_empty())
+            || !self.0.remote.woken.is_empty()
+            || !self.0.turn_ends.borrow().is_empty()
+    }
+
+    /// Sleeps until a waker runs.
+    async fn park(&self) {
+        let park = &self.0.remote.park;
+        std::future::poll_fn(|context| park.poll(context.waker(), || self.has_ready())).await;
+    }
+}

@@ -1,0 +1,81 @@
+//! Every bound of the engine, in one value: [`Limits::PRODUCTION`] for use, [`Limits::TINY`] to
+//! make tests pass through every edge within milliseconds.
+
+use std::time::Duration;
+
+/// Bounds of one store. Those marked *format* are fixed when a store is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a key.
+    pub key_bytes_max: usize,
+    /// Bytes of a value.
+    pub value_bytes_max: usize,
+    /// Bytes of operations in one commit; above it nothing is written.
+    pub commit_bytes_max: usize,
+    /// Bytes of one batch, header and tables included. A larger commit is written in parts.
+    pub batch_bytes_max: usize,
+    /// Bytes of frames that wait for the device; above it commits are refused (`Overloaded`).
+    pub queue_bytes_max: usize,
+    /// Bytes of the first segments of a shard.
+    pub segment_bytes_min: u32,
+    /// Bytes that segments double up to as the shard grows.
+    pub segment_bytes_max: u32,
+    /// Alignment and unit of batches in bytes (*format*). At least what the disk needs.
+    pub block_bytes: usize,
+    /// How long the log stays quiet before a close record vouches for its end.
+    pub quiet: Duration,
+    /// How long opening waits for the locks of another or dead process (E8).
+    pub lock_wait: Duration,
+}
+
+impl Limits {
+    /// For use.
+    pub const PRODUCTION: Self = Self {
+        key_bytes_max: 2048,
+        value_bytes_max: 131_072,
+        commit_bytes_max: 48 << 20,
+        batch_bytes_max: 512 << 10,
+        queue_bytes_max: 128 << 20,
+        segment_bytes_min: 1 << 20,
+        segment_bytes_max: 64 << 20,
+        block_bytes: 4096,
+        quiet: Duration::from_millis(10),
+        lock_wait: Duration::from_secs(10),
+    };
+
+    /// For tests: a handful of batches fill a segment, a few keys fill a batch.
+    pub const TINY: Self = Self {
+        key_bytes_max: 64,
+        value_bytes_max: 512,
+        commit_bytes_max: 64 << 10,
+        batch_bytes_max: 8 << 10,
+        queue_bytes_max: 256 << 10,
+        segment_bytes_min: 16 << 10,
+        segment_bytes_max: 64 << 10,
+        block_bytes: 512,
+        quiet: Duration::from_millis(10),
+        lock_wait: Duration::from_secs(1),
+    };
+
+    /// Checks the relations between the bounds that the code relies on.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub const fn check(&self) {
+        assert!(self.block_bytes.is_power_of_two());
+        assert!(self.block_bytes >= 512 && self.block_bytes <= 4096);
+        assert!(self.batch_bytes_max.is_multiple_of(self.block_bytes));
+        assert!((self.segment_bytes_min as usize).is_multiple_of(self.block_bytes));
+        // The header block, and a largest batch.
+        assert!(self.segment_bytes_min as usize >= self.block_bytes + self.batch_bytes_max);
+        assert!(self.segment_bytes_min <= self.segment_bytes_max);
+        assert!(self.segment_bytes_max.is_power_of_two());
+        assert!(self.key_bytes_max <= u16::MAX as usize);
+        // Any one operation fits in a batch, beside everything else that a frame may carry.
+        assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
+        assert!(self.commit_bytes_max <= self.queue_bytes_max);
+    }
+}
+
+const _: () = Limits::PRODUCTION.check();
+const _: () = Limits::TINY.check();

@@ -1,0 +1,262 @@
+//! Commits gathered into batches that wait for the device.
+//!
+//! A frame's address is known only when its batch is sealed. Until then it has an *open* address:
+//! the segment field holds [`OPEN`] and the batch's ordinal, the offset counts from the first
+//! frame. Frames that name open addresses are listed as fixups and corrected when sealed, entries
+//! likewise.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use crate::directory::Entry;
+use crate::error::{Error, Result};
+use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
+use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame};
+use crate::format::{get, len_u32, put};
+use crate::ids::{ObjectId, SegmentNumber, Version};
+use crate::io::PageBuf;
+
+/// Set in the segment field of an open address; segment numbers stay below it.
+pub(crate) const OPEN: u32 = 1 << 31;
+
+/// How a batch ended, shared by all its tickets.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    result: RefCell<Option<Result<()>>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+impl Outcome {
+    /// Says how the batch ended; once.
+    pub(crate) fn resolve(&self, result: Result<()>) {
+        let before = self.result.replace(Some(result));
+        assert!(before.is_none());
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// The result, or a wake-up when there is one.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<()>> {
+        if let Some(result) = &*self.result.borrow() {
+            return Poll::Ready(result.clone());
+        }
+        self.waiting.borrow_mut().push(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// A commit on its way to the device; resolves to its version once it is durable, in the order in
+/// which the shard's commits were made.
+///
+/// Cancel: dropping it changes nothing; the commit goes on.
+#[derive(Debug)]
+pub struct Ticket {
+    pub(crate) version: Version,
+    pub(crate) outcome: Rc<Outcome>,
+}
+
+impl Ticket {
+    /// The version that the commit has.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+}
+
+impl Future for Ticket {
+    type Output = Result<Version>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.outcome.poll(context).map(|result| result.map(|()| self.version))
+    }
+}
+
+/// One batch that is still open.
+pub(crate) struct OpenBatch {
+    pub(crate) ordinal: u32,
+    pub(crate) role: Role,
+    frames: Vec<u8>,
+    /// Offset of each frame in `frames`.
+    starts: Vec<u32>,
+    ids: Vec<ObjectId>,
+    /// Offsets in `frames` of addresses that may be open.
+    fixups: Vec<u32>,
+    /// What the directory learns when the batch is durable; `None` removes.
+    pub(crate) updates: Vec<(ObjectId, Option<Entry>)>,
+    pub(crate) outcome: Rc<Outcome>,
+}
+
+impl OpenBatch {
+    pub(crate) fn new(ordinal: u32, role: Role) -> Self {
+        Self {
+            ordinal,
+            role,
+            frames: Vec::new(),
+            starts: Vec::new(),
+            ids: Vec::new(),
+            fixups: Vec::new(),
+            updates: Vec::new(),
+            outcome: Rc::default(),
+        }
+    }
+
+    pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
+        batch_bytes(self.ids.len(), self.frames.len(), block_bytes)
+    }
+
+    fn has_room(&self, frame_bytes: usize, block_bytes: usize, bytes_max: usize) -> bool {
+        let bytes = batch_bytes(self.ids.len() + 1, self.frames.len() + frame_bytes, block_bytes);
+        bytes <= bytes_max
+    }
+
+    fn push(&mut self, frame: &Frame<'_>) -> Address {
+        let start = self.frames.len();
+        let bytes = frame.encode(&mut self.frames);
+        let chain = frame.chain.as_ref().map_or(0, Vec::len);
+        let fixups = frame::address_offsets(chain).map(|offset| len_u32(start + offset));
+        self.fixups.extend(fixups);
+        self.starts.push(len_u32(start));
+        if self.ids.last() != Some(&frame.object) {
+            self.ids.push(frame.object);
+        }
+        Address { segment: OPEN | self.ordinal, offset: len_u32(start), bytes: len_u32(bytes) }
+    }
+}
+
+/// Where the frames of sealed batches begin, for whoever still holds open addresses of theirs.
+#[derive(Debug, Default)]
+struct Bases(VecDeque<(u32, SegmentNumber, u32)>);
+
+impl Bases {
+    fn resolve(&self, address: Address) -> Address {
+        if address.segment & OPEN == 0 {
+            return address;
+        }
+        let ordinal = address.segment & !OPEN;
+        let (_, segment, base) = self
+            .0
+            .iter()
+            .rfind(|(sealed, ..)| *sealed == ordinal)
+            .expect("a batch is sealed after those that it builds on");
+        Address { segment: segment.0, offset: base + address.offset, bytes: address.bytes }
+    }
+}
+
+/// The batches that wait.
+#[derive(Default)]
+pub(crate) struct Queue {
+    batches: VecDeque<OpenBatch>,
+    bytes: usize,
+    next_ordinal: Cell<u32>,
+    bases: Bases,
+}
+
+impl Queue {
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// Bytes of frames that wait.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A batch that goes past the queue: a fence or a close record.
+    pub(crate) fn lone(&self, role: Role) -> OpenBatch {
+        OpenBatch::new(self.take_ordinal(), role)
+    }
+
+    fn take_ordinal(&self) -> u32 {
+        let ordinal = self.next_ordinal.get();
+        self.next_ordinal.set((ordinal + 1) & !OPEN);
+        ordinal
+    }
+
+    /// Appends a frame to the last batch, or to a new one where it does not fit.
+    pub(crate) fn push(
+        &mut self,
+        frame: &Frame<'_>,
+        block_bytes: usize,
+        bytes_max: usize,
+    ) -> Address {
+        let chain = frame.chain.as_ref().map_or(0, Vec::len);
+        let bytes = frame::frame_bytes(frame.payload.len(), chain, &frame.origin);
+        let fits = |batch: &OpenBatch| batch.has_room(bytes, block_bytes, bytes_max);
+        if !self.batches.back().is_some_and(fits) {
+            self.batches.push_back(OpenBatch::new(self.take_ordinal(), Role::Commits));
+        }
+        self.bytes += bytes;
+        let batch = self.batches.back_mut().expect("pushed above");
+        assert!(batch.has_room(bytes, block_bytes, bytes_max) || !batch.frames.is_empty());
+        batch.push(frame)
+    }
+
+    /// The batch that [`Queue::push`] last wrote to.
+    pub(crate) fn last_mut(&mut self) -> &mut OpenBatch {
+        self.batches.back_mut().expect("a frame was pushed")
+    }
+
+    /// Takes the next batch.
+    pub(crate) fn pop(&mut self) -> Option<OpenBatch> {
+        let batch = self.batches.pop_front()?;
+        self.bytes -= batch.frames.len();
+        Some(batch)
+    }
+
+    /// Gives up everything that waits.
+    pub(crate) fn fail(&mut self, error: &Error) {
+        self.bytes = 0;
+        self.bases.0.clear();
+        self.batches.drain(..).for_each(|batch| batch.outcome.resolve(Err(error.clone())));
+    }
+
+    /// Seals a batch that will be written at `offset` of a segment: gives every frame its address
+    /// and checksum. Returns the bytes to write and the header's checksum.
+    pub(crate) fn seal(
+        &mut self,
+        batch: &mut OpenBatch,
+        home: &Home,
+        fields: &Seal,
+        (segment, offset): (SegmentNumber, u32),
+    ) -> (PageBuf, u32) {
+        let mut buf = PageBuf::zeroed(batch.bytes(home.block_bytes));
+        let table_bytes = batch.ids.len() * ObjectId::BYTES;
+        let frames_at = crate::format::batch::HEADER_BYTES + table_bytes;
+        let base = offset + len_u32(frames_at);
+        self.bases.0.push_back((batch.ordinal, segment, base));
+        for at in &batch.fixups {
+            let at = *at as usize;
+            if let Some(address) = Address::decode(&get(&batch.frames, at)) {
+                let sealed = self.bases.resolve(address).encode();
+                put(&mut batch.frames[at..at + ADDRESS_BYTES], 0, &sealed);
+            }
+        }
+        let ends = batch.starts.iter().skip(1).copied().chain([len_u32(batch.frames.len())]);
+        for (start, end) in batch.starts.iter().zip(ends) {
+            let frame = &mut batch.frames[*start as usize..end as usize];
+            frame::set_crc(frame, home.incarnation, base + start);
+        }
+        for (_, entry) in &mut batch.updates {
+            entry.iter_mut().for_each(|entry| entry.resolve(|open| self.bases.resolve(open)));
+        }
+        if self.batches.is_empty() {
+            // No frame that waits can name a batch before this one by an open address.
+            self.bases.0.drain(..self.bases.0.len() - 1);
+        }
+        buf[frames_at..frames_at + batch.frames.len()].copy_from_slice(&batch.frames);
+        let crc = seal(&mut buf, home, fields, &batch.ids, batch.frames.len());
+        (buf, crc)
+    }
+
+    /// Corrects the open addresses of sealed batches in an entry.
+    pub(crate) fn resolve(&self, entry: &mut Entry, ordinal: u32) {
+        entry.resolve(|address| match address.segment == OPEN | ordinal {
+            true => self.bases.resolve(address),
+            false => address,
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! The files of a shard's log: made ready off the path of commits, found again at opening.
+//!
+//! A file goes through *preparing* (allocated, written over once with zeros, header written, file
+//! and directory synced) and *ready* (the next to be written) to *current* and *full*. What a file
+//! is stands in its header block; its name only keeps it apart from others.
+
+use std::collections::BTreeMap;
+
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::Home;
+use crate::format::segment::SegmentHeader;
+use crate::format::superblock::Superblock;
+use crate::ids::{Incarnation, SegmentNumber};
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, write_all_at};
+use crate::limits::Limits;
+
+/// Bytes that a fresh segment is written over with at a time.
+const ZERO_BYTES: usize = 1 << 20;
+
+/// The file type of an environment's disk.
+pub(crate) type FileOf<E> = <<E as Env>::Disk as Disk>::File;
+
+/// One segment's open, locked file and what its header says.
+#[derive(Clone)]
+pub(crate) struct Segment<F> {
+    pub(crate) file: F,
+    pub(crate) name: String,
+    pub(crate) header: SegmentHeader,
+}
+
+impl<F> Segment<F> {
+    /// Where its batches belong.
+    pub(crate) fn home(&self) -> Home {
+        Home {
+            store: self.header.store,
+            shard: self.header.shard,
+            incarnation: self.header.incarnation,
+            block_bytes: self.header.block_bytes,
+        }
+    }
+}
+
+/// All segments of a shard by number.
+pub(crate) type Segments<F> = BTreeMap<u32, Segment<F>>;
+
+/// The beginning of the names of a shard's segments.
+pub(crate) fn name_prefix(shard: u16) -> String {
+    format!("shard-{shard:04}-segment-")
+}
+
+fn file_name(shard: u16, number: SegmentNumber) -> String {
+    format!("{}{:010}", name_prefix(shard), number.0)
+}
+
+/// The number in a segment's name: only to keep a new name apart from old ones.
+pub(crate) fn number_in_name(shard: u16, name: &str) -> Option<u32> {
+    name.strip_prefix(&name_prefix(shard))?.parse().ok()
+}
+
+/// Bytes of a new segment in a log of `log_bytes`: doubling as the log grows.
+pub(crate) fn segment_bytes(log_bytes: u64, limits: &Limits) -> u32 {
+    let wanted = u32::try_from(log_bytes / 4).unwrap_or(u32::MAX).min(limits.segment_bytes_max);
+    wanted.next_power_of_two().clamp(limits.segment_bytes_min, limits.segment_bytes_max)
+}
+
+/// Makes a segment ready to be written: real blocks, header, all durable.
+///
+/// Errors: `NoSpace`; `Retry` for anything else: nothing depends on the file yet, and it is removed
+/// as far as possible.
+pub(crate) async fn prepare<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    shard: u16,
+    number: SegmentNumber,
+    bytes: u32,
+    limits: &Limits,
+) -> Result<Segment<FileOf<E>>> {
+    let name = file_name(shard, number);
+    let header = SegmentHeader {
+        store: superblock.store,
+        shard,
+        number,
+        bytes,
+        incarnation: Incarnation(env.random().max(1)),
+        block_bytes: superblock.block_bytes,
+    };
+    match write_new(env, &name, &header, limits).await {
+        Ok(file) => Ok(Segment { file, name, header }),
+        Err(source) => {
+            // Best effort: a file that stays is taken away by the next recovery.
+            let _ = env.disk().remove(&name).await;
+            let kind = match source.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                    Kind::NoSpace
+                }
+                _ => Kind::Retry,
+            };
+            Err(Error::io(kind, format!("making segment {name} of {bytes} bytes ready"), source))
+        }
+    }
+}
+
+async fn write_new<E: Env>(
+    env: &E,
+    name: &str,
+    header: &SegmentHeader,
+    limits: &Limits,
+) -> std::io::Result<FileOf<E>> {
+    let open = Open { create: Create::New, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let file = env.disk().open(name, open).await?;
+    file.allocate(u64::from(header.bytes)).await?;
+    let total = header.bytes as usize;
+    let mut zeros = PageBuf::zeroed(total.min(ZERO_BYTES));
+    let mut offset = 0;
+    while offset < total {
+        zeros.set_window(0..zeros.capacity().min(total - offset).min(ZERO_BYTES));
+        let (result, returned) =
+            write_all_at(&file, zeros, offset as u64, header.block_bytes).await;
+        result?;
+        zeros = returned;
+        offset += zeros.len();
+    }
+    let mut block = PageBuf::zeroed(header.block_bytes);
+    let encoded = header.encode();
+    block[..encoded.len()].copy_from_slice(&encoded);
+    write_all_at(&file, block, 0, header.block_bytes).await.0?;
+    file.sync().await?;
+    env.disk().sync_dir().await?;
+    Ok(file)
+}

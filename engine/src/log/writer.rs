@@ -1,0 +1,260 @@
+//! The task that writes a shard's batches: one at a time, in order, acknowledged in order (E2).
+//!
+//! A batch is sealed at the end of the core's turn; while it is on its way the next one fills, so
+//! that commits share writes without a timer. A failed write poisons the shard before anyone is
+//! told (E4). A log that stays quiet gets a close record.
+
+use std::rc::Rc;
+
+use futures_util::future::{Either, select};
+
+use super::queue::OpenBatch;
+use super::segments::{self, FileOf, Segment};
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::{Role, Seal};
+use crate::ids::{SegmentNumber, Sequence};
+use crate::io::write_all_at;
+use crate::shard::{Inner, Life};
+
+/// What the writer knows of the log's end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tail {
+    /// The segment that is written.
+    pub(crate) segment: SegmentNumber,
+    /// Where its next batch goes.
+    pub(crate) offset: u32,
+    /// The last batch written.
+    pub(crate) last: Sequence,
+    /// Its header's checksum.
+    pub(crate) last_crc: u32,
+    /// Whether a close record vouches for everything so far.
+    pub(crate) vouched: bool,
+}
+
+/// The segment that will be written next.
+pub(crate) enum Spare<F> {
+    /// Nobody has begun to make one.
+    None,
+    /// A task is making it.
+    Preparing,
+    /// It is ready.
+    Ready(Segment<F>),
+    /// It could not be made; the next batch that needs it tries again.
+    Failed(Error),
+}
+
+/// What the writer does next.
+enum Work {
+    Write,
+    Close,
+    Quiet,
+}
+
+/// Runs until the shard is closed or poisoned.
+pub(crate) async fn run<E: Env>(inner: Rc<Inner<E>>) {
+    // A panic of the engine itself poisons its shard.
+    let guard = PanicGuard(&inner);
+    loop {
+        let done = match next_work(&inner).await {
+            Work::Write => {
+                inner.env.turn_end().await;
+                let batch = inner.state.borrow_mut().queue.pop();
+                match batch {
+                    Some(batch) => write(&inner, batch).await.is_err(),
+                    None => false,
+                }
+            }
+            Work::Quiet => write_close(&inner).await.is_err(),
+            Work::Close => {
+                let vouched = inner.state.borrow().tail.vouched;
+                if !vouched {
+                    // A failure is in the poison latch, where `close` finds it.
+                    let _ = write_close(&inner).await;
+                }
+                inner.state.borrow_mut().life = Life::Closed;
+                true
+            }
+        };
+        if done {
+            break;
+        }
+    }
+    std::mem::forget(guard);
+    inner.changed.notify();
+}
+
+struct PanicGuard<'a, E: Env>(&'a Rc<Inner<E>>);
+
+impl<E: Env> Drop for PanicGuard<'_, E> {
+    fn drop(&mut self) {
+        // Also reached when the whole core is torn down; then nobody is left to care.
+        self.0.poison(Error::new(Kind::Poisoned, "the log writer ended by a panic"));
+    }
+}
+
+async fn next_work<E: Env>(inner: &Rc<Inner<E>>) -> Work {
+    let ready = || {
+        let state = inner.state.borrow();
+        match (state.queue.is_empty(), state.life) {
+            (false, _) => Some(Work::Write),
+            (true, Life::Open) => None,
+            (true, _) => Some(Work::Close),
+        }
+    };
+    let changed = inner.work.until(ready);
+    if inner.state.borrow().tail.vouched {
+        return changed.await;
+    }
+    let quiet = inner.env.sleep(inner.limits.quiet);
+    match select(Box::pin(changed), Box::pin(quiet)).await {
+        Either::Left((work, _)) => work,
+        Either::Right(_) => ready().unwrap_or(Work::Quiet),
+    }
+}
+
+async fn write_close<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let batch = inner.state.borrow().queue.lone(Role::Close);
+    write(inner, batch).await
+}
+
+/// Writes one batch and settles it. An error means that the writer is done for good.
+async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()> {
+    let block_bytes = inner.superblock.block_bytes;
+    let bytes = batch.bytes(block_bytes);
+    let (segment, offset) = match room(inner, bytes).await {
+        Ok(place) => place,
+        Err(error) => {
+            // Nothing was written: the commits did not happen, and the log can go on.
+            batch.outcome.resolve(Err(error.clone()));
+            let mut state = inner.state.borrow_mut();
+            state.queue.fail(&error);
+            state.pending.clear();
+            return Ok(());
+        }
+    };
+    let (buf, crc, sequence) = {
+        let state = &mut *inner.state.borrow_mut();
+        let sequence = state.tail.last.next();
+        let fields = Seal {
+            role: batch.role,
+            epoch: state.epoch,
+            sequence,
+            previous_crc: state.tail.last_crc,
+            durable: state.tail.last,
+            wall_ms: inner.env.wall_ms(),
+        };
+        let place = (segment.header.number, offset);
+        let (buf, crc) = state.queue.seal(&mut batch, &segment.home(), &fields, place);
+        for (id, _) in &batch.updates {
+            let entry = state.pending.get_mut(id).and_then(|pending| pending.entry.as_mut());
+            entry.into_iter().for_each(|entry| state.queue.resolve(entry, batch.ordinal));
+        }
+        (buf, crc, sequence)
+    };
+    let (result, _buf) = write_all_at(&segment.file, buf, u64::from(offset), block_bytes).await;
+    if let Err(source) = result {
+        let what = format!("writing batch {} of shard {}", sequence.0, inner.number);
+        let error = Error::io(Kind::Unknown, what, source);
+        inner.poison(error.clone());
+        batch.outcome.resolve(Err(error.clone()));
+        return Err(error);
+    }
+    settle(inner, batch, crc, sequence, bytes);
+    Ok(())
+}
+
+/// Enters a durable batch into the directory and tells its commits.
+fn settle<E: Env>(
+    inner: &Rc<Inner<E>>,
+    batch: OpenBatch,
+    crc: u32,
+    sequence: Sequence,
+    bytes: usize,
+) {
+    let state = &mut *inner.state.borrow_mut();
+    assert_eq!(sequence, state.tail.last.next());
+    state.tail.offset += crate::format::len_u32(bytes);
+    state.tail.last = sequence;
+    state.tail.last_crc = crc;
+    state.tail.vouched = batch.role == Role::Close;
+    state.log_bytes += bytes as u64;
+    for (id, entry) in batch.updates {
+        state.directory.set(id, entry);
+        if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
+            state.pending.remove(&id);
+        }
+    }
+    batch.outcome.resolve(Ok(()));
+    inner.changed.notify();
+}
+
+/// The segment and offset where a batch of `bytes` goes; moves on to the spare segment when the
+/// current one is full.
+async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<FileOf<E>>, u32)> {
+    {
+        let state = inner.state.borrow();
+        let current = &state.segments[&state.tail.segment.0];
+        if state.tail.offset as usize + bytes <= current.header.bytes as usize {
+            return Ok((current.clone(), state.tail.offset));
+        }
+    }
+    let segment = take_spare(inner).await?;
+    let offset = crate::format::len_u32(segment.header.block_bytes);
+    {
+        let mut state = inner.state.borrow_mut();
+        state.tail.segment = segment.header.number;
+        state.tail.offset = offset;
+        state.segments.insert(segment.header.number.0, segment.clone());
+    }
+    start_spare(inner);
+    Ok((segment, offset))
+}
+
+async fn take_spare<E: Env>(inner: &Rc<Inner<E>>) -> Result<Segment<FileOf<E>>> {
+    let mut tried = false;
+    loop {
+        let spare = std::mem::replace(&mut inner.state.borrow_mut().spare, Spare::None);
+        match spare {
+            Spare::Ready(segment) => return Ok(segment),
+            Spare::Failed(error) if tried => return Err(error),
+            Spare::None | Spare::Failed(_) => {
+                tried = true;
+                start_spare(inner);
+            }
+            Spare::Preparing => {
+                inner.state.borrow_mut().spare = Spare::Preparing;
+                let settled = || match inner.state.borrow().spare {
+                    Spare::Preparing => None,
+                    _ => Some(()),
+                };
+                tried = true;
+                inner.changed.until(settled).await;
+            }
+        }
+    }
+}
+
+/// Begins to make the next segment, off the path of commits.
+pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
+    let (number, bytes) = {
+        let mut state = inner.state.borrow_mut();
+        state.spare = Spare::Preparing;
+        let number = state.next_segment;
+        state.next_segment.0 += 1;
+        (number, segments::segment_bytes(state.log_bytes, &inner.limits))
+    };
+    let task_inner = inner.clone();
+    inner.env.spawn("segment", async move {
+        let inner = task_inner;
+        let limits = &inner.limits;
+        let prepared =
+            segments::prepare(&inner.env, &inner.superblock, inner.number, number, bytes, limits)
+                .await;
+        inner.state.borrow_mut().spare = match prepared {
+            Ok(segment) => Spare::Ready(segment),
+            Err(error) => Spare::Failed(error),
+        };
+        inner.changed.notify();
+    });
+}

@@ -1,0 +1,302 @@
+//! [`RealEnv`], and the threads that it lives on.
+
+#![expect(clippy::disallowed_methods, reason = "the seam to the real world")]
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::UnixStream;
+
+use crate::env::Env;
+use crate::executor::Executor;
+use crate::io::posix::{PosixDisk, PosixFile};
+#[cfg(all(target_os = "linux", not(dormouse_loom)))]
+use crate::io::uring::{UringDisk, UringFile};
+use crate::io::{Disk, Entry, File, Open, PageBuf, Properties};
+
+/// Which implementation of [`Disk`] a core uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DiskChoice {
+    /// io_uring where it is to be had, otherwise blocking threads, with the cause in the log.
+    #[default]
+    Auto,
+    /// io_uring, or an error.
+    Uring,
+    /// Blocking threads.
+    Posix,
+}
+
+macro_rules! either {
+    ($value:expr, $inner:ident => $call:expr) => {
+        match $value {
+            #[cfg(all(target_os = "linux", not(dormouse_loom)))]
+            Self::Uring($inner) => $call,
+            Self::Posix($inner) => $call,
+        }
+    };
+}
+
+/// The disk of a real core.
+#[derive(Clone)]
+pub enum RealDisk {
+    /// Over io_uring.
+    #[cfg(all(target_os = "linux", not(dormouse_loom)))]
+    Uring(UringDisk),
+    /// Over blocking threads.
+    Posix(PosixDisk),
+}
+
+impl Disk for RealDisk {
+    type File = RealFile;
+
+    fn properties(&self) -> Properties {
+        either!(self, disk => disk.properties())
+    }
+
+    async fn open(&self, name: &str, open: Open) -> io::Result<RealFile> {
+        match self {
+            #[cfg(all(target_os = "linux", not(dormouse_loom)))]
+            Self::Uring(disk) => disk.open(name, open).await.map(RealFile::Uring),
+            Self::Posix(disk) => disk.open(name, open).await.map(RealFile::Posix),
+        }
+    }
+
+    async fn list(&self) -> io::Result<Vec<Entry>> {
+        either!(self, disk => disk.list().await)
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        either!(self, disk => disk.rename(from, to).await)
+    }
+
+    async fn remove(&self, name: &str) -> io::Result<()> {
+        either!(self, disk => disk.remove(name).await)
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        either!(self, disk => disk.sync_dir().await)
+    }
+}
+
+/// A file of a real core.
+#[derive(Clone)]
+pub enum RealFile {
+    /// Over io_uring.
+    #[cfg(all(target_os = "linux", not(dormouse_loom)))]
+    Uring(UringFile),
+    /// Over blocking threads.
+    Posix(PosixFile),
+}
+
+impl File for RealFile {
+    type Map = memmap2::Mmap;
+
+    async fn read_at(&self, buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        either!(self, file => file.read_at(buf, offset).await)
+    }
+
+    async fn write_at(&self, buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        either!(self, file => file.write_at(buf, offset).await)
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        either!(self, file => file.sync().await)
+    }
+
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        either!(self, file => file.allocate(bytes).await)
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        either!(self, file => file.len().await)
+    }
+
+    fn map(&self) -> io::Result<memmap2::Mmap> {
+        either!(self, file => file.map())
+    }
+}
+
+/// [`Env`] of a real core.
+#[derive(Clone)]
+pub struct RealEnv(Rc<Inner>);
+
+struct Inner {
+    executor: Executor,
+    disk: RealDisk,
+    started: Instant,
+    entropy: RefCell<Vec<u64>>,
+}
+
+impl RealEnv {
+    fn new(disk: RealDisk) -> Self {
+        let executor = Executor::new();
+        let entropy = RefCell::default();
+        Self(Rc::new(Inner { executor, disk, started: Instant::now(), entropy }))
+    }
+
+    /// Turns that the core has made so far.
+    pub fn turns(&self) -> u64 {
+        self.0.executor.turns()
+    }
+}
+
+impl Env for RealEnv {
+    type Disk = RealDisk;
+
+    fn disk(&self) -> &RealDisk {
+        &self.0.disk
+    }
+
+    fn now(&self) -> Duration {
+        self.0.started.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        tokio::time::sleep(duration)
+    }
+
+    fn random(&self) -> u64 {
+        let mut entropy = self.0.entropy.borrow_mut();
+        if entropy.is_empty() {
+            // Many at once: one system call for a whole run of ids.
+            let mut bytes = [0; 512];
+            getrandom::fill(&mut bytes).expect("the system gives entropy");
+            let numbers = bytes.chunks_exact(8).map(|chunk| chunk.try_into().expect("8 bytes"));
+            entropy.extend(numbers.map(u64::from_le_bytes));
+        }
+        entropy.pop().expect("filled above")
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.0.executor.spawn(name, task);
+    }
+
+    fn turn_end(&self) -> impl Future<Output = ()> + 'static {
+        self.0.executor.turn_end()
+    }
+}
+
+/// How to start a core.
+#[derive(Clone, Debug)]
+pub struct CoreOptions {
+    /// The thread's name.
+    pub name: String,
+    /// The CPU to pin it to.
+    pub cpu: Option<usize>,
+    /// The store's directory.
+    pub dir: PathBuf,
+    /// How to reach the disk.
+    pub disk: DiskChoice,
+}
+
+/// A core's thread. It runs until the future that it was started with is done and nothing is in
+/// flight any more.
+#[derive(Debug)]
+pub struct CoreThread<T>(std::thread::JoinHandle<io::Result<T>>);
+
+impl<T: Send + 'static> CoreThread<T> {
+    /// Starts a thread, pins it, and runs `main` on it; everything that `main` spawns through its
+    /// environment runs there too, until `main` returns.
+    ///
+    /// Errors: the thread can't be started.
+    pub fn spawn<F: Future<Output = T> + 'static>(
+        options: CoreOptions,
+        main: impl FnOnce(RealEnv) -> F + Send + 'static,
+    ) -> io::Result<Self> {
+        let builder = std::thread::Builder::new().name(options.name.clone());
+        builder.spawn(move || run(&options, main)).map(Self)
+    }
+
+    /// Waits for the thread's end.
+    ///
+    /// Errors: the runtime could not be set up, or the thread panicked.
+    pub fn join(self) -> io::Result<T> {
+        self.0.join().map_err(|_| io::Error::other("a core's thread panicked"))?
+    }
+}
+
+fn pin(cpu: usize) {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        tracing::warn!(cpu, %error, "could not pin a core's thread");
+    }
+}
+
+fn run<T: 'static, F: Future<Output = T> + 'static>(
+    options: &CoreOptions,
+    main: impl FnOnce(RealEnv) -> F,
+) -> io::Result<T> {
+    options.cpu.into_iter().for_each(pin);
+    #[cfg(all(target_os = "linux", not(dormouse_loom)))]
+    if options.disk != DiskChoice::Posix {
+        match tokio_uring_runtime() {
+            Ok(runtime) => {
+                return runtime.block_on(async {
+                    let disk = UringDisk::new(&options.dir)?;
+                    let value = turns(RealDisk::Uring(disk.clone()), main).await?;
+                    disk.drain().await;
+                    Ok(value)
+                });
+            }
+            Err(error) if options.disk == DiskChoice::Uring => return Err(error),
+            Err(error) => tracing::warn!(%error, "no io_uring here: using blocking threads"),
+        }
+    }
+    if options.disk == DiskChoice::Uring {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "io_uring is Linux's"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let disk = PosixDisk::new(&options.dir)?;
+    runtime.block_on(turns(RealDisk::Posix(disk), main))
+}
+
+#[cfg(all(target_os = "linux", not(dormouse_loom)))]
+use crate::io::uring::runtime as tokio_uring_runtime;
+
+/// The one task of the runtime: the core's run queue.
+async fn turns<T: 'static, F: Future<Output = T> + 'static>(
+    disk: RealDisk,
+    main: impl FnOnce(RealEnv) -> F,
+) -> io::Result<T> {
+    let env = RealEnv::new(disk);
+    let executor = env.0.executor.clone();
+    let (kick, kicked) = UnixStream::pair()?;
+    let main = main(env);
+    let park_at_once = async || {
+        // A readable descriptor: the runtime parks, submits, looks for completions, and comes
+        // straight back.
+        kick.try_write(&[1]).expect("an empty socket takes a byte");
+        let mut byte = [0; 8];
+        kicked.readable().await.expect("the runtime polls the socket");
+        // Read dry, so that the next call waits for the runtime to look again.
+        while kicked.try_read(&mut byte).is_ok() {}
+        // Completions may wait for a kernel thread on this very CPU.
+        std::thread::yield_now();
+    };
+    let value = executor.run(main, park_at_once).await;
+    // Tasks hold the environment, and it holds them.
+    executor.clear();
+    Ok(value)
+}
+
+/// Runs one future to its end on a core of its own, and waits for it: for tools and tests.
+///
+/// Errors: the core could not be started.
+pub fn block_on<T: Send + 'static, F: Future<Output = T> + 'static>(
+    dir: &Path,
+    disk: DiskChoice,
+    main: impl FnOnce(RealEnv) -> F + Send + 'static,
+) -> io::Result<T> {
+    let name = "dormouse-core".to_owned();
+    CoreThread::spawn(CoreOptions { name, cpu: None, dir: dir.to_owned(), disk }, main)?.join()
+}

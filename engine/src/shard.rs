@@ -1,0 +1,522 @@
+//! [`Shard`]: one log and one directory, owned by one core.
+//!
+//! A commit is appended to the queue at once, in call order, and resolves when its batch is
+//! durable. What has been appended but is not durable yet is *pending*: later commits build on
+//! it, reads wait for it, the directory does not know it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::batch::{AlarmChange, Batch, Op, split_ops};
+use crate::contents::{Contents, Origin, Resident};
+use crate::directory::{Directory, Entry, IdMap};
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::batch_bytes;
+use crate::format::frame::{self, Address, Frame};
+use crate::format::superblock::Superblock;
+use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
+use crate::io::Disk;
+use crate::limits::Limits;
+pub use crate::log::queue::Ticket;
+use crate::log::queue::{OPEN, Queue};
+use crate::log::segments::{FileOf, Segments};
+use crate::log::writer::{self, Spare, Tail};
+pub use crate::recover::Recovery;
+use crate::signal::Signal;
+
+/// Images up to this size are written again whenever the chain is full.
+const SMALL_IMAGE_BYTES: usize = 16 << 10;
+/// Nested chains of an object that nobody keeps resident, before it is read and written as one
+/// image.
+const NESTED_CHAINS_MAX: u16 = 16;
+
+/// Where a shard is in its life: open, then closing, then closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Open,
+    Closing,
+    Closed,
+}
+
+/// The newest appended state of an object that is not durable yet.
+pub(crate) struct Pending {
+    pub(crate) entry: Option<Entry>,
+    /// The batch that it is in.
+    pub(crate) ordinal: u32,
+}
+
+pub(crate) struct State<F> {
+    pub(crate) directory: Directory,
+    pub(crate) pending: IdMap<Pending>,
+    pub(crate) queue: Queue,
+    pub(crate) segments: Segments<F>,
+    pub(crate) spare: Spare<F>,
+    pub(crate) next_segment: SegmentNumber,
+    pub(crate) tail: Tail,
+    pub(crate) epoch: Epoch,
+    pub(crate) next_version: u64,
+    pub(crate) log_bytes: u64,
+    pub(crate) poison: Option<Error>,
+    pub(crate) life: Life,
+}
+
+pub(crate) struct Inner<E: Env> {
+    pub(crate) env: E,
+    pub(crate) superblock: Superblock,
+    pub(crate) number: u16,
+    pub(crate) limits: Limits,
+    pub(crate) state: RefCell<State<FileOf<E>>>,
+    /// The queue or the shard's life changed: for the writer.
+    pub(crate) work: Signal,
+    /// A batch was settled, a spare made, the shard closed: for everybody else.
+    pub(crate) changed: Signal,
+}
+
+impl<E: Env> Inner<E> {
+    /// Latches the first failure: everything in flight is unknown, everything later fails (E4).
+    pub(crate) fn poison(&self, cause: Error) {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.poison.is_some() {
+                return;
+            }
+            tracing::error!(shard = self.number, %cause, "shard poisoned");
+            state.poison = Some(cause.clone());
+            let unknown = Error::caused(Kind::Unknown, "the batch before it failed", cause);
+            state.queue.fail(&unknown);
+            state.pending.clear();
+        }
+        self.changed.notify();
+    }
+}
+
+/// One shard of a store. Cheap to clone; never leaves its core.
+pub struct Shard<E: Env>(pub(crate) Rc<Inner<E>>);
+
+impl<E: Env> Clone for Shard<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+/// Counters of one shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Objects that exist durably.
+    pub objects: usize,
+    /// Bytes of all batches in the log.
+    pub log_bytes: u64,
+    /// Files of the log.
+    pub segments: usize,
+    /// Bytes of those files.
+    pub segment_bytes: u64,
+}
+
+impl<E: Env> Shard<E> {
+    /// Recovers shard `number` of the store and starts its log writer on `env`.
+    ///
+    /// Durability: what recovery accepted is durable, and fenced off from what it did not, before
+    /// this returns (E7, E9).
+    /// Errors: `Corrupt` (the log is damaged in a way that hides which objects it hit), `NoSpace`,
+    /// `Retry`.
+    pub async fn open(
+        env: &E,
+        superblock: Superblock,
+        number: u16,
+        limits: Limits,
+    ) -> Result<(Self, Recovery)> {
+        limits.check();
+        let (state, recovery) = crate::recover::recover(env, &superblock, number, &limits).await?;
+        let inner = Rc::new(Inner {
+            env: env.clone(),
+            superblock,
+            number,
+            limits,
+            state: RefCell::new(state),
+            work: Signal::default(),
+            changed: Signal::default(),
+        });
+        writer::start_spare(&inner);
+        env.spawn("log writer", writer::run(inner.clone()));
+        let shard = Self(inner);
+        if !env.disk().properties().direct {
+            shard.rewrite_all().await?;
+        }
+        Ok((shard, recovery))
+    }
+
+    /// Appends a commit to the log, in call order; the ticket resolves when it is durable.
+    ///
+    /// `resident`: the object's keys as they are *after* this batch, from a caller that holds all
+    /// of them; the log may then write an image instead of a delta.
+    ///
+    /// Errors at once: `Invalid` (a limit), `Conflict`, `Overloaded`, `Corrupt` (the object is
+    /// damaged; only a batch that deletes all is taken), `Poisoned`, `Closed`: nothing happened.
+    /// Errors of the ticket: `NoSpace`, `Retry` (nothing happened), `Unknown`.
+    pub fn commit(
+        &self,
+        id: &ObjectId,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Result<Ticket> {
+        let inner = &self.0;
+        self.check_open()?;
+        self.check_limits(id, batch)?;
+        let (ticket, consolidate) = {
+            let state = &mut *inner.state.borrow_mut();
+            let head = head(state, id);
+            let version_now = head.map_or(Version::NONE, |head| head.version);
+            if batch.required_version().is_some_and(|required| required != version_now) {
+                let what = format!("object {id} is at version {version_now}");
+                return Err(Error::new(Kind::Conflict, what));
+            }
+            if head.is_some_and(|head| head.damaged) && !batch.deletes_all() {
+                return Err(damaged(id));
+            }
+            let version = Version(state.next_version);
+            state.next_version += 1;
+            let alarm = match batch.alarm() {
+                AlarmChange::Keep => head.and_then(|head| head.alarm),
+                AlarmChange::Clear => None,
+                AlarmChange::Set(at) => Some(at),
+            };
+            let commit = Appending { inner, id, version, alarm, head, rewrite: false };
+            let ticket = commit.append(state, batch, resident);
+            let depth = state.pending[id].entry.map_or(0, |entry| entry.depth);
+            (ticket, depth >= NESTED_CHAINS_MAX)
+        };
+        inner.work.notify();
+        if consolidate {
+            let (shard, id) = (self.clone(), *id);
+            inner.env.spawn("consolidate", async move {
+                if let Err(error) = shard.rewrite(&id).await {
+                    tracing::warn!(%id, %error, "could not consolidate");
+                }
+            });
+        }
+        Ok(ticket)
+    }
+
+    fn check_open(&self) -> Result<()> {
+        let state = self.0.state.borrow();
+        if let Some(cause) = &state.poison {
+            let what = format!("shard {} refuses all work", self.0.number);
+            return Err(Error::caused(Kind::Poisoned, what, cause.clone()));
+        }
+        match state.life {
+            Life::Open => Ok(()),
+            Life::Closing | Life::Closed => Err(Error::new(Kind::Closed, "the store is closed")),
+        }
+    }
+
+    fn check_limits(&self, id: &ObjectId, batch: &Batch) -> Result<()> {
+        let limits = &self.0.limits;
+        let (key, value) = batch.largest();
+        let checks = [
+            ("key-too-large", "a key", key, limits.key_bytes_max),
+            ("value-too-large", "a value", value, limits.value_bytes_max),
+            ("commit-too-large", "a commit", batch.encoded_ops().len(), limits.commit_bytes_max),
+        ];
+        for (code, what, bytes, max) in checks {
+            if bytes > max {
+                let message = format!("{what} of object {id} has {bytes} bytes, limit {max}");
+                return Err(Error::coded(Kind::Invalid, code, message));
+            }
+        }
+        let waiting = self.0.state.borrow().queue.bytes();
+        if waiting + batch.encoded_ops().len() > limits.queue_bytes_max {
+            let message = format!("{waiting} bytes wait for the device, object {id}");
+            return Err(Error::new(Kind::Overloaded, message));
+        }
+        Ok(())
+    }
+
+    /// Reads the whole object as it is durably, waiting for its commits in flight. One that does
+    /// not exist is empty at [`Version::NONE`].
+    ///
+    /// Errors: `Corrupt`, with the object's id and the place; `Poisoned`.
+    pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
+        let entry = self.durable_entry(id).await?;
+        match entry {
+            None => Ok(Contents::default()),
+            Some(entry) if entry.damaged => Err(damaged(id)),
+            Some(entry) => crate::load::load(&self.0, id, &entry).await,
+        }
+    }
+
+    async fn durable_entry(&self, id: &ObjectId) -> Result<Option<Entry>> {
+        let settled = || {
+            let state = self.0.state.borrow();
+            if let Some(cause) = &state.poison {
+                let what = format!("shard {} refuses all work", self.0.number);
+                return Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())));
+            }
+            match state.pending.contains_key(id) {
+                true => None,
+                false => Some(Ok(state.directory.get(id).copied())),
+            }
+        };
+        self.0.changed.until(settled).await
+    }
+
+    /// Version and alarm (ms since 1970) of the newest durable state, without I/O.
+    pub fn head(&self, id: &ObjectId) -> Option<(Version, Option<u64>)> {
+        let state = self.0.state.borrow();
+        state.directory.get(id).map(|entry| (entry.version, entry.alarm))
+    }
+
+    /// The earliest durable alarm, in milliseconds since 1970.
+    pub fn next_alarm(&self) -> Option<(u64, ObjectId)> {
+        self.0.state.borrow().directory.next_alarm()
+    }
+
+    /// Durable alarms at or before `now_ms`, earliest first, at most `max`.
+    pub fn alarms_due(&self, now_ms: u64, max: usize) -> Vec<(u64, ObjectId)> {
+        self.0.state.borrow().directory.alarms_due(now_ms, max)
+    }
+
+    /// Ids of all objects that exist durably, sorted.
+    pub fn objects(&self) -> Vec<ObjectId> {
+        self.0.state.borrow().directory.ids()
+    }
+
+    /// Ids of all objects that damage made unreadable, sorted (E6).
+    pub fn damaged(&self) -> Vec<ObjectId> {
+        self.0.state.borrow().directory.damaged()
+    }
+
+    /// The error that every call meets since a write failed, if one did.
+    pub fn poisoned(&self) -> Option<Error> {
+        self.0.state.borrow().poison.clone()
+    }
+
+    /// Whether [`Shard::close`] was called.
+    pub fn is_closed(&self) -> bool {
+        self.0.state.borrow().life != Life::Open
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> ShardStats {
+        let state = self.0.state.borrow();
+        let bytes = |segment: &crate::log::segments::Segment<_>| u64::from(segment.header.bytes);
+        ShardStats {
+            objects: state.directory.ids().len(),
+            log_bytes: state.log_bytes,
+            segments: state.segments.len(),
+            segment_bytes: state.segments.values().map(bytes).sum(),
+        }
+    }
+
+    /// Refuses new commits, waits for those in flight, and writes a close record. Closing twice is
+    /// fine.
+    ///
+    /// Errors: `Poisoned`, with the first cause.
+    pub async fn close(&self) -> Result<()> {
+        {
+            let mut state = self.0.state.borrow_mut();
+            if state.life == Life::Open {
+                state.life = Life::Closing;
+            }
+        }
+        self.0.work.notify();
+        let ended = || {
+            let state = self.0.state.borrow();
+            match (&state.poison, state.life, &state.spare) {
+                (_, _, Spare::Preparing) => None,
+                (Some(cause), ..) => {
+                    let what = format!("closing shard {}", self.0.number);
+                    Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))
+                }
+                (None, Life::Closed, _) => Some(Ok(())),
+                (None, ..) => None,
+            }
+        };
+        self.0.changed.until(ended).await
+    }
+
+    /// Reads an object and appends it as one image, unless it changes meanwhile.
+    async fn rewrite(&self, id: &ObjectId) -> Result<()> {
+        let contents = self.load(id).await?;
+        if contents.bytes() + contents.map.len() * 7 > self.0.limits.commit_bytes_max {
+            // Too large for one image until objects are trees.
+            return Ok(());
+        }
+        let ticket = {
+            let state = &mut *self.0.state.borrow_mut();
+            let Some(head) = head(state, id).filter(|head| head.version == contents.version) else {
+                return Ok(());
+            };
+            let commit = Appending {
+                inner: &self.0,
+                id,
+                version: contents.version,
+                alarm: contents.alarm,
+                head: Some(head),
+                rewrite: true,
+            };
+            commit.append(state, &Batch::new(), Some(&contents))
+        };
+        self.0.work.notify();
+        ticket.await.map(|_| ())
+    }
+
+    /// E9 where reads may come from the page cache: everything is written again.
+    async fn rewrite_all(&self) -> Result<()> {
+        for id in self.objects() {
+            match self.rewrite(&id).await {
+                Err(error) if error.kind() != Kind::Corrupt => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn damaged(id: &ObjectId) -> Error {
+    Error::corrupt(format!("object {id}: a frame that it needs was lost"))
+}
+
+fn head<F>(state: &State<F>, id: &ObjectId) -> Option<Entry> {
+    match state.pending.get(id) {
+        Some(pending) => pending.entry,
+        None => state.directory.get(id).copied(),
+    }
+}
+
+/// One commit on its way into the queue.
+struct Appending<'a, E: Env> {
+    inner: &'a Rc<Inner<E>>,
+    id: &'a ObjectId,
+    version: Version,
+    alarm: Option<u64>,
+    head: Option<Entry>,
+    rewrite: bool,
+}
+
+impl<E: Env> Appending<'_, E> {
+    fn append(
+        &self,
+        state: &mut State<FileOf<E>>,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Ticket {
+        let entry = match self.image(batch, resident) {
+            Some((payload, origin)) => {
+                let exists = !payload.is_empty() || self.alarm.is_some();
+                let address = self.frames(state, frame::Kind::Image, &payload, Vec::new(), &origin);
+                exists.then(|| Entry::image(address, self.version, self.alarm))
+            }
+            None => {
+                let head = self.head.expect("an object that does not exist gets an image");
+                let payload = batch.encoded_ops();
+                let chain: Vec<_> = head.chain().collect();
+                let nested = head.is_full() || self.parts(payload, CHAIN_RESERVE) > 1;
+                let carried = if nested { chain } else { Vec::new() };
+                let kind = frame::Kind::Delta;
+                let address = self.frames(state, kind, payload, carried, &Origin::default());
+                Some(head.with_delta(address, self.version, self.alarm, nested))
+            }
+        };
+        let open = state.queue.last_mut();
+        open.updates.push((*self.id, entry));
+        let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
+        state.pending.insert(*self.id, Pending { entry, ordinal });
+        Ticket { version: self.version, outcome }
+    }
+
+    /// The payload and origin of an image, where an image is to be written.
+    fn image(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Option<(Vec<u8>, Origin)> {
+        let origin = resident.map(|resident| resident.origin().clone()).unwrap_or_default();
+        if let Some(resident) = resident.filter(|resident| self.wants_image(batch, *resident)) {
+            let mut image = Batch::new();
+            resident.visit(&mut |key, value| image = std::mem::take(&mut image).put(key, value));
+            return Some((image.encoded_ops().to_vec(), origin));
+        }
+        if self.head.is_some() && !batch.deletes_all() {
+            return None;
+        }
+        let mut map = BTreeMap::new();
+        for op in batch.ops() {
+            match op {
+                Op::Put(key, value) => drop(map.insert(key, value)),
+                Op::Delete(key) => drop(map.remove(key)),
+            }
+        }
+        let image = map.iter().fold(Batch::new(), |image, (key, value)| image.put(key, value));
+        Some((image.encoded_ops().to_vec(), origin))
+    }
+
+    /// Whether an image of a resident object is worth its bytes: always when it is hardly larger
+    /// than the delta or when nothing is left, and when a full chain has earned it.
+    fn wants_image(&self, batch: &Batch, resident: &dyn Resident) -> bool {
+        let (keys, bytes) = resident.size();
+        let image = bytes + keys * crate::batch::OP_HEADER_BYTES;
+        if image > self.inner.limits.commit_bytes_max {
+            return false;
+        }
+        let Some(head) = self.head else { return true };
+        let delta = batch.encoded_ops().len();
+        self.rewrite
+            || (keys == 0 && self.alarm.is_none())
+            || image <= delta + delta / 2
+            || (head.is_full()
+                && (image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2))
+    }
+
+    /// Payload bytes that one frame can hold beside a chain of `chain` addresses.
+    fn payload_max(&self, chain: usize, origin: &Origin) -> usize {
+        let limits = &self.inner.limits;
+        let fixed = frame::frame_bytes(0, chain, origin) + 8;
+        let empty = batch_bytes(1, fixed, 1);
+        limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
+    }
+
+    fn parts(&self, payload: &[u8], chain: usize) -> usize {
+        split_ops(payload, self.payload_max(chain, &Origin::default())).len()
+    }
+
+    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.
+    fn frames(
+        &self,
+        state: &mut State<FileOf<E>>,
+        kind: frame::Kind,
+        payload: &[u8],
+        mut chain: Vec<Address>,
+        origin: &Origin,
+    ) -> Address {
+        let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
+        let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
+        let last = runs.pop().expect("split_ops gives one run at least");
+        let predecessor = self.head.and_then(|head| head.newest());
+        let mut frame = Frame {
+            kind,
+            part: true,
+            rewrite: self.rewrite,
+            object: *self.id,
+            version: self.version,
+            predecessor,
+            chain: None,
+            wall_ms: self.inner.env.wall_ms(),
+            alarm: self.alarm,
+            origin: Origin::default(),
+            payload: last,
+        };
+        assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
+        for run in runs {
+            frame.payload = run;
+            chain.push(state.queue.push(&frame, block, max));
+        }
+        frame.part = false;
+        frame.payload = last;
+        frame.origin = origin.clone();
+        frame.chain = (!chain.is_empty()).then_some(chain);
+        let address = state.queue.push(&frame, block, max);
+        assert!(address.segment & OPEN != 0);
+        address
+    }
+}
+
+/// Addresses for which room is kept in a frame that may carry a chain and parts.
+const CHAIN_RESERVE: usize = 160;

@@ -1,0 +1,85 @@
+//! The real disks: the conformance suite on each, and a core that is never idle.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dormouse_engine::Env;
+use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf, conformance};
+use dormouse_engine::real::{DiskChoice, block_on};
+
+const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
+
+/// A directory below target/, which is on a real disk (a temporary one may be in memory).
+fn dir() -> tempfile::TempDir {
+    tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
+}
+
+#[test]
+fn every_disk_conforms() {
+    for choice in DISKS {
+        let dir = dir();
+        let name = block_on(dir.path(), choice, async |env| {
+            conformance::run(env.disk()).await;
+            env.disk().properties().name
+        });
+        println!("{choice:?}: {}", name.expect("a core"));
+    }
+}
+
+/// tokio-uring submits only when its thread parks, and a core with ready tasks never parks of
+/// itself: the turn must.
+#[test]
+fn a_write_completes_while_a_thousand_tasks_are_always_ready() {
+    for choice in DISKS {
+        let dir = dir();
+        let turns = block_on(dir.path(), choice, async |env| {
+            let open = Open {
+                create: Create::New,
+                mode: Mode::Through,
+                lock_wait: Duration::from_secs(1),
+            };
+            let file = env.disk().open("file", open).await.expect("create");
+            file.allocate(4096).await.expect("allocate");
+            let stop = Rc::new(Cell::new(false));
+            for _ in 0..1000 {
+                let stop = stop.clone();
+                env.spawn(
+                    "ready",
+                    std::future::poll_fn(move |context| {
+                        context.waker().wake_by_ref();
+                        match stop.get() {
+                            true => std::task::Poll::Ready(()),
+                            false => std::task::Poll::Pending,
+                        }
+                    }),
+                );
+            }
+            let before = env.turns();
+            let mut most = 0;
+            for _ in 0..20 {
+                let started = env.turns();
+                file.write_at(PageBuf::zeroed(4096), 0).await.0.expect("write");
+                most = most.max(env.turns() - started);
+            }
+            stop.set(true);
+            assert!(env.turns() > before);
+            most
+        });
+        let turns = turns.expect("a core");
+        println!("{choice:?}: at most {turns} turns for a durable write");
+        // A turn takes some tens of microseconds here, a durable write some hundred.
+        assert!(turns < 2000, "{choice:?}: a write took {turns} turns");
+    }
+}
+
+#[test]
+fn a_panic_ends_its_task_alone() {
+    let dir = dir();
+    let alive = block_on(dir.path(), DiskChoice::Posix, async |env| {
+        env.spawn("panics", async { panic!("on purpose") });
+        env.sleep(Duration::from_millis(5)).await;
+        true
+    });
+    assert!(alive.expect("a core"));
+}

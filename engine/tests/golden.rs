@@ -1,0 +1,162 @@
+//! The formats' bytes, pinned: what this build writes and reads must stay what it was.
+//!
+//! A difference here is a change of the format: it needs a new version, never a new golden file.
+
+use dormouse_engine::Batch;
+use dormouse_engine::contents::Origin;
+use dormouse_engine::format::batch::{self, BatchHeader, Home, Role, Seal, Trailer};
+use dormouse_engine::format::frame::{self, Address, Frame, Kind};
+use dormouse_engine::format::segment::SegmentHeader;
+use dormouse_engine::format::{Rejected, superblock::Superblock};
+use dormouse_engine::ids::{
+    Epoch, Incarnation, ObjectId, SegmentNumber, Sequence, StoreId, Version,
+};
+
+const STORE: StoreId = StoreId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+const HOME: Home = Home {
+    store: STORE,
+    shard: 3,
+    incarnation: Incarnation(0x1122_3344_5566_7788),
+    block_bytes: 512,
+};
+
+fn superblock() -> Superblock {
+    Superblock { store: STORE, shards: 5, block_bytes: 512, created_ms: 1_700_000_000_000 }
+}
+
+fn segment() -> SegmentHeader {
+    SegmentHeader {
+        store: STORE,
+        shard: 3,
+        number: SegmentNumber(7),
+        bytes: 16 << 10,
+        incarnation: HOME.incarnation,
+        block_bytes: 512,
+    }
+}
+
+fn id() -> ObjectId {
+    ObjectId::from_bytes(std::array::from_fn(|index| u8::try_from(index).expect("32 bytes")))
+}
+
+/// A sealed batch of one delta frame with a chain, and its header's checksum.
+fn sealed() -> Vec<u8> {
+    let ops = dormouse_engine::Batch::new().put("key", "value").delete("gone");
+    let payload = payload_of(&ops);
+    let frame = Frame {
+        kind: Kind::Delta,
+        part: false,
+        rewrite: false,
+        object: id(),
+        version: Version(9),
+        predecessor: Some(Address { segment: 6, offset: 512, bytes: 104 }),
+        chain: Some(vec![Address { segment: 5, offset: 1024, bytes: 200 }]),
+        wall_ms: 1_700_000_000_001,
+        alarm: Some(1_700_000_060_000),
+        origin: Origin::default(),
+        payload: &payload,
+    };
+    let mut frames = Vec::new();
+    frame.encode(&mut frames);
+    let at = batch::HEADER_BYTES + ObjectId::BYTES;
+    let mut bytes = vec![0xee; batch::batch_bytes(1, frames.len(), HOME.block_bytes)];
+    bytes[at..at + frames.len()].copy_from_slice(&frames);
+    let offset = u32::try_from(512 + at).expect("small");
+    frame::set_crc(&mut bytes[at..at + frames.len()], HOME.incarnation, offset);
+    let fields = Seal {
+        role: Role::Commits,
+        epoch: Epoch(2),
+        sequence: Sequence(42),
+        previous_crc: 0xdead_beef,
+        durable: Sequence(41),
+        wall_ms: 1_700_000_000_002,
+    };
+    batch::seal(&mut bytes, &HOME, &fields, &[id()], frames.len());
+    bytes
+}
+
+fn payload_of(batch: &Batch) -> Vec<u8> {
+    let mut payload = Vec::new();
+    for op in batch.ops() {
+        let (tag, key, value) = match op {
+            dormouse_engine::Op::Put(key, value) => (1, key, value),
+            dormouse_engine::Op::Delete(key) => (2, key, &[][..]),
+        };
+        payload.push(tag);
+        payload.extend_from_slice(&u16::try_from(key.len()).expect("short").to_le_bytes());
+        payload.extend_from_slice(&u32::try_from(value.len()).expect("short").to_le_bytes());
+        payload.extend_from_slice(key);
+        payload.extend_from_slice(value);
+    }
+    payload
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let lines = bytes.chunks(32).map(|line| {
+        line.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat() + "\n"
+    });
+    lines.collect()
+}
+
+#[test]
+fn the_bytes_are_those_of_the_first_release() {
+    assert_eq!(hex(&superblock().encode()), include_str!("golden/superblock.hex"));
+    assert_eq!(hex(&segment().encode()), include_str!("golden/segment.hex"));
+    assert_eq!(hex(&sealed()), include_str!("golden/batch.hex"));
+}
+
+#[test]
+fn what_was_written_reads_back() {
+    assert_eq!(Superblock::decode(&superblock().encode()), Ok(superblock()));
+    assert_eq!(SegmentHeader::decode(&segment().encode(), &superblock(), 3), Ok(segment()));
+    let bytes = sealed();
+    let header = BatchHeader::decode(&bytes, &HOME).expect("valid");
+    header.check_body(&bytes).expect("valid");
+    assert_eq!(header.table(&bytes), Ok(vec![id()]));
+    assert_eq!(Trailer::decode(&bytes, &HOME).expect("valid").ids, [id()]);
+    let offset = u32::try_from(512 + header.frames().start).expect("small");
+    let frame = frame::decode(&bytes[header.frames()], HOME.incarnation, offset).expect("valid");
+    assert_eq!((frame.object, frame.version), (id(), Version(9)));
+    assert_eq!(frame.alarm, Some(1_700_000_060_000));
+    assert_eq!(frame.chain.expect("given").len(), 1);
+    assert_eq!(frame.payload, payload_of(&Batch::new().put("key", "value").delete("gone")));
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_noticed() {
+    for at in 0..superblock().encode().len() * 8 {
+        let mut bytes = superblock().encode();
+        bytes[at / 8] ^= 1 << (at % 8);
+        assert!(Superblock::decode(&bytes).is_err(), "bit {at}");
+        let mut bytes = segment().encode();
+        bytes[at / 8] ^= 1 << (at % 8);
+        assert!(SegmentHeader::decode(&bytes, &superblock(), 3).is_err(), "bit {at}");
+    }
+    let whole = sealed();
+    for at in 0..whole.len() * 8 {
+        let mut bytes = whole.clone();
+        bytes[at / 8] ^= 1 << (at % 8);
+        let checked =
+            BatchHeader::decode(&bytes, &HOME).and_then(|header| header.check_body(&bytes));
+        assert!(checked.is_err(), "bit {at}");
+    }
+}
+
+#[test]
+fn a_frame_is_believed_only_at_its_place() {
+    let bytes = sealed();
+    let header = BatchHeader::decode(&bytes, &HOME).expect("valid");
+    let frames = &bytes[header.frames()];
+    let offset = u32::try_from(512 + header.frames().start).expect("small");
+    let rejected = |incarnation, offset| frame::decode(frames, incarnation, offset).err();
+    assert_eq!(rejected(HOME.incarnation, offset), None);
+    assert_eq!(rejected(HOME.incarnation, offset + 512), Some(Rejected::Checksum));
+    assert_eq!(rejected(Incarnation(1), offset), Some(Rejected::Checksum));
+}
+
+#[test]
+fn a_newer_format_is_refused_by_name() {
+    let mut bytes = superblock().encode();
+    bytes[8] = 2;
+    assert_eq!(Superblock::decode(&bytes), Err(Rejected::Version(2)));
+}

@@ -1,0 +1,125 @@
+//! Errors of calls to objects, and what the caller should do about them.
+//!
+//! An [`Error`] is opaque: a [`Kind`], a message, a short stable [code](Error::code), and whether
+//! the object was [reset](Error::reset). Cheap to clone: one reset answers many calls.
+
+use std::fmt;
+use std::sync::Arc;
+
+use dormouse_engine as engine;
+
+/// `Result` with [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What happened to the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The storage engine refused or failed.
+    Engine(engine::Kind),
+    /// The object's own code returned this error.
+    User,
+    /// The object's own code aborted the instance.
+    ObjectAborted,
+    /// The instance was dropped: a panic, or a failed commit.
+    ObjectReset,
+}
+
+/// An error of a call, or of an object's own code.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    message: String,
+    engine: Option<engine::Error>,
+}
+
+impl Error {
+    fn build(kind: Kind, message: String, engine: Option<engine::Error>) -> Self {
+        Self(Arc::new(Inner { kind, message, engine }))
+    }
+
+    /// An error of the object's own code.
+    pub fn user(message: impl Into<String>) -> Self {
+        Self::build(Kind::User, message.into(), None)
+    }
+
+    /// The instance was aborted by its own code, for this reason.
+    pub fn aborted(reason: impl Into<String>) -> Self {
+        Self::build(Kind::ObjectAborted, reason.into(), None)
+    }
+
+    /// The instance was dropped, for this reason.
+    pub fn object_reset(reason: impl Into<String>) -> Self {
+        Self::build(Kind::ObjectReset, reason.into(), None)
+    }
+
+    /// What happened.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// The engine's name of the broken rule, such as `key-too-large` or `id-foreign`.
+    pub fn code(&self) -> Option<&'static str> {
+        self.0.engine.as_ref().and_then(engine::Error::code)
+    }
+
+    /// Whether nothing happened and the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        self.0.kind == Kind::Engine(engine::Kind::Retry)
+    }
+
+    /// Whether a bounded queue was full: nothing happened, slow down.
+    pub fn is_overloaded(&self) -> bool {
+        self.0.kind == Kind::Engine(engine::Kind::Overloaded)
+    }
+
+    /// Whether the instance is gone; the next call makes a new one.
+    pub fn reset(&self) -> bool {
+        matches!(self.0.kind, Kind::ObjectAborted | Kind::ObjectReset)
+    }
+}
+
+impl From<engine::Error> for Error {
+    fn from(error: engine::Error) -> Self {
+        Self::build(Kind::Engine(error.kind()), error.to_string(), Some(error))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.engine.as_ref().map(|error| error as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn engine_errors_keep_their_meaning() {
+        let full = Error::from(engine::Error::new(engine::Kind::Overloaded, "mailbox"));
+        assert!(full.is_overloaded() && !full.is_retryable() && !full.reset());
+        let large = engine::Error::coded(engine::Kind::Invalid, "key-too-large", "key");
+        assert_eq!(Error::from(large).code(), Some("key-too-large"));
+    }
+
+    #[test]
+    fn resets_are_told_from_user_errors() {
+        assert!(Error::aborted("why").reset() && Error::object_reset("why").reset());
+        assert!(!Error::user("why").reset());
+    }
+}

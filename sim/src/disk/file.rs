@@ -1,0 +1,145 @@
+//! The bytes of one simulated file: durable ones, and versions of sectors that are not yet.
+
+use std::collections::BTreeMap;
+
+use crate::random::Random;
+
+/// What a device writes as a whole, or tears.
+pub(super) const SECTOR_BYTES: usize = 512;
+
+type Sector = [u8; SECTOR_BYTES];
+
+/// One file's bytes.
+#[derive(Default)]
+pub(super) struct Contents {
+    durable: Vec<u8>,
+    /// Visible length; the durable one is that of `durable`.
+    len: usize,
+    /// For each sector what was written to it and is not durable, oldest first.
+    versions: BTreeMap<usize, Vec<Sector>>,
+}
+
+impl Contents {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn durable_sector(&self, sector: usize) -> Sector {
+        let mut bytes = [0; SECTOR_BYTES];
+        let start = sector * SECTOR_BYTES;
+        if let Some(rest) = self.durable.get(start..) {
+            let kept = rest.len().min(SECTOR_BYTES);
+            bytes[..kept].copy_from_slice(&rest[..kept]);
+        }
+        bytes
+    }
+
+    fn visible_sector(&self, sector: usize) -> Sector {
+        match self.versions.get(&sector).and_then(|versions| versions.last()) {
+            Some(version) => *version,
+            None => self.durable_sector(sector),
+        }
+    }
+
+    /// Reads what is visible; returns how many bytes there were.
+    pub(super) fn read(&self, offset: usize, out: &mut [u8]) -> usize {
+        let end = (offset + out.len()).min(self.len);
+        let mut at = offset;
+        while at < end {
+            let bytes = self.visible_sector(at / SECTOR_BYTES);
+            let within = at % SECTOR_BYTES;
+            let count = (SECTOR_BYTES - within).min(end - at);
+            out[at - offset..at - offset + count].copy_from_slice(&bytes[within..within + count]);
+            at += count;
+        }
+        end.saturating_sub(offset)
+    }
+
+    /// Calls `set` with each sector that a write touches, and its bytes after the write.
+    fn each_sector(&mut self, offset: usize, bytes: &[u8], set: fn(&mut Self, usize, Sector)) {
+        let end = offset + bytes.len();
+        self.len = self.len.max(end);
+        let mut at = offset;
+        while at < end {
+            let sector = at / SECTOR_BYTES;
+            let within = at % SECTOR_BYTES;
+            let count = (SECTOR_BYTES - within).min(end - at);
+            let mut new = self.visible_sector(sector);
+            new[within..within + count].copy_from_slice(&bytes[at - offset..at - offset + count]);
+            set(self, sector, new);
+            at += count;
+        }
+    }
+
+    /// Writes so that a power cut may still take it.
+    pub(super) fn write_visible(&mut self, offset: usize, bytes: &[u8]) {
+        self.each_sector(offset, bytes, |contents, sector, new| {
+            contents.versions.entry(sector).or_default().push(new);
+        });
+    }
+
+    /// Writes for good.
+    pub(super) fn write_durable(&mut self, offset: usize, bytes: &[u8]) {
+        self.each_sector(offset, bytes, Self::settle);
+    }
+
+    fn settle(&mut self, sector: usize, bytes: Sector) {
+        self.versions.remove(&sector);
+        let end = (sector + 1) * SECTOR_BYTES;
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[end - SECTOR_BYTES..end].copy_from_slice(&bytes);
+    }
+
+    /// What a sync that begins now covers: sectors, and how many of their versions.
+    pub(super) fn unsynced(&self) -> Vec<(usize, usize)> {
+        self.versions.iter().map(|(sector, versions)| (*sector, versions.len())).collect()
+    }
+
+    /// Makes durable what a sync covered when it began.
+    pub(super) fn sync(&mut self, covers: &[(usize, usize)], bytes: usize) {
+        for (sector, count) in covers {
+            let Some(mut versions) = self.versions.remove(sector) else { continue };
+            let count = (*count).min(versions.len());
+            let later = versions.split_off(count);
+            let newest = versions.pop().expect("a covered sector has a version");
+            self.settle(*sector, newest);
+            if !later.is_empty() {
+                self.versions.insert(*sector, later);
+            }
+        }
+        if self.durable.len() < bytes {
+            self.durable.resize(bytes, 0);
+        }
+    }
+
+    /// Makes the file at least this long, with zeros.
+    pub(super) fn extend(&mut self, bytes: usize) {
+        self.len = self.len.max(bytes);
+    }
+
+    /// Chooses what each sector becomes.
+    pub(super) fn power_cut(&mut self, random: &mut Random) {
+        for (sector, versions) in std::mem::take(&mut self.versions) {
+            let old = self.durable_sector(sector);
+            let pick = |random: &mut Random| match random.index(versions.len() + 1) {
+                0 => old,
+                version => versions[version - 1],
+            };
+            let mut bytes = pick(random);
+            if random.one_in(3) {
+                let other = pick(random);
+                let tear = random.index(SECTOR_BYTES);
+                bytes[tear..].copy_from_slice(&other[tear..]);
+            }
+            self.settle(sector, bytes);
+        }
+        // An unsynced length may be lost too, down to the last sector that is durable.
+        if random.one_in(2) {
+            self.len = self.durable.len();
+        }
+        self.durable.resize(self.len.max(self.durable.len()), 0);
+        self.len = self.durable.len();
+    }
+}

@@ -1,0 +1,454 @@
+//! A disk that forgets what a real one may forget.
+//!
+//! **Model.** A file is its durable bytes and, for each sector of 512 bytes, the versions that
+//! are visible but not durable yet, oldest first. Names and lengths are volatile too, until
+//! synced.
+//!
+//! | event | what becomes of the bytes |
+//! |---|---|
+//! | a write to a `Through` file returns | durable |
+//! | a write to a `Cached` file returns | visible; durable by a sync that begins later |
+//! | SIGKILL with an operation in flight | it never happens, or happens later, as a whole; then it is visible and *not* durable, whatever the file: nobody saw it complete |
+//! | power cut | each sector with versions that are not durable, or with a write in flight, becomes the durable bytes, any of the versions, or two of them torn at a byte; names keep a prefix of what was done to them since the last `sync_dir` |
+//! | a write fails | any of its sectors may have become visible |
+//!
+//! Locks belong to open files and to operations in flight, also to those of a dead process (E8).
+
+mod file;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use dormouse_engine::Env;
+use dormouse_engine::io::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
+
+use crate::random::Random;
+use crate::world::{Event, Inner, World};
+use file::{Contents, SECTOR_BYTES};
+
+/// Alignment that the simulated device asks for.
+const BLOCK_BYTES: usize = 512;
+/// How long a dead process's operation may still take to land, in nanoseconds.
+const LANDING_NS_MAX: u64 = 20_000_000;
+
+/// What may go wrong beside crashes; rates are once in so many operations, 0 for never.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DiskFaults {
+    /// Transfers that end early.
+    pub short_io: u64,
+    /// Writes that fail.
+    pub write_error: u64,
+    /// Bytes that fit on the disk; 0 for no bound.
+    pub capacity: u64,
+    /// Whether reads see the device and not a page cache.
+    pub buffered: bool,
+}
+
+/// What an operation does when it completes.
+enum Action {
+    Read { offset: usize },
+    Write { offset: usize },
+    Sync { covers: Vec<(usize, usize)>, bytes: usize },
+    Allocate { bytes: usize },
+}
+
+/// The result of an operation, for whoever still waits.
+#[derive(Default)]
+struct Reply {
+    done: RefCell<Option<(io::Result<usize>, Option<PageBuf>)>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// One operation in flight.
+pub(crate) struct Op {
+    process: u64,
+    file: Rc<Opened>,
+    action: Action,
+    buf: Option<PageBuf>,
+    reply: Rc<Reply>,
+}
+
+/// An operation of a dead process that will still happen.
+pub(crate) struct Landing {
+    file: Rc<Opened>,
+    bytes: Vec<u8>,
+    offset: usize,
+    id: u64,
+}
+
+/// One open file description; its lock goes when nothing refers to it any more.
+struct Opened {
+    contents: Rc<RefCell<Contents>>,
+    locked: Rc<Cell<bool>>,
+    mode: Mode,
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        assert!(self.locked.replace(false), "an open file is locked");
+    }
+}
+
+/// A file, an offset in it, and the bytes that will be written there.
+type LateWrite = (Rc<RefCell<Contents>>, usize, Vec<u8>);
+
+#[derive(Clone)]
+struct Inode {
+    contents: Rc<RefCell<Contents>>,
+    locked: Rc<Cell<bool>>,
+}
+
+#[derive(Clone)]
+enum NameChange {
+    Set(String, Inode),
+    Remove(String),
+}
+
+/// The disk of one world.
+pub(crate) struct DiskState {
+    faults: DiskFaults,
+    random: Random,
+    names: BTreeMap<String, Inode>,
+    durable_names: BTreeMap<String, Inode>,
+    unsynced_names: Vec<NameChange>,
+    ops: BTreeMap<u64, Op>,
+    landings: BTreeMap<u64, LateWrite>,
+}
+
+impl DiskState {
+    pub(crate) fn new(faults: DiskFaults, random: Random) -> Self {
+        Self {
+            faults,
+            random,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            unsynced_names: Vec::new(),
+            ops: BTreeMap::new(),
+            landings: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn writes_in_flight(&self) -> usize {
+        self.ops.values().filter(|op| matches!(op.action, Action::Write { .. })).count()
+    }
+
+    fn apply_names(names: &mut BTreeMap<String, Inode>, change: &NameChange) {
+        match change {
+            NameChange::Set(name, inode) => drop(names.insert(name.clone(), inode.clone())),
+            NameChange::Remove(name) => drop(names.remove(name)),
+        }
+    }
+
+    fn change_names(&mut self, change: NameChange) {
+        Self::apply_names(&mut self.names, &change);
+        self.unsynced_names.push(change);
+    }
+
+    fn used(&self) -> u64 {
+        self.names.values().map(|inode| inode.contents.borrow().len() as u64).sum()
+    }
+
+    /// Begins to settle what a killed process had in flight: what will still land and when, and
+    /// everything to drop once nothing is borrowed.
+    pub(crate) fn kill(&mut self, process: u64) -> (Vec<(u64, Landing)>, Vec<Op>) {
+        let ids: Vec<u64> =
+            self.ops.iter().filter(|(_, op)| op.process == process).map(|(id, _)| *id).collect();
+        let (mut landings, mut dropped) = (Vec::new(), Vec::new());
+        for id in ids {
+            let op = self.ops.remove(&id).expect("listed above");
+            if let (Action::Write { offset }, Some(buf)) = (&op.action, &op.buf)
+                && self.random.one_in(2)
+            {
+                let (bytes, offset) = (buf.to_vec(), *offset);
+                let contents = op.file.contents.clone();
+                self.landings.insert(id, (contents, offset, bytes.clone()));
+                let landing = Landing { file: op.file.clone(), bytes, offset, id };
+                landings.push((self.random.below(LANDING_NS_MAX), landing));
+            }
+            dropped.push(op);
+        }
+        (landings, dropped)
+    }
+
+    pub(crate) fn land(&mut self, landing: Landing) {
+        self.landings.remove(&landing.id);
+        landing.file.contents.borrow_mut().write_visible(landing.offset, &landing.bytes);
+    }
+
+    /// Leaves on the disk what a device may leave; returns what to drop once nothing is borrowed.
+    pub(crate) fn power_cut(&mut self) -> Vec<Op> {
+        let ops: Vec<Op> = std::mem::take(&mut self.ops).into_values().collect();
+        for op in &ops {
+            if let (Action::Write { offset }, Some(buf)) = (&op.action, &op.buf) {
+                op.file.contents.borrow_mut().write_visible(*offset, buf);
+            }
+        }
+        for (contents, offset, bytes) in std::mem::take(&mut self.landings).into_values() {
+            contents.borrow_mut().write_visible(offset, &bytes);
+        }
+        let kept = self.random.index(self.unsynced_names.len() + 1);
+        for change in std::mem::take(&mut self.unsynced_names).iter().take(kept) {
+            Self::apply_names(&mut self.durable_names, change);
+        }
+        self.names = self.durable_names.clone();
+        for inode in self.names.values() {
+            inode.contents.borrow_mut().power_cut(&mut self.random);
+        }
+        ops
+    }
+
+    fn finish(&mut self, op: &mut Op) -> io::Result<usize> {
+        let write_fails = self.faults.write_error > 0
+            && matches!(op.action, Action::Write { .. })
+            && self.random.one_in(self.faults.write_error);
+        let contents = &op.file.contents;
+        let window = op.buf.as_ref().map_or(0, |buf| buf.len());
+        let length = match self.faults.short_io > 0 && self.random.one_in(self.faults.short_io) {
+            true if window > 1 => 1 + self.random.index(window - 1),
+            _ => window,
+        };
+        match (&op.action, &mut op.buf) {
+            (Action::Read { offset }, Some(buf)) => {
+                Ok(contents.borrow().read(*offset, &mut buf[..length]))
+            }
+            (Action::Write { offset }, Some(buf)) if write_fails => {
+                let kept = self.random.index(length + 1);
+                contents.borrow_mut().write_visible(*offset, &buf[..kept]);
+                Err(io::Error::other("simulated write error"))
+            }
+            (Action::Write { offset }, Some(buf)) => {
+                let mut contents = contents.borrow_mut();
+                match op.file.mode {
+                    Mode::Through => contents.write_durable(*offset, &buf[..length]),
+                    Mode::Cached => contents.write_visible(*offset, &buf[..length]),
+                }
+                Ok(length)
+            }
+            (Action::Sync { covers, bytes }, _) => {
+                contents.borrow_mut().sync(covers, *bytes);
+                Ok(0)
+            }
+            (Action::Allocate { bytes }, _) => {
+                let before = contents.borrow().len();
+                let more = bytes.saturating_sub(before) as u64;
+                if self.faults.capacity > 0 && self.used() + more > self.faults.capacity {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                contents.borrow_mut().extend(*bytes);
+                Ok(0)
+            }
+            (Action::Read { .. } | Action::Write { .. }, None) => unreachable!("they have buffers"),
+        }
+    }
+}
+
+/// Completes an operation at its moment.
+pub(crate) fn complete(world: &Inner, id: u64) {
+    let Some(mut op) = world.disk.borrow_mut().ops.remove(&id) else { return };
+    let result = world.disk.borrow_mut().finish(&mut op);
+    {
+        let mut trace = world.trace.borrow_mut();
+        trace.number(id);
+        trace.number(result.as_ref().map_or(u64::MAX, |bytes| *bytes as u64));
+        if let Some(buf) = &op.buf {
+            trace.bytes(buf);
+        }
+    }
+    *op.reply.done.borrow_mut() = Some((result, op.buf.take()));
+    let waker = op.reply.waker.borrow_mut().take();
+    drop(op);
+    waker.into_iter().for_each(Waker::wake);
+}
+
+/// [`Disk`] of a simulated process.
+#[derive(Clone)]
+pub struct SimDisk {
+    world: World,
+    process: u64,
+}
+
+impl SimDisk {
+    pub(crate) fn new(world: World, process: u64) -> Self {
+        Self { world, process }
+    }
+
+    async fn pause(&self) {
+        let nanos = self.world.0.random.borrow_mut().between(1_000, 60_000);
+        let env = self.world_env();
+        env.sleep(Duration::from_nanos(nanos)).await;
+    }
+
+    fn world_env(&self) -> crate::world::SimEnv {
+        crate::world::SimEnv::for_disk(self.clone(), self.world.clone(), self.process)
+    }
+}
+
+impl Disk for SimDisk {
+    type File = SimFile;
+
+    fn properties(&self) -> Properties {
+        let direct = !self.world.0.disk.borrow().faults.buffered;
+        Properties { block_bytes: BLOCK_BYTES, direct, name: "sim" }
+    }
+
+    async fn open(&self, name: &str, open: Open) -> io::Result<SimFile> {
+        self.pause().await;
+        let inode = {
+            let mut disk = self.world.0.disk.borrow_mut();
+            match (disk.names.get(name).cloned(), open.create) {
+                (Some(_), Create::New) => return Err(io::ErrorKind::AlreadyExists.into()),
+                (Some(inode), _) => inode,
+                (None, Create::Never) => return Err(io::ErrorKind::NotFound.into()),
+                (None, _) => {
+                    let inode = Inode { contents: Rc::default(), locked: Rc::default() };
+                    disk.change_names(NameChange::Set(name.to_owned(), inode.clone()));
+                    inode
+                }
+            }
+        };
+        let env = self.world_env();
+        let deadline = env.now() + open.lock_wait;
+        while inode.locked.get() {
+            if env.now() >= deadline {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            env.sleep(Duration::from_millis(1)).await;
+        }
+        inode.locked.set(true);
+        let contents = inode.contents.clone();
+        let opened = Opened { contents, locked: inode.locked.clone(), mode: open.mode };
+        Ok(SimFile { disk: self.clone(), opened: Rc::new(opened) })
+    }
+
+    async fn list(&self) -> io::Result<Vec<Entry>> {
+        self.pause().await;
+        let disk = self.world.0.disk.borrow();
+        let entries = disk.names.iter().map(|(name, inode)| {
+            let bytes = inode.contents.borrow().len() as u64;
+            Entry { name: name.clone(), bytes }
+        });
+        Ok(entries.collect())
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.pause().await;
+        let mut disk = self.world.0.disk.borrow_mut();
+        let inode = disk.names.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        disk.change_names(NameChange::Set(to.to_owned(), inode));
+        disk.change_names(NameChange::Remove(from.to_owned()));
+        Ok(())
+    }
+
+    async fn remove(&self, name: &str) -> io::Result<()> {
+        self.pause().await;
+        let mut disk = self.world.0.disk.borrow_mut();
+        if !disk.names.contains_key(name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        disk.change_names(NameChange::Remove(name.to_owned()));
+        Ok(())
+    }
+
+    async fn sync_dir(&self) -> io::Result<()> {
+        let covered = self.world.0.disk.borrow().unsynced_names.len();
+        self.pause().await;
+        let disk = &mut *self.world.0.disk.borrow_mut();
+        let covered = covered.min(disk.unsynced_names.len());
+        for change in disk.unsynced_names.drain(..covered) {
+            DiskState::apply_names(&mut disk.durable_names, &change);
+        }
+        Ok(())
+    }
+}
+
+/// [`File`] of a simulated process.
+#[derive(Clone)]
+pub struct SimFile {
+    disk: SimDisk,
+    opened: Rc<Opened>,
+}
+
+impl SimFile {
+    /// Starts an operation; it goes on if the future is dropped.
+    fn start(
+        &self,
+        action: Action,
+        buf: Option<PageBuf>,
+    ) -> impl Future<Output = (io::Result<usize>, Option<PageBuf>)> + use<> {
+        let world = &self.disk.world.0;
+        let reply = Rc::new(Reply::default());
+        let (process, file) = (self.disk.process, self.opened.clone());
+        let op = Op { process, file, action, buf, reply: reply.clone() };
+        let id = world.next_id();
+        let delay = world.random.borrow_mut().between(20_000, 200_000);
+        world.disk.borrow_mut().ops.insert(id, op);
+        world.after(delay, Event::Disk(id));
+        std::future::poll_fn(move |context| match reply.done.borrow_mut().take() {
+            Some(done) => Poll::Ready(done),
+            None => {
+                *reply.waker.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            }
+        })
+    }
+
+    fn check_alignment(&self, buf: &PageBuf, offset: u64) {
+        if self.opened.mode == Mode::Through {
+            let aligned = |number: usize| number.is_multiple_of(BLOCK_BYTES);
+            assert!(aligned(to_usize(offset)) && aligned(buf.len()) && aligned(buf.window().start));
+        }
+    }
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).expect("simulated files are small")
+}
+
+impl File for SimFile {
+    type Map = Vec<u8>;
+
+    async fn read_at(&self, buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        self.check_alignment(&buf, offset);
+        let action = Action::Read { offset: to_usize(offset) };
+        let (result, buf) = self.start(action, Some(buf)).await;
+        (result, buf.expect("a read gives its buffer back"))
+    }
+
+    async fn write_at(&self, buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        self.check_alignment(&buf, offset);
+        let action = Action::Write { offset: to_usize(offset) };
+        let (result, buf) = self.start(action, Some(buf)).await;
+        (result, buf.expect("a write gives its buffer back"))
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let (covers, bytes) = {
+            let contents = self.opened.contents.borrow();
+            (contents.unsynced(), contents.len())
+        };
+        self.start(Action::Sync { covers, bytes }, None).await.0.map(|_| ())
+    }
+
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.start(Action::Allocate { bytes: to_usize(bytes) }, None).await.0.map(|_| ())
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.opened.contents.borrow().len() as u64)
+    }
+
+    fn map(&self) -> io::Result<Vec<u8>> {
+        assert_eq!(self.opened.mode, Mode::Cached, "no file is both direct and mapped");
+        let contents = self.opened.contents.borrow();
+        let mut bytes = vec![0; contents.len()];
+        contents.read(0, &mut bytes);
+        Ok(bytes)
+    }
+}
+
+const _: () = assert!(BLOCK_BYTES == SECTOR_BYTES);

@@ -1,0 +1,11 @@
+//! Deterministic simulation of engine, cache and scheduler, checked against SQLite.
+
+pub mod disk;
+pub mod life;
+pub mod random;
+pub mod reference;
+pub mod trace;
+pub mod world;
+
+pub use disk::{DiskFaults, SimDisk};
+pub use world::{Process, SimEnv, World};

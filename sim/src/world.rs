@@ -1,0 +1,386 @@
+//! A simulated machine: virtual time, tasks in a seeded order, and a disk, on one thread.
+//!
+//! Every choice comes from one generator, and everything that happens is folded into one hash: a
+//! seed is a whole life. Processes live in the machine, cores in processes, tasks on cores.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use dormouse_engine::Env;
+
+use crate::disk::{DiskFaults, DiskState, Landing, SimDisk};
+use crate::random::Random;
+use crate::trace::Trace;
+
+/// Wall clock at a world's start, in milliseconds since 1970.
+const WALL_START_MS: u64 = 1_700_000_000_000;
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Wakes one task by putting it among the ready ones.
+struct TaskWaker {
+    id: u64,
+    queued: AtomicBool,
+    ready: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::Relaxed) {
+            self.ready.lock().expect("one thread").push(self.id);
+        }
+    }
+}
+
+struct Spawned {
+    process: u64,
+    waker: Arc<TaskWaker>,
+    future: Task,
+}
+
+/// What happens at a moment of virtual time.
+pub(crate) enum Event {
+    Wake(Waker),
+    Disk(u64),
+    Land(Landing),
+}
+
+/// What one step of a world did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Polled a task.
+    Polled,
+    /// Moved time on.
+    Advanced,
+    /// Nothing is ready and nothing will ever happen.
+    Idle,
+}
+
+pub(crate) struct Inner {
+    now_ns: Cell<u64>,
+    wall_jump_ms: Cell<i64>,
+    pub(crate) random: RefCell<Random>,
+    pub(crate) trace: RefCell<Trace>,
+    ready: Arc<Mutex<Vec<u64>>>,
+    runnable: RefCell<Vec<u64>>,
+    tasks: RefCell<BTreeMap<u64, Spawned>>,
+    next_id: Cell<u64>,
+    events: RefCell<BTreeMap<(u64, u64), Event>>,
+    turn_ends: RefCell<Vec<Waker>>,
+    panics: RefCell<Vec<String>>,
+    pub(crate) disk: RefCell<DiskState>,
+}
+
+impl Inner {
+    pub(crate) fn next_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    pub(crate) fn after(&self, delay_ns: u64, event: Event) {
+        let key = (self.now_ns.get() + delay_ns, self.next_id());
+        self.events.borrow_mut().insert(key, event);
+    }
+}
+
+/// One simulated machine. Cheap to clone.
+#[derive(Clone)]
+pub struct World(pub(crate) Rc<Inner>);
+
+impl World {
+    /// A machine with an empty disk; everything that happens in it follows from `seed`.
+    pub fn new(seed: u64, faults: DiskFaults) -> Self {
+        let mut random = Random::new(seed);
+        let disk = DiskState::new(faults, random.fork());
+        Self(Rc::new(Inner {
+            now_ns: Cell::new(0),
+            wall_jump_ms: Cell::new(0),
+            random: RefCell::new(random),
+            trace: RefCell::default(),
+            ready: Arc::default(),
+            runnable: RefCell::default(),
+            tasks: RefCell::default(),
+            next_id: Cell::new(1),
+            events: RefCell::default(),
+            turn_ends: RefCell::default(),
+            panics: RefCell::default(),
+            disk: RefCell::new(disk),
+        }))
+    }
+
+    /// Starts a process.
+    pub fn process(&self) -> Process {
+        Process { world: self.clone(), id: self.0.next_id() }
+    }
+
+    /// Cuts the power: every process dies, and the disk keeps what a device may keep.
+    pub fn power_cut(&self) {
+        self.drop_tasks(|_| true);
+        // What dead processes left in flight and what timers would have done is gone too.
+        let events = std::mem::take(&mut *self.0.events.borrow_mut());
+        drop(events);
+        self.0.turn_ends.borrow_mut().clear();
+        let ops = self.0.disk.borrow_mut().power_cut();
+        drop(ops);
+        self.0.trace.borrow_mut().number(0xdead);
+    }
+
+    fn drop_tasks(&self, dies: impl Fn(&Spawned) -> bool) {
+        let dead: Vec<Spawned> = {
+            let mut tasks = self.0.tasks.borrow_mut();
+            let ids: Vec<u64> =
+                tasks.iter().filter(|(_, task)| dies(task)).map(|(id, _)| *id).collect();
+            ids.iter().map(|id| tasks.remove(id).expect("listed above")).collect()
+        };
+        // Dropping a task may wake others and close files, so nothing is borrowed here.
+        drop(dead);
+    }
+
+    /// Does one thing: polls a ready task, or moves time to the next event.
+    pub fn step(&self) -> Step {
+        let inner = &self.0;
+        let task = {
+            let mut runnable = inner.runnable.borrow_mut();
+            runnable.append(&mut inner.ready.lock().expect("one thread"));
+            let mut random = inner.random.borrow_mut();
+            // A turn ends when nothing is ready, or now and then before (its budget).
+            let turn_ends = inner.turn_ends.borrow().len();
+            if turn_ends > 0 && (runnable.is_empty() || random.one_in(8)) {
+                let index = random.index(turn_ends);
+                let waker = inner.turn_ends.borrow_mut().swap_remove(index);
+                drop((random, runnable));
+                waker.wake();
+                return Step::Advanced;
+            }
+            match runnable.is_empty() {
+                true => None,
+                false => {
+                    let index = random.index(runnable.len());
+                    Some(runnable.swap_remove(index))
+                }
+            }
+        };
+        match task {
+            Some(id) => self.poll(id),
+            None => self.advance(),
+        }
+    }
+
+    fn poll(&self, id: u64) -> Step {
+        let Some(mut task) = self.0.tasks.borrow_mut().remove(&id) else { return Step::Advanced };
+        {
+            let mut trace = self.0.trace.borrow_mut();
+            trace.number(self.0.now_ns.get());
+            trace.number(id);
+        }
+        task.waker.queued.store(false, Ordering::Relaxed);
+        let waker = Waker::from(task.waker.clone());
+        let mut context = Context::from_waker(&waker);
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            task.future.as_mut().poll(&mut context)
+        }));
+        match polled {
+            Ok(Poll::Pending) => {
+                self.0.tasks.borrow_mut().insert(id, task);
+            }
+            Ok(Poll::Ready(())) => drop(task),
+            Err(panic) => {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+                self.0.panics.borrow_mut().push(text.unwrap_or_else(|| "a panic".to_owned()));
+                drop(task);
+            }
+        }
+        Step::Polled
+    }
+
+    fn advance(&self) -> Step {
+        let Some(((at, _), event)) = self.0.events.borrow_mut().pop_first() else {
+            return Step::Idle;
+        };
+        assert!(at >= self.0.now_ns.get());
+        self.0.now_ns.set(at);
+        match event {
+            Event::Wake(waker) => waker.wake(),
+            Event::Disk(op) => crate::disk::complete(&self.0, op),
+            Event::Land(landing) => self.0.disk.borrow_mut().land(landing),
+        }
+        Step::Advanced
+    }
+
+    /// Runs `future` as a task of `env` and steps until it is done; `None` if it never will be
+    /// within `steps_max` steps.
+    pub fn block_on<T: 'static>(
+        &self,
+        env: &SimEnv,
+        steps_max: u64,
+        future: impl Future<Output = T> + 'static,
+    ) -> Option<T> {
+        let slot: Rc<RefCell<Option<T>>> = Rc::default();
+        let result = slot.clone();
+        env.spawn("block_on", async move {
+            let value = future.await;
+            *result.borrow_mut() = Some(value);
+        });
+        for _ in 0..steps_max {
+            if slot.borrow().is_some() || self.step() == Step::Idle {
+                break;
+            }
+        }
+        slot.borrow_mut().take()
+    }
+
+    /// Panics of tasks since the last call: always bugs.
+    pub fn take_panics(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.panics.borrow_mut())
+    }
+
+    /// Folds what a client sees into the hash.
+    pub fn fold(&self, bytes: &[u8]) {
+        self.0.trace.borrow_mut().bytes(bytes);
+    }
+
+    /// The hash of everything so far.
+    pub fn trace_hash(&self) -> u128 {
+        self.0.trace.borrow().value()
+    }
+
+    /// Writes that are on their way to the disk now.
+    pub fn writes_in_flight(&self) -> usize {
+        self.0.disk.borrow().writes_in_flight()
+    }
+
+    /// Moves the wall clock.
+    pub fn jump_wall_clock(&self, by_ms: i64) {
+        self.0.wall_jump_ms.set(self.0.wall_jump_ms.get() + by_ms);
+    }
+
+    /// Virtual time since the world's start.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.now_ns.get())
+    }
+}
+
+/// A simulated process.
+#[derive(Clone)]
+pub struct Process {
+    world: World,
+    id: u64,
+}
+
+impl Process {
+    /// The process's access to the world, for one of its cores.
+    pub fn core(&self) -> SimEnv {
+        let disk = SimDisk::new(self.world.clone(), self.id);
+        SimEnv { world: self.world.clone(), process: self.id, disk }
+    }
+
+    /// SIGKILL: its tasks are gone; what it had in flight lands later or never, piece by piece,
+    /// and keeps the files locked until then (E8).
+    pub fn kill(&self) {
+        let id = self.id;
+        self.world.drop_tasks(|task| task.process == id);
+        let inner = &self.world.0;
+        let (landings, dropped) = inner.disk.borrow_mut().kill(id);
+        drop(dropped);
+        for (delay_ns, landing) in landings {
+            inner.after(delay_ns, Event::Land(landing));
+        }
+        inner.trace.borrow_mut().number(0xd1ed);
+    }
+}
+
+/// [`Env`] of a simulated core.
+#[derive(Clone)]
+pub struct SimEnv {
+    world: World,
+    process: u64,
+    disk: SimDisk,
+}
+
+impl SimEnv {
+    pub(crate) fn for_disk(disk: SimDisk, world: World, process: u64) -> Self {
+        Self { world, process, disk }
+    }
+
+    /// The world that the core is in.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Env for SimEnv {
+    type Disk = SimDisk;
+
+    fn disk(&self) -> &SimDisk {
+        &self.disk
+    }
+
+    fn now(&self) -> Duration {
+        self.world.now()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        let elapsed = self.world.0.now_ns.get() / 1_000_000;
+        (WALL_START_MS + elapsed).saturating_add_signed(self.world.0.wall_jump_ms.get())
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        let world = self.world.clone();
+        let delay = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2);
+        let until = world.0.now_ns.get().saturating_add(delay);
+        let mut armed = false;
+        std::future::poll_fn(move |context| {
+            let now = world.0.now_ns.get();
+            if now >= until {
+                return Poll::Ready(());
+            }
+            if !armed {
+                armed = true;
+                world.0.after(until - now, Event::Wake(context.waker().clone()));
+            }
+            Poll::Pending
+        })
+    }
+
+    fn random(&self) -> u64 {
+        self.world.0.random.borrow_mut().bits()
+    }
+
+    fn spawn(&self, _name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let inner = &self.world.0;
+        let id = inner.next_id();
+        let ready = inner.ready.clone();
+        let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
+        waker.wake_by_ref();
+        let spawned = Spawned { process: self.process, waker, future: Box::pin(task) };
+        inner.tasks.borrow_mut().insert(id, spawned);
+    }
+
+    fn turn_end(&self) -> impl Future<Output = ()> + 'static {
+        let world = self.world.clone();
+        let mut waited = false;
+        std::future::poll_fn(move |context| {
+            if waited {
+                return Poll::Ready(());
+            }
+            waited = true;
+            world.0.turn_ends.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+    }
+}
