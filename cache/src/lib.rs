@@ -1,1 +1,37 @@
 //! The actor cache: what an object remembers, what it still owes the disk, and its gates.
+//!
+//! One [`ActorCache`] stands in front of the storage of one resident object. In this form the
+//! object's whole map is brought in before the object runs, so every read is a hit, absences
+//! included; operations return an [`Answer`] all the same, since a read of a range that is not in
+//! memory will have to wait.
+//!
+//! Invariants:
+//!
+//! - Operations take effect in the order of the calls, at the call.
+//! - All that a turn writes goes into one commit; at most one commit of an object is in flight;
+//!   whatever is dirty when it starts is in it, and nothing that is written later.
+//! - A transaction's changes are in no commit until its outermost commit, and then all in one
+//!
+//! - Nothing passes the output gate before the confirmed writes made earlier are durable
+//!   once a commit has failed, nothing passes ever.
+//! - No state is borrowed while a future is awaited or a waker runs.
+
+mod answer;
+mod cache;
+mod flush;
+mod gate;
+mod limits;
+mod list;
+mod ops;
+mod state;
+mod txn;
+
+pub use answer::Answer;
+pub use cache::ActorCache;
+pub use flush::Backing;
+pub use gate::input::{EventId, Gated, InputGate, Lock, Section, SectionWait};
+pub use gate::output::{OutputGate, OutputWait};
+pub use limits::CacheLimits;
+pub use list::{Direction, List};
+pub use ops::{AlarmRun, AlarmToo, Outcome, Read, Write, code};
+pub use txn::Transaction;

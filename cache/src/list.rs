@@ -1,0 +1,220 @@
+//! [`List`]: which keys a listing gives, and in which order; and the walk that gives them, over
+//! the object's map and the overlays of open transactions (R-219–R-225, R-415).
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+use dormouse_engine::Result;
+
+use crate::ops::{code, refuse_if};
+
+/// The order of a listing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// By ascending key bytes.
+    #[default]
+    Ascending,
+    /// By descending key bytes; a limit counts from the high end (R-224).
+    Descending,
+}
+
+/// Which keys to list. The default is all, ascending.
+///
+/// ```
+/// use dormouse_cache::List;
+/// let newest = List::prefix("msg:").reverse().limit(10);
+/// assert_eq!(newest.limit, Some(10));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// The first key, inclusive (R-219).
+    pub start: Option<Bytes>,
+    /// The key before the first; not together with `start` (R-220).
+    pub start_after: Option<Bytes>,
+    /// The key after the last (R-219).
+    pub end: Option<Bytes>,
+    /// Only keys that begin with it (R-221).
+    pub prefix: Option<Bytes>,
+    /// The order.
+    pub direction: Direction,
+    /// How many keys at most; at least 1 (R-223).
+    pub limit: Option<i64>,
+}
+
+impl List {
+    /// All keys.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// The keys that begin with `prefix`; none for an empty prefix means all (R-221).
+    pub fn prefix(prefix: impl AsRef<[u8]>) -> Self {
+        Self { prefix: Some(Bytes::copy_from_slice(prefix.as_ref())), ..Self::default() }
+    }
+
+    /// From `key` on, inclusive.
+    #[must_use]
+    pub fn start(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.start = Some(Bytes::copy_from_slice(key.as_ref()));
+        self
+    }
+
+    /// From the key after `key` on.
+    #[must_use]
+    pub fn start_after(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.start_after = Some(Bytes::copy_from_slice(key.as_ref()));
+        self
+    }
+
+    /// Up to `key`, exclusive.
+    #[must_use]
+    pub fn end(mut self, key: impl AsRef<[u8]>) -> Self {
+        self.end = Some(Bytes::copy_from_slice(key.as_ref()));
+        self
+    }
+
+    /// Descending.
+    #[must_use]
+    pub fn reverse(mut self) -> Self {
+        self.direction = Direction::Descending;
+        self
+    }
+
+    /// At most `keys` keys.
+    #[must_use]
+    pub fn limit(mut self, keys: i64) -> Self {
+        self.limit = Some(keys);
+        self
+    }
+
+    /// The bounds of the range, `None` if it is provably empty (R-222). Arguments are checked
+    /// first, also for an empty range (R-223).
+    pub(crate) fn resolve(&self) -> Result<Option<Range>> {
+        refuse_if(self.limit.is_some_and(|limit| limit <= 0), code::BAD_ARGUMENT, || {
+            "the limit of a list must be at least 1".into()
+        })?;
+        refuse_if(self.start.is_some() && self.start_after.is_some(), code::BAD_ARGUMENT, || {
+            "a list takes start or start_after, not both".into()
+        })?;
+        // A limit beyond the address space is none.
+        let limit =
+            self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let mut start = match (&self.start, &self.start_after) {
+            (Some(key), _) => key.clone(),
+            (None, Some(key)) => successor(key),
+            (None, None) => Bytes::new(),
+        };
+        let mut end = self.end.clone();
+        if let Some(prefix) = &self.prefix {
+            start = start.max(prefix.clone());
+            end = match (end, prefix_end(prefix)) {
+                (Some(end), Some(prefix_end)) => Some(end.min(prefix_end)),
+                (end, prefix_end) => end.or(prefix_end),
+            };
+        }
+        if end.as_ref().is_some_and(|end| *end <= start) {
+            return Ok(None);
+        }
+        Ok(Some(Range { start, end, direction: self.direction, limit }))
+    }
+}
+
+/// The key right after `key` (R-203).
+fn successor(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
+/// The first key after all keys with this prefix; `None` if there is none (R-221).
+fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end.into())
+}
+
+/// A checked, nonempty range of keys.
+#[derive(Debug)]
+pub(crate) struct Range {
+    start: Bytes,
+    end: Option<Bytes>,
+    direction: Direction,
+    limit: usize,
+}
+
+/// A key, and what an overlay says about it: a value, or that it is deleted.
+pub(crate) type OverlayEntry<'a> = (&'a Bytes, Option<&'a Bytes>);
+
+impl Range {
+    /// The range's bounds, for `BTreeMap::range`.
+    pub(crate) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+        let end = self.end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        (Bound::Included(&self.start), end)
+    }
+
+    /// The keys of `map` in the range, in its order, at most its limit.
+    pub(crate) fn select(&self, map: &BTreeMap<Bytes, Bytes>) -> Vec<(Bytes, Bytes)> {
+        let entries = map.range::<[u8], _>(self.bounds());
+        match self.direction {
+            Direction::Ascending => take(entries, self.limit),
+            Direction::Descending => take(entries.rev(), self.limit),
+        }
+    }
+
+    /// The same with `overlay` (keys in the range, ascending) over the map: merged, then cut at
+    /// the limit (R-415, R-416).
+    pub(crate) fn select_under<'a>(
+        &self,
+        map: &'a BTreeMap<Bytes, Bytes>,
+        overlay: impl DoubleEndedIterator<Item = OverlayEntry<'a>>,
+    ) -> Vec<(Bytes, Bytes)> {
+        let entries = map.range::<[u8], _>(self.bounds());
+        match self.direction {
+            Direction::Ascending => take(merge(entries, overlay, Bytes::cmp), self.limit),
+            Direction::Descending => {
+                let descending = |a: &Bytes, b: &Bytes| b.cmp(a);
+                take(merge(entries.rev(), overlay.rev(), descending), self.limit)
+            }
+        }
+    }
+}
+
+fn take<'a>(
+    entries: impl Iterator<Item = (&'a Bytes, &'a Bytes)>,
+    limit: usize,
+) -> Vec<(Bytes, Bytes)> {
+    entries.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Merges two sequences sorted by `order`; on equal keys the overlay wins, and its deletions
+/// remove.
+fn merge<'a>(
+    base: impl Iterator<Item = (&'a Bytes, &'a Bytes)>,
+    overlay: impl Iterator<Item = OverlayEntry<'a>>,
+    order: impl Fn(&Bytes, &Bytes) -> Ordering,
+) -> impl Iterator<Item = (&'a Bytes, &'a Bytes)> {
+    let (mut base, mut overlay) = (base.peekable(), overlay.peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let next = match (base.peek(), overlay.peek()) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((key, _)), Some((over, _))) => order(key, over),
+            };
+            if next == Ordering::Less {
+                return base.next();
+            }
+            if next == Ordering::Equal {
+                base.next();
+            }
+            if let Some((key, Some(value))) = overlay.next() {
+                return Some((key, value));
+            }
+        }
+    })
+}

@@ -1,0 +1,337 @@
+//! What one object has in memory: its map and alarm as the object sees them, and what of it the
+//! disk does not have yet.
+//!
+//! A key is *dirty* from the write until a flush takes it, *in flight* until that flush is
+//! durable, and clean otherwise. Values are in the map alone: a key in the dirty set that is not
+//! in the map is a deletion, so that only the last value of a key is ever written.
+//!
+//! Invariants:
+//!
+//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for.
+//! - The map holds no change of an open transaction; those are in `overlays`.
+//! - `alarm` is what storage will hold once all that is dirty is written. While `deferred`, the
+//!   alarm's handler runs and the object sees none.
+//! - A deferred alarm was not set or deleted since its handler started.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
+
+use crate::gate::output::OutputGate;
+use crate::list::List;
+use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
+use crate::txn::Overlays;
+
+/// What an entry counts beside its key and its value.
+const ENTRY_BYTES: usize = 64;
+
+/// The state of one object.
+pub(crate) struct State {
+    map: BTreeMap<Bytes, Bytes>,
+    map_bytes: usize,
+    alarm: Option<u64>,
+    deferred: bool,
+    origin: Origin,
+    version: Version,
+    dirty: Dirty,
+    in_flight: Option<Dirty>,
+    gate: OutputGate,
+    pub(crate) overlays: Overlays,
+}
+
+/// What a flush writes.
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Keys, with what they count for backpressure.
+    keys: BTreeMap<Bytes, usize>,
+    bytes: usize,
+    delete_all: bool,
+    alarm: bool,
+}
+
+impl Dirty {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && !self.delete_all && !self.alarm
+    }
+
+    fn insert(&mut self, key: Bytes, bytes: usize) {
+        self.bytes += bytes;
+        self.bytes -= self.keys.insert(key, bytes).unwrap_or(0);
+    }
+
+    /// Puts `older`, which was not written, under what is dirty now.
+    fn put_under(&mut self, older: Self) {
+        self.alarm |= older.alarm;
+        if self.delete_all {
+            return;
+        }
+        self.delete_all = older.delete_all;
+        for (key, bytes) in older.keys {
+            if !self.keys.contains_key(&key) {
+                self.insert(key, bytes);
+            }
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn new(contents: Contents, gate: OutputGate) -> Self {
+        Self {
+            map_bytes: contents.bytes(),
+            map: contents.map,
+            alarm: contents.alarm,
+            deferred: false,
+            origin: contents.origin,
+            version: contents.version,
+            dirty: Dirty::default(),
+            in_flight: None,
+            gate,
+            overlays: Overlays::default(),
+        }
+    }
+
+    /// The value that the object sees.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
+        match self.overlays.get(key) {
+            Some(change) => change.cloned(),
+            None => self.map.get(key).cloned(),
+        }
+    }
+
+    /// The keys that the object sees in a range.
+    pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Vec<(Bytes, Bytes)>> {
+        let Some(range) = list.resolve()? else { return Ok(Vec::new()) };
+        if self.overlays.is_empty() {
+            return Ok(range.select(&self.map));
+        }
+        let overlay = self.overlays.flatten(&range);
+        Ok(range.select_under(&self.map, overlay.into_iter()))
+    }
+
+    /// Sets a key or, with `None`, deletes it: in the innermost open transaction if there is one.
+    /// Says whether the key was there.
+    pub(crate) fn write(
+        &mut self,
+        key: &[u8],
+        value: Option<Bytes>,
+        confirmation: Confirmation,
+    ) -> bool {
+        if self.overlays.is_empty() {
+            return self.write_through(key, value, confirmation);
+        }
+        let existed = self.get(key).is_some();
+        self.overlays.write(key, value, confirmation);
+        existed
+    }
+
+    /// The same, past all transactions.
+    fn write_through(
+        &mut self,
+        key: &[u8],
+        value: Option<Bytes>,
+        confirmation: Confirmation,
+    ) -> bool {
+        let old = self.map.get_key_value(key);
+        let existed = old.is_some();
+        if old.map(|(_, value)| value) == value.as_ref() {
+            self.unchanged(confirmation, |dirty| dirty.delete_all || dirty.keys.contains_key(key));
+            return existed;
+        }
+        let owned = old.map_or_else(|| Bytes::copy_from_slice(key), |(key, _)| key.clone());
+        let value_bytes = value.as_ref().map_or(0, Bytes::len);
+        let replaced = match value {
+            Some(value) => {
+                self.map_bytes += key.len() + value.len();
+                self.map.insert(owned.clone(), value)
+            }
+            None => self.map.remove(key),
+        };
+        self.map_bytes -= replaced.map_or(0, |value| key.len() + value.len());
+        self.dirty.insert(owned, ENTRY_BYTES + key.len() + value_bytes);
+        self.gate.written(confirmation);
+        existed
+    }
+
+    /// A write found its value there already: it costs nothing. But if that value is still
+    /// on the way as an unconfirmed write, and this one is confirmed, output waits from now on.
+    fn unchanged(&mut self, confirmation: Confirmation, concerns: impl Fn(&Dirty) -> bool) {
+        if confirmation == Confirmation::Unconfirmed {
+            return;
+        }
+        if concerns(&self.dirty) {
+            self.gate.written(confirmation);
+        } else if self.in_flight.as_ref().is_some_and(concerns) {
+            self.gate.confirm_in_flight();
+        }
+    }
+
+    /// Empties the map at once; what was dirty need not be written any more.
+    pub(crate) fn delete_all(&mut self, alarm: AlarmToo, confirmation: Confirmation) {
+        assert!(self.overlays.is_empty());
+        if alarm == AlarmToo::Clear {
+            self.set_alarm_through(None, confirmation);
+        }
+        if self.map.is_empty() {
+            self.unchanged(confirmation, |dirty| dirty.delete_all || !dirty.keys.is_empty());
+            return;
+        }
+        self.map.clear();
+        self.map_bytes = 0;
+        self.dirty.keys.clear();
+        self.dirty.bytes = 0;
+        self.dirty.delete_all = true;
+        self.gate.written(confirmation);
+    }
+
+    /// The alarm that the object sees.
+    pub(crate) fn alarm(&self) -> Option<u64> {
+        match self.overlays.alarm() {
+            Some(change) => change,
+            None if self.deferred => None,
+            None => self.alarm,
+        }
+    }
+
+    /// Sets or clears the alarm, in the innermost open transaction if there is one.
+    pub(crate) fn set_alarm(&mut self, at_ms: Option<u64>, confirmation: Confirmation) {
+        match self.overlays.is_empty() {
+            true => self.set_alarm_through(at_ms, confirmation),
+            false => self.overlays.set_alarm(at_ms, confirmation),
+        }
+    }
+
+    fn set_alarm_through(&mut self, at_ms: Option<u64>, confirmation: Confirmation) {
+        // While its handler runs, setting the same time is a new alarm.
+        if !self.deferred && self.alarm == at_ms {
+            self.unchanged(confirmation, |dirty| dirty.alarm);
+            return;
+        }
+        self.deferred = false;
+        self.alarm = at_ms;
+        self.dirty.alarm = true;
+        self.gate.written(confirmation);
+    }
+
+    /// The alarm's handler is to run.
+    pub(crate) fn alarm_begin(&mut self, scheduled_ms: u64) -> AlarmRun {
+        assert!(!self.deferred, "one handler of an object runs at a time (R-614)");
+        let in_flight = self.in_flight.as_ref().is_some_and(|dirty| dirty.alarm);
+        if self.alarm == Some(scheduled_ms) {
+            self.deferred = true;
+            AlarmRun::Run
+        } else if self.dirty.alarm || in_flight {
+            AlarmRun::Run
+        } else {
+            AlarmRun::Cancelled
+        }
+    }
+
+    /// The handler's run ended.
+    pub(crate) fn alarm_end(&mut self, outcome: Outcome) {
+        if !self.deferred {
+            return;
+        }
+        match outcome {
+            Outcome::Failed => self.deferred = false,
+            Outcome::Succeeded | Outcome::Abandoned => {
+                self.set_alarm_through(None, Confirmation::Confirmed);
+            }
+        }
+    }
+
+    /// Commits the innermost transaction: into the one around it, or, in key order and in one
+    /// step, into what the next flush writes.
+    pub(crate) fn commit_overlay(&mut self) {
+        let Some(overlay) = self.overlays.fold() else { return };
+        for (key, change) in overlay.changes {
+            self.write_through(&key, change.value, change.confirmation);
+        }
+        if let Some((at_ms, confirmation)) = overlay.alarm {
+            self.set_alarm_through(at_ms, confirmation);
+        }
+    }
+
+    /// Whether there is something that no flush has taken.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Whether all is durable and no transaction is open.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dirty.is_empty() && self.in_flight.is_none() && self.overlays.is_empty()
+    }
+
+    /// What counts for backpressure.
+    pub(crate) fn dirty_bytes(&self) -> usize {
+        self.dirty.bytes + self.in_flight.as_ref().map_or(0, |dirty| dirty.bytes)
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    pub(crate) fn stored_alarm(&self) -> Option<u64> {
+        self.alarm
+    }
+
+    /// A flush starts: takes all that is dirty. Delete-all first, then keys in order.
+    pub(crate) fn start_flush(&mut self) -> Batch {
+        assert!(self.in_flight.is_none(), "one flush at a time (R-356)");
+        assert!(!self.dirty.is_empty());
+        let taken = std::mem::take(&mut self.dirty);
+        let mut batch = Batch::new();
+        if taken.delete_all {
+            batch = batch.delete_all();
+        }
+        for key in taken.keys.keys() {
+            batch = match self.map.get(key) {
+                Some(value) => batch.put(key, value),
+                None if taken.delete_all => batch,
+                None => batch.delete(key),
+            };
+        }
+        if taken.alarm {
+            batch = match self.alarm {
+                Some(at_ms) => batch.set_alarm(at_ms),
+                None => batch.delete_alarm(),
+            };
+        }
+        self.in_flight = Some(taken);
+        self.gate.started();
+        batch
+    }
+
+    /// The flush is durable. The gate is told by the caller, once nothing is borrowed.
+    pub(crate) fn finish_flush(&mut self, version: Version) {
+        assert!(self.in_flight.take().is_some());
+        assert!(version > self.version, "every commit raises the version");
+        self.version = version;
+    }
+
+    /// The flush did not happen: what it took is dirty again, under what was written since.
+    pub(crate) fn retake_flush(&mut self) {
+        let taken = self.in_flight.take().expect("a flush is in flight");
+        self.dirty.put_under(taken);
+    }
+
+    /// A flush failed for good: what was not written is lost by design.
+    pub(crate) fn discard(&mut self) {
+        self.dirty = Dirty::default();
+        self.in_flight = None;
+    }
+}
+
+impl Resident for State {
+    fn size(&self) -> (usize, usize) {
+        (self.map.len(), self.map_bytes)
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
+        self.map.iter().for_each(|(key, value)| visit(key, value));
+    }
+
+    fn origin(&self) -> &Origin {
+        &self.origin
+    }
+}
