@@ -1,5 +1,6 @@
 //! Deterministic simulation of engine, cache and scheduler, checked against SQLite.
 
+mod cached;
 pub mod disk;
 pub mod life;
 pub mod random;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, anyhow, ensure};
 use dormouse_engine::{Batch, Contents, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version};
 
+use crate::cached;
 use crate::disk::DiskFaults;
 use crate::random::Random;
 use crate::reference::Reference;
@@ -53,6 +54,7 @@ struct Swarm {
     delete_all: bool,
     alarms: bool,
     residents: bool,
+    cached: bool,
     pipelined: bool,
     faults: DiskFaults,
 }
@@ -61,7 +63,8 @@ impl Swarm {
     fn draw(random: &mut Random) -> Self {
         let mut flag = |odds| random.one_in(odds);
         let (large_commits, delete_all, alarms) = (flag(3), flag(2), flag(2));
-        let (residents, pipelined, short_io, buffered) = (flag(2), flag(2), flag(3), flag(6));
+        let (cached, residents, pipelined) = (flag(2), flag(2), flag(2));
+        let (short_io, buffered) = (flag(3), flag(6));
         Self {
             limits: Limits::TINY,
             shards: u16::try_from(random.between(1, 2)).expect("small"),
@@ -73,6 +76,7 @@ impl Swarm {
             delete_all,
             alarms,
             residents,
+            cached,
             pipelined,
             faults: DiskFaults {
                 short_io: if short_io { 10 } else { 0 },
@@ -103,7 +107,7 @@ struct Life {
 }
 
 /// What clients and driver share; it outlives processes.
-struct Shared {
+pub(crate) struct Shared {
     reference: RefCell<Reference>,
     operations: Cell<u64>,
     writes: Cell<u64>,
@@ -115,7 +119,19 @@ impl Shared {
         self.failure.borrow_mut().get_or_insert_with(|| format!("{error:#}"));
     }
 
-    fn count(&self, wrote: bool) {
+    pub(crate) fn submitted(&self, id: ObjectId, batch: Batch, version: Version) {
+        self.reference.borrow_mut().submitted(id, batch, version);
+    }
+
+    pub(crate) fn acknowledged(&self, id: &ObjectId, version: Version) {
+        self.reference.borrow_mut().acknowledged(id, version);
+    }
+
+    pub(crate) fn observed(&self, id: &ObjectId, contents: &Contents) -> Result<()> {
+        self.reference.borrow_mut().observed(id, contents)
+    }
+
+    pub(crate) fn count(&self, wrote: bool) {
         self.operations.set(self.operations.get() + 1);
         self.writes.set(self.writes.get() + u64::from(wrote));
     }
@@ -332,6 +348,8 @@ impl Life {
             delete_all: self.swarm.delete_all,
             alarms: self.swarm.alarms,
             residents: self.swarm.residents,
+            cached: self.swarm.cached,
+            env: env.clone(),
             pipelined: self.swarm.pipelined,
         };
         dormouse_engine::Env::spawn(env, "client", client.run());
@@ -388,6 +406,7 @@ fn fold(world: &World, contents: &Contents) {
 /// A client that owns some objects, as an actor cache would.
 struct Client {
     world: World,
+    env: SimEnv,
     shards: Shards,
     shared: Rc<Shared>,
     random: Random,
@@ -398,6 +417,7 @@ struct Client {
     delete_all: bool,
     alarms: bool,
     residents: bool,
+    cached: bool,
     pipelined: bool,
 }
 
@@ -417,6 +437,12 @@ impl Client {
         match self.random.below(10) {
             0..3 => self.read(&id).await.map(|_| ()),
             3 => self.refused(&id).await,
+            _ if self.cached => {
+                let shard = shard_of(&self.shards, &id).clone();
+                let env = self.env.clone();
+                cached::turns(&env, &shard, id, &self.shared, &mut self.random, self.key_count)
+                    .await
+            }
             _ if self.residents => self.write_resident(&id).await,
             _ => {
                 let count = if self.pipelined { self.random.between(1, 5) } else { 1 };

@@ -88,8 +88,10 @@ struct PanicGuard<'a, E: Env>(&'a Rc<Inner<E>>);
 
 impl<E: Env> Drop for PanicGuard<'_, E> {
     fn drop(&mut self) {
-        // Also reached when the whole core is torn down; then nobody is left to care.
-        self.0.poison(Error::new(Kind::Poisoned, "the log writer ended by a panic"));
+        // Also dropped when the whole core is torn down; that is no failure of the shard.
+        if std::thread::panicking() {
+            self.0.poison(Error::new(Kind::Poisoned, "the log writer ended by a panic"));
+        }
     }
 }
 
