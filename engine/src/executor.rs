@@ -136,7 +136,7 @@ impl Executor {
         self.0.turns.get()
     }
 
-    /// Polls tasks until `main` is done. `park_at_once` must let the thread's runtime park and
+    /// Polls tasks until `main` is done; panics if `main` panics. `park_at_once` must let the thread's runtime park and
     /// return without waiting for anything else.
     pub async fn run<T: 'static>(
         &self,
@@ -154,6 +154,8 @@ impl Executor {
             if let Some(value) = slot.borrow_mut().take() {
                 return value;
             }
+            // The task holds the other half until it ends.
+            assert!(Rc::strong_count(&slot) > 1, "the core's main task panicked");
             match self.has_ready() {
                 true => park_at_once().await,
                 false => self.park().await,
@@ -193,7 +195,8 @@ impl Executor {
     fn poll(&self, index: usize) {
         let taken =
             self.0.tasks.borrow_mut().get_mut(index).and_then(Option::as_mut).and_then(|task| {
-                task.waker.queued.store(false, Ordering::Release);
+                // A swap, so that what a waker did before it found the flag set is seen by this poll.
+                task.waker.queued.swap(false, Ordering::AcqRel);
                 task.future.take().map(|future| (future, task.waker.clone(), task.name))
             });
         let Some((mut future, waker, name)) = taken else { return };

@@ -83,3 +83,34 @@ fn a_panic_ends_its_task_alone() {
     });
     assert!(alive.expect("a core"));
 }
+
+#[test]
+fn a_panic_of_the_main_task_ends_the_core() {
+    for choice in DISKS {
+        let dir = dir();
+        let ended = block_on(dir.path(), choice, async |env| {
+            env.turn_end().await;
+            panic!("on purpose");
+        });
+        assert!(ended.is_err(), "{choice:?}");
+        let _: std::io::Result<()> = ended;
+    }
+}
+
+#[test]
+fn a_wake_up_from_another_thread_arrives() {
+    for choice in DISKS {
+        let dir = dir();
+        let count = block_on(dir.path(), choice, async |_env| {
+            let mut count = 0;
+            for _ in 0..200 {
+                let (sender, receiver) = futures_channel::oneshot::channel();
+                let thread = std::thread::Builder::new().spawn(move || sender.send(1));
+                count += receiver.await.expect("sent");
+                thread.expect("a thread").join().expect("no panic").expect("received");
+            }
+            count
+        });
+        assert_eq!(count.expect("a core"), 200);
+    }
+}

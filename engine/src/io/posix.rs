@@ -11,6 +11,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -97,7 +98,10 @@ fn probe_direct(dir: &Path) -> io::Result<bool> {
     if direct_flag() == 0 {
         return Ok(false);
     }
-    let path = dir.join(format!("probe-{}", std::process::id()));
+    static PROBES: AtomicU64 = AtomicU64::new(0);
+    // Several cores may look at one directory at the same time.
+    let probe = PROBES.fetch_add(1, Ordering::Relaxed);
+    let path = dir.join(format!("probe-{}-{probe}", std::process::id()));
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let opened = options.custom_flags(direct_flag()).open(&path);
