@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Batch, Env, Limits, ObjectId, Shard, StoreLock};
+use dormouse_engine::{Batch, Host, Limits, ObjectId, Shard, StoreLock};
 
 /// Makes `rounds` rounds of one durable commit for each of `clients` tasks; returns the time.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]

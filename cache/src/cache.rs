@@ -7,7 +7,7 @@ use std::future::Future;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use dormouse_engine::{Contents, Env, Error, Result, Version};
+use dormouse_engine::{Contents, Error, Host, Result, Version};
 
 use crate::answer::Answer;
 use crate::flush::{self, Backing};
@@ -29,9 +29,9 @@ use crate::txn::Transaction;
 /// a [shutdown](Self::shutdown) or of a failed flush, for good.
 ///
 /// While a transaction is open, all operations take part in the innermost one.
-pub struct ActorCache<E: Env, B: Backing>(pub(crate) Rc<Inner<E, B>>);
+pub struct ActorCache<E: Host, B: Backing>(pub(crate) Rc<Inner<E, B>>);
 
-pub(crate) struct Inner<E: Env, B: Backing> {
+pub(crate) struct Inner<E: Host, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
     pub(crate) limits: CacheLimits,
@@ -45,13 +45,13 @@ pub(crate) struct Inner<E: Env, B: Backing> {
     flusher: Cell<bool>,
 }
 
-impl<E: Env, B: Backing> Clone for ActorCache<E, B> {
+impl<E: Host, B: Backing> Clone for ActorCache<E, B> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
 }
 
-impl<E: Env, B: Backing> fmt::Debug for ActorCache<E, B> {
+impl<E: Host, B: Backing> fmt::Debug for ActorCache<E, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ActorCache")
             .field("version", &self.version())
@@ -60,7 +60,7 @@ impl<E: Env, B: Backing> fmt::Debug for ActorCache<E, B> {
     }
 }
 
-impl<E: Env, B: Backing> ActorCache<E, B> {
+impl<E: Host, B: Backing> ActorCache<E, B> {
     /// The cache of an object that holds `contents` durably. It must be the object's only way to
     /// its storage from now on.
     pub fn new(env: &E, backing: B, contents: Contents, limits: CacheLimits) -> Self {
@@ -137,10 +137,11 @@ impl<E: Env, B: Backing> ActorCache<E, B> {
         })
     }
 
-    /// Removes keys; how many were there, a key given twice counting once.
+    /// Removes keys; how many were there, a key given twice counting once. Any
+    /// number of keys.
     pub fn delete_many(&self, keys: &[&[u8]], options: Write) -> Answer<usize> {
         self.write(|state, limits| {
-            check_keys(limits, keys)?;
+            keys.iter().try_for_each(|key| check_key(limits, key))?;
             let mut existed = 0;
             for key in keys {
                 existed += usize::from(state.write(key, None, options.confirmation()));
@@ -318,7 +319,7 @@ impl<E: Env, B: Backing> ActorCache<E, B> {
     }
 }
 
-impl<E: Env, B: Backing> Inner<E, B> {
+impl<E: Host, B: Backing> Inner<E, B> {
     /// Why nothing works any more, if so.
     pub(crate) fn terminal(&self) -> Option<Error> {
         self.terminal.borrow().clone()

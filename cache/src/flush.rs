@@ -9,7 +9,7 @@
 use std::future::Future;
 use std::rc::Rc;
 
-use dormouse_engine::{Batch, Env, Error, Kind, Resident, Result, Version};
+use dormouse_engine::{Batch, Error, Host, Kind, Resident, Result, Version};
 
 use crate::cache::Inner;
 
@@ -27,7 +27,7 @@ pub trait Backing: 'static {
 }
 
 /// Flushes until nothing is dirty, or one flush fails.
-pub(crate) async fn run<E: Env, B: Backing>(cache: Rc<Inner<E, B>>) {
+pub(crate) async fn run<E: Host, B: Backing>(cache: Rc<Inner<E, B>>) {
     let guard = Guard(&cache);
     loop {
         cache.env.turn_end().await;
@@ -43,7 +43,7 @@ pub(crate) async fn run<E: Env, B: Backing>(cache: Rc<Inner<E, B>>) {
 }
 
 /// One flush, with its retries. Errors are final.
-async fn flush<E: Env, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
+async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
     let mut attempt = 1;
     loop {
         // Also between tries: after a shutdown nothing starts any more.
@@ -75,16 +75,16 @@ async fn flush<E: Env, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
 
 /// Breaks the gate if the flusher is dropped or panics before its work is done: what waits for it
 /// would wait forever.
-struct Guard<'a, E: Env, B: Backing>(&'a Inner<E, B>);
+struct Guard<'a, E: Host, B: Backing>(&'a Inner<E, B>);
 
-impl<E: Env, B: Backing> Guard<'_, E, B> {
+impl<E: Host, B: Backing> Guard<'_, E, B> {
     fn finish(self) {
         self.0.flusher_ended();
         std::mem::forget(self);
     }
 }
 
-impl<E: Env, B: Backing> Drop for Guard<'_, E, B> {
+impl<E: Host, B: Backing> Drop for Guard<'_, E, B> {
     fn drop(&mut self) {
         self.0.break_with(Error::new(Kind::Unknown, "a flush was cancelled before it completed"));
         self.0.flusher_ended();

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use dormouse_engine::{Env, Error, Kind, Result};
+use dormouse_engine::{Error, Host, Kind, Result};
 
 use crate::answer::Answer;
 use crate::cache::ActorCache;
@@ -144,19 +144,19 @@ enum Phase {
 ///
 /// Operations answer as those of [`ActorCache`]; after the end they fail with the codes
 /// [`code::TRANSACTION_ROLLED_BACK`] and [`code::TRANSACTION_ENDED`].
-pub struct Transaction<E: Env, B: Backing> {
+pub struct Transaction<E: Host, B: Backing> {
     cache: ActorCache<E, B>,
     number: u64,
     phase: Cell<Phase>,
 }
 
-impl<E: Env, B: Backing> std::fmt::Debug for Transaction<E, B> {
+impl<E: Host, B: Backing> std::fmt::Debug for Transaction<E, B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Transaction").field("phase", &self.phase()).finish_non_exhaustive()
     }
 }
 
-impl<E: Env, B: Backing> Transaction<E, B> {
+impl<E: Host, B: Backing> Transaction<E, B> {
     pub(crate) fn begin(cache: ActorCache<E, B>) -> Self {
         let number = cache.0.state.borrow_mut().overlays.open();
         Self { cache, number, phase: Cell::new(Phase::Open) }
@@ -295,7 +295,7 @@ impl<E: Env, B: Backing> Transaction<E, B> {
     }
 }
 
-impl<E: Env, B: Backing> Drop for Transaction<E, B> {
+impl<E: Host, B: Backing> Drop for Transaction<E, B> {
     fn drop(&mut self) {
         if self.phase.get() == Phase::Open {
             self.discard();

@@ -8,14 +8,8 @@ use std::time::Duration;
 
 use crate::io::Disk;
 
-/// A core's access to the world. Cheap to clone; never leaves its core.
-pub trait Env: Clone + 'static {
-    /// The disk's implementation.
-    type Disk: Disk;
-
-    /// The store's directory.
-    fn disk(&self) -> &Self::Disk;
-
+/// What a core offers its tasks, whatever it keeps data on. Cheap to clone; never leaves its core.
+pub trait Host: Clone + 'static {
     /// Time since an arbitrary start; never goes back.
     fn now(&self) -> Duration;
 
@@ -35,4 +29,13 @@ pub trait Env: Clone + 'static {
     /// Returns when no other task of this core is ready, or the turn's budget is used up: the
     /// moment to do what all tasks of a turn share.
     fn turn_end(&self) -> impl Future<Output = ()> + 'static;
+}
+
+/// A core's access to the world: its [`Host`], and the disk.
+pub trait Env: Host {
+    /// The disk's implementation.
+    type Disk: Disk;
+
+    /// The store's directory.
+    fn disk(&self) -> &Self::Disk;
 }

@@ -36,7 +36,8 @@ pub mod io;
 pub mod limits;
 mod load;
 mod log;
-mod park;
+pub mod mailbox;
+pub mod park;
 pub mod real;
 mod recover;
 pub mod shard;
@@ -46,15 +47,10 @@ mod sync;
 
 pub use batch::{AlarmChange, Batch, Op};
 pub use contents::{Contents, Origin, Resident};
-pub use env::Env;
+pub use env::{Env, Host};
 pub use error::{Error, Kind, Result};
 pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use shard::{Recovery, Shard, Ticket};
 pub use store_lock::StoreLock;
-
-/// README.md's code, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-pub struct Readme;

@@ -10,7 +10,8 @@ use std::task::{Poll, Waker};
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
 /// The sleep of one core.
-pub(crate) struct Park {
+#[derive(Debug)]
+pub struct Park {
     /// The core sleeps, or is about to.
     parked: AtomicBool,
     /// Wakes it; touched only around a sleep.
@@ -18,12 +19,14 @@ pub(crate) struct Park {
 }
 
 impl Park {
-    pub(crate) fn new() -> Self {
+    /// A core that is awake.
+    #[expect(clippy::new_without_default, reason = "loom has no const form of it")]
+    pub fn new() -> Self {
         Self { parked: AtomicBool::new(false), waker: Mutex::new(None) }
     }
 
     /// Ready as soon as there is work; otherwise leaves `waker` for [`Park::unpark`].
-    pub(crate) fn poll(&self, waker: &Waker, has_work: impl Fn() -> bool) -> Poll<()> {
+    pub fn poll(&self, waker: &Waker, has_work: impl Fn() -> bool) -> Poll<()> {
         *self.waker.lock().expect("no code panics under it") = Some(waker.clone());
         self.parked.swap(true, Ordering::SeqCst);
         if has_work() {
@@ -34,7 +37,7 @@ impl Park {
     }
 
     /// Wakes the core if it sleeps. Call it after the work is visible.
-    pub(crate) fn unpark(&self) {
+    pub fn unpark(&self) {
         if self.parked.swap(false, Ordering::SeqCst) {
             let waker = self.waker.lock().expect("no code panics under it").take();
             waker.into_iter().for_each(Waker::wake);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::UnixStream;
 
-use crate::env::Env;
+use crate::env::{Env, Host};
 use crate::executor::Executor;
 use crate::io::posix::{PosixDisk, PosixFile};
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
@@ -150,7 +150,9 @@ impl Env for RealEnv {
     fn disk(&self) -> &RealDisk {
         &self.0.disk
     }
+}
 
+impl Host for RealEnv {
     fn now(&self) -> Duration {
         self.0.started.elapsed()
     }

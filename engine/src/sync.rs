@@ -2,6 +2,8 @@
 //! knows `cfg(dormouse_loom)`, beside the models themselves and the io_uring disk, which does not
 //! compile under loom.
 
+#[cfg(not(dormouse_loom))]
+pub(crate) use crossbeam_queue::ArrayQueue;
 #[cfg(dormouse_loom)]
 pub(crate) use loom::sync::{
     Mutex,
@@ -12,3 +14,42 @@ pub(crate) use std::sync::{
     Mutex,
     atomic::{AtomicBool, Ordering},
 };
+
+#[cfg(dormouse_loom)]
+pub(crate) use stand_in::ArrayQueue;
+
+/// A queue that loom can look into, in the place of crossbeam's.
+#[cfg(dormouse_loom)]
+mod stand_in {
+    use std::collections::VecDeque;
+
+    use loom::sync::Mutex;
+
+    pub(crate) struct ArrayQueue<T> {
+        items: Mutex<VecDeque<T>>,
+        capacity: usize,
+    }
+
+    impl<T> ArrayQueue<T> {
+        pub(crate) fn new(capacity: usize) -> Self {
+            Self { items: Mutex::new(VecDeque::new()), capacity }
+        }
+
+        pub(crate) fn push(&self, item: T) -> Result<(), T> {
+            let mut items = self.items.lock().expect("no code panics under it");
+            if items.len() == self.capacity {
+                return Err(item);
+            }
+            items.push_back(item);
+            Ok(())
+        }
+
+        pub(crate) fn pop(&self) -> Option<T> {
+            self.items.lock().expect("no code panics under it").pop_front()
+        }
+
+        pub(crate) fn is_empty(&self) -> bool {
+            self.items.lock().expect("no code panics under it").is_empty()
+        }
+    }
+}

@@ -4,9 +4,9 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_engine::Env;
 use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf, conformance};
 use dormouse_engine::real::{DiskChoice, block_on};
+use dormouse_engine::{Env, Host};
 
 const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
 

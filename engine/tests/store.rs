@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Batch, Env, Kind, Limits, ObjectId, Shard, StoreLock};
+use dormouse_engine::{Batch, Host, Kind, Limits, ObjectId, Shard, StoreLock};
 
 const SHARDS: u16 = 2;
 const OBJECTS: u8 = 16;

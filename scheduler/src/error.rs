@@ -3,6 +3,7 @@
 //! An [`Error`] is opaque: a [`Kind`], a message, a short stable [code](Error::code), and whether
 //! the object was [reset](Error::reset). Cheap to clone: one reset answers many calls.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -55,6 +56,26 @@ impl Error {
         Self::build(Kind::ObjectReset, reason.into(), None)
     }
 
+    /// The instance was dropped because its storage failed or a limit was passed.
+    pub(crate) fn reset_by(cause: engine::Error) -> Self {
+        Self::build(Kind::ObjectReset, format!("the object was reset: {cause}"), Some(cause))
+    }
+
+    /// The instance was dropped because a critical section failed with `error`.
+    pub(crate) fn section_failed(error: Self) -> Self {
+        match error.reset() {
+            true => error,
+            false => Self::object_reset(error.0.message.clone()),
+        }
+    }
+
+    /// The instance was dropped because its code panicked.
+    pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        Self::object_reset(format!("the object panicked: {}", text.unwrap_or("no message")))
+    }
+
     /// What happened.
     pub fn kind(&self) -> Kind {
         self.0.kind
@@ -67,12 +88,17 @@ impl Error {
 
     /// Whether nothing happened and the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
-        self.0.kind == Kind::Engine(engine::Kind::Retry)
+        self.engine_kind() == Some(engine::Kind::Retry) && !self.reset()
     }
 
-    /// Whether a bounded queue was full: nothing happened, slow down.
+    /// Whether a bounded queue was full, and nothing happened, or a time limit was passed: slow
+    /// down.
     pub fn is_overloaded(&self) -> bool {
-        self.0.kind == Kind::Engine(engine::Kind::Overloaded)
+        self.engine_kind() == Some(engine::Kind::Overloaded)
+    }
+
+    fn engine_kind(&self) -> Option<engine::Kind> {
+        self.0.engine.as_ref().map(engine::Error::kind)
     }
 
     /// Whether the instance is gone; the next call makes a new one.
@@ -84,6 +110,18 @@ impl Error {
 impl From<engine::Error> for Error {
     fn from(error: engine::Error) -> Self {
         Self::build(Kind::Engine(error.kind()), error.to_string(), Some(error))
+    }
+}
+
+impl From<http::Error> for Error {
+    fn from(error: http::Error) -> Self {
+        Self::user(error.to_string())
+    }
+}
+
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::user(format!("a value can't be read or written as its type: {error}"))
     }
 }
 

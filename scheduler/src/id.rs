@@ -29,6 +29,11 @@ impl Id {
         self.name.as_deref()
     }
 
+    /// The id of an object that the engine names.
+    pub(crate) const fn unnamed(bytes: ObjectId) -> Self {
+        Self { bytes, name: None }
+    }
+
     /// The 32 bytes, as the engine knows them.
     pub const fn object(&self) -> ObjectId {
         self.bytes

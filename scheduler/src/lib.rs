@@ -1,7 +1,73 @@
 //! Durable Objects on a thread for each core: ids, namespaces, stubs, life cycle, alarms.
+//!
+//! ```
+//! use dormouse_scheduler::prelude::*;
+//!
+//! struct Counter { state: State }
+//!
+//! impl DurableObject for Counter {
+//!     fn new(state: State) -> Self { Counter { state } }
+//!
+//!     async fn fetch(&self, _request: Request) -> Result<Response> {
+//!         let n: u64 = self.state.storage().get("n").await?.unwrap_or(0) + 1;
+//!         self.state.storage().put("n", &n).await?;
+//!         Response::json(&n) // leaves only when n is durable
+//!     }
+//! }
+//!
+//! # fn main() -> Result<()> {
+//! # let dir = std::env::temp_dir().join(format!("dormouse-counter-{}", std::process::id()));
+//! let runtime = Runtime::builder(&dir).namespace::<Counter>("counters").start()?;
+//! let counter = runtime.namespace::<Counter>().get_by_name("mice");
+//! let response = counter.fetch(Request::get("/").body(())?).wait()?;
+//! assert_eq!(response.status(), 200);
+//! runtime.close()?;
+//! # std::fs::remove_dir_all(dir).ok();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Below [`Runtime`] is [`Topology`], which runs on any `Env`, so that the simulator drives the
+//! same code.
 
+mod alarm;
+mod core;
 mod error;
+mod event;
+mod host;
+mod http;
 mod id;
+mod instance;
+mod object;
+mod runtime;
+mod state;
+mod storage;
+mod stub;
+mod topology;
 
+pub use core::Core;
 pub use error::{Error, Kind, Result};
+pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
+pub use object::{AlarmInfo, DurableObject, Handler};
+pub use runtime::{Runtime, RuntimeBuilder};
+pub use state::State;
+pub use storage::{AlarmTime, Op, Storage, Transaction};
+pub use stub::{Call, Namespace, Stub};
+pub use topology::{Topology, TopologyBuilder};
+
+/// All that a program of objects names.
+pub mod prelude {
+    pub use dormouse_cache::{AlarmToo, List, Read, Write};
+
+    pub use crate::AlarmTime::{At, In};
+    pub use crate::{
+        AlarmInfo, Body, DurableObject, Error, Handler, Id, Namespace, Request, Respond, Response,
+        Result, Runtime, State, Storage, Stub, Transaction,
+    };
+}
+
+/// README.md's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

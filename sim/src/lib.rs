@@ -1,6 +1,7 @@
 //! Deterministic simulation of engine, cache and scheduler, checked against SQLite.
 
 mod cached;
+pub mod conform;
 pub mod disk;
 pub mod life;
 pub mod random;

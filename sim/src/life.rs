@@ -223,7 +223,7 @@ impl Life {
         }
         let closed = Rc::new(Cell::new(None));
         let (slot, task_shards) = (closed.clone(), shards.clone());
-        dormouse_engine::Env::spawn(&env, "close", async move {
+        dormouse_engine::Host::spawn(&env, "close", async move {
             for shard in task_shards.iter() {
                 if let Err(error) = shard.close().await {
                     slot.set(Some(Err(error)));
@@ -294,7 +294,7 @@ impl Life {
         let slot: Rc<RefCell<Option<Result<Shards>>>> = Rc::default();
         let (result, task_env) = (slot.clone(), env.clone());
         let (limits, shards) = (self.swarm.limits, self.swarm.shards);
-        dormouse_engine::Env::spawn(env, "open", async move {
+        dormouse_engine::Host::spawn(env, "open", async move {
             let opened = open(&task_env, limits, shards).await;
             *result.borrow_mut() = Some(opened);
         });
@@ -311,7 +311,7 @@ impl Life {
         let ids: Vec<_> = self.ids().collect();
         let (shards, shared, finished) = (shards.clone(), self.shared.clone(), done.clone());
         let world = self.world.clone();
-        dormouse_engine::Env::spawn(env, "check", async move {
+        dormouse_engine::Host::spawn(env, "check", async move {
             for id in ids {
                 let checked = match shard_of(&shards, &id).load(&id).await {
                     Ok(contents) => {
@@ -352,7 +352,7 @@ impl Life {
             env: env.clone(),
             pipelined: self.swarm.pipelined,
         };
-        dormouse_engine::Env::spawn(env, "client", client.run());
+        dormouse_engine::Host::spawn(env, "client", client.run());
     }
 }
 
@@ -370,7 +370,7 @@ async fn open(env: &SimEnv, limits: Limits, shards: u16) -> Result<Shards> {
     }
     // The lock lives as long as the process.
     let keeper = env.clone();
-    dormouse_engine::Env::spawn(env, "lock", async move {
+    dormouse_engine::Host::spawn(env, "lock", async move {
         let _lock = lock;
         let _env = keeper;
         std::future::pending::<()>().await;

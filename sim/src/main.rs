@@ -1,12 +1,14 @@
 //! `cargo sim`: runs seeds and says what was found.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
+use dormouse_sim::conform::{Outcome, conform};
 use dormouse_sim::life::{Report, live};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -47,6 +49,12 @@ enum Command {
         #[arg(long)]
         log: bool,
     },
+    /// Replays recorded traces on the whole stack and compares what is observed.
+    Conform {
+        /// Trace files; see sim/traces/FORMAT.md.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -57,6 +65,7 @@ fn main() -> ExitCode {
             run(seeds, from, seconds, jobs)
         }
         Some(Command::Replay { seed, log }) => replay(seed, log),
+        Some(Command::Conform { files }) => conform_all(&files),
     }
 }
 
@@ -68,6 +77,25 @@ fn replay(seed: u64, log: bool) -> ExitCode {
     }
     println!("trace-hash: {:032x}", report.trace_hash);
     if report.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn conform_all(files: &[PathBuf]) -> ExitCode {
+    let mut outcome = Outcome::default();
+    let mut unreadable = false;
+    for file in files {
+        if let Err(error) = conform(file, &mut outcome) {
+            eprintln!("{}: {error:#}", file.display());
+            unreadable = true;
+        }
+    }
+    outcome.differences.iter().for_each(|line| println!("{line}"));
+    let Outcome { traces, operations, differences, skipped, inexpressible } = outcome;
+    println!("{inexpressible} operations have arguments that the types rule out");
+    let count = differences.len();
+    println!(
+        "conform: {traces} traces, {operations} operations, {count} differences, {skipped} skipped"
+    );
+    if count == 0 && !unreadable { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[derive(Default)]

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use dormouse_engine::Env;
+use dormouse_engine::{Env, Host};
 
 use crate::disk::{DiskFaults, DiskState, Landing, SimDisk};
 use crate::random::Random;
@@ -329,7 +329,9 @@ impl Env for SimEnv {
     fn disk(&self) -> &SimDisk {
         &self.disk
     }
+}
 
+impl Host for SimEnv {
     fn now(&self) -> Duration {
         self.world.now()
     }

@@ -3,15 +3,13 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use dormouse_engine::Env;
-use dormouse_engine::io::{Disk, Entry, File, Open, PageBuf, Properties};
+use dormouse_engine::Host;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -101,13 +99,7 @@ impl TestEnv {
     }
 }
 
-impl Env for TestEnv {
-    type Disk = NoDisk;
-
-    fn disk(&self) -> &NoDisk {
-        &NoDisk
-    }
-
+impl Host for TestEnv {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
@@ -156,68 +148,4 @@ pub(crate) async fn yield_now() {
         }
     })
     .await;
-}
-
-/// No disk: the cache has none.
-#[derive(Clone)]
-pub(crate) struct NoDisk;
-
-fn refused<T>() -> io::Result<T> {
-    Err(io::ErrorKind::Unsupported.into())
-}
-
-impl Disk for NoDisk {
-    type File = Self;
-
-    fn properties(&self) -> Properties {
-        Properties { block_bytes: 512, direct: false, name: "none" }
-    }
-
-    async fn open(&self, _name: &str, _open: Open) -> io::Result<Self> {
-        refused()
-    }
-
-    async fn list(&self) -> io::Result<Vec<Entry>> {
-        refused()
-    }
-
-    async fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
-        refused()
-    }
-
-    async fn remove(&self, _name: &str) -> io::Result<()> {
-        refused()
-    }
-
-    async fn sync_dir(&self) -> io::Result<()> {
-        refused()
-    }
-}
-
-impl File for NoDisk {
-    type Map = &'static [u8];
-
-    async fn read_at(&self, buf: PageBuf, _offset: u64) -> (io::Result<usize>, PageBuf) {
-        (refused(), buf)
-    }
-
-    async fn write_at(&self, buf: PageBuf, _offset: u64) -> (io::Result<usize>, PageBuf) {
-        (refused(), buf)
-    }
-
-    async fn sync(&self) -> io::Result<()> {
-        refused()
-    }
-
-    async fn allocate(&self, _bytes: u64) -> io::Result<()> {
-        refused()
-    }
-
-    async fn len(&self) -> io::Result<u64> {
-        refused()
-    }
-
-    fn map(&self) -> io::Result<&'static [u8]> {
-        refused()
-    }
 }

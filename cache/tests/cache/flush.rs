@@ -1,7 +1,7 @@
 //! What goes into which commit, and what follows when one fails.
 
 use dormouse_cache::{AlarmToo, CacheLimits, Read, Write};
-use dormouse_engine::{Contents, Env, Error, Kind, Version};
+use dormouse_engine::{Contents, Error, Host, Kind, Version};
 
 use super::env::yield_now;
 use super::{World, bytes, contents, now, poll};

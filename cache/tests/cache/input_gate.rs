@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use dormouse_cache::{EventId, InputGate, Lock};
-use dormouse_engine::{Env, Error, Kind};
+use dormouse_engine::{Error, Host, Kind};
 use proptest::prelude::*;
 
 use super::env::{TestEnv, yield_now};

@@ -24,7 +24,7 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use dormouse_engine::Env;
+use dormouse_engine::Host;
 use dormouse_engine::io::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
 
 use crate::random::Random;

@@ -1,0 +1,204 @@
+//! [`Core`]: the objects of one core, from their first call to their eviction.
+//!
+//! Invariant: at most one instance of an object is live, and only its own core has it. A
+//! new one reads its state only after all commits of the one before are settled.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dormouse_cache::CacheLimits;
+use dormouse_engine as engine;
+use dormouse_engine::directory::IdMap;
+use dormouse_engine::mailbox::Receiver;
+use dormouse_engine::signal::Signal;
+use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock};
+use futures_util::FutureExt;
+use futures_util::future::select;
+
+use crate::alarm::Alarms;
+use crate::error::{Error, Result};
+use crate::host::{AnyShard, CoreHost, Home};
+use crate::id::Id;
+use crate::instance::{Cache, Instance, Work};
+use crate::topology::{Mail, Topology};
+
+/// How long a shutdown waits for what runs.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where an object is on its way into memory.
+enum Slot {
+    /// Being read and built; what comes meanwhile waits. Next: live, gone.
+    Starting(VecDeque<Work>),
+    /// Next: gone.
+    Live(Rc<Instance>),
+}
+
+pub(crate) struct Inner {
+    pub(crate) topology: Topology,
+    pub(crate) host: CoreHost,
+    /// The core's shards, by number divided by the count of cores.
+    pub(crate) shards: Vec<Rc<dyn AnyShard>>,
+    shard_count: u16,
+    objects: RefCell<IdMap<Slot>>,
+    pub(crate) alarms: Alarms,
+    /// An object left.
+    left: Signal,
+}
+
+/// One core's objects and shards.
+pub struct Core {
+    inner: Rc<Inner>,
+    mail: Receiver<Mail>,
+}
+
+impl Core {
+    pub(crate) async fn open<E: Env>(
+        topology: Topology,
+        mail: Receiver<Mail>,
+        env: &E,
+        core: usize,
+        superblock: Superblock,
+        limits: Limits,
+    ) -> Result<Self> {
+        let mut shards: Vec<Rc<dyn AnyShard>> = Vec::new();
+        for number in (0..superblock.shards).skip(core).step_by(topology.cores()) {
+            let (shard, _recovery) = Shard::open(env, superblock, number, limits).await?;
+            shards.push(Rc::new(shard));
+        }
+        let inner = Rc::new(Inner {
+            topology,
+            host: CoreHost::new(env),
+            shards,
+            shard_count: superblock.shards,
+            objects: RefCell::default(),
+            alarms: Alarms::default(),
+            left: Signal::default(),
+        });
+        Ok(Self { inner, mail })
+    }
+
+    /// Serves calls and alarms until [`Topology::shutdown`]; then answers what is there, makes
+    /// everything durable, and closes the shards.
+    ///
+    /// Errors: a shard could not be closed.
+    pub async fn serve(self) -> Result<()> {
+        let inner = self.inner;
+        inner.host.spawn("alarms", Alarms::run(inner.clone()));
+        while let Some(mail) = self.mail.recv().await {
+            inner.take(mail);
+        }
+        inner.alarms.stop();
+        inner.drain().await;
+        for shard in &inner.shards {
+            shard.close().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn take(self: &Rc<Self>, mail: Mail) {
+        match mail {
+            Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
+            Mail::Evict { id, done } => {
+                let inner = self.clone();
+                self.host.spawn("evict", async move {
+                    if let Some(instance) = inner.live(id) {
+                        instance.evict();
+                        let gone = || inner.live(id).is_none_or(|now| !Rc::ptr_eq(&now, &instance));
+                        inner.left.until(|| gone().then_some(())).await;
+                    }
+                    let _nobody_waits = done.send(());
+                });
+            }
+        }
+    }
+
+    fn live(&self, id: ObjectId) -> Option<Rc<Instance>> {
+        match self.objects.borrow().get(&id) {
+            Some(Slot::Live(instance)) => Some(instance.clone()),
+            _ => None,
+        }
+    }
+
+    /// Brings `work` to the object, which is started if it is not live.
+    pub(crate) fn deliver(self: &Rc<Self>, id: Id, class: usize, work: Work) {
+        let object = id.object();
+        match self.objects.borrow_mut().get_mut(&object) {
+            Some(Slot::Live(instance)) => return instance.push(work),
+            Some(Slot::Starting(queue)) => return queue.push_back(work),
+            None => {}
+        }
+        self.objects.borrow_mut().insert(object, Slot::Starting(VecDeque::from([work])));
+        self.host.spawn("object", self.clone().live_through(id, class));
+    }
+
+    /// One life of an object.
+    async fn live_through(self: Rc<Self>, id: Id, class: usize) {
+        let object = id.object();
+        let shard = usize::from(object.shard(self.shard_count)) / self.topology.cores();
+        let shard = self.shards[shard].clone();
+        let contents = shard.load(object).await;
+        let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
+            unreachable!("only this task starts the object");
+        };
+        let contents = match contents {
+            Ok(contents) => contents,
+            Err(error) => {
+                refuse(queue, &Error::from(error));
+                return self.left.notify();
+            }
+        };
+        let home = Home { shard, id: object, bell: self.alarms.bell() };
+        let cache = Cache::new(&self.host, home, contents, CacheLimits::PRODUCTION);
+        let instance = Instance::new(id, self.host.clone(), cache);
+        queue.into_iter().for_each(|work| instance.push(work));
+        self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
+        instance.run(self.topology.class(class)).await;
+        self.objects.borrow_mut().remove(&object);
+        self.left.notify();
+    }
+
+    /// Waits until every object has left; those that take too long are reset.
+    async fn drain(&self) {
+        for instance in self.instances() {
+            instance.evict();
+        }
+        let limit = self.host.sleep(DRAIN_MAX).boxed_local();
+        select(self.empty().boxed_local(), limit).await;
+        for instance in self.instances() {
+            tracing::warn!(object = %instance.id, "did not end in time at shutdown");
+            let text = "the runtime is shut down";
+            instance.reset(Error::reset_by(engine::Error::new(engine::Kind::Closed, text)));
+        }
+        self.empty().await;
+    }
+
+    async fn empty(&self) {
+        self.left.until(|| self.objects.borrow().is_empty().then_some(())).await;
+    }
+
+    /// All live ones, in the order of their ids: the map's order must not show.
+    fn instances(&self) -> Vec<Rc<Instance>> {
+        let objects = self.objects.borrow();
+        let live = objects.values().filter_map(|slot| match slot {
+            Slot::Live(instance) => Some(instance.clone()),
+            Slot::Starting(_) => None,
+        });
+        let mut live: Vec<_> = live.collect();
+        live.sort_by_key(|instance| instance.id.object());
+        live
+    }
+}
+
+fn refuse(queue: VecDeque<Work>, error: &Error) {
+    for work in queue {
+        match work {
+            Work::Call(call) => call.refuse(error.clone()),
+            // Its sender sees that it was dropped.
+            Work::Alarm(_) | Work::Task(_) => {}
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The engine without its type parameter, so that a user's types need none: what a core offers,
+//! and a shard, behind one virtual call.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use dormouse_cache::Backing;
+use dormouse_engine::signal::Signal;
+use dormouse_engine::{
+    Batch, Contents, Env, Host, ObjectId, Resident, Result, Shard, Ticket, Version,
+};
+use futures_util::future::{FutureExt, LocalBoxFuture};
+
+trait AnyHost {
+    fn now(&self) -> Duration;
+    fn wall_ms(&self) -> u64;
+    fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()>;
+    fn random(&self) -> u64;
+    fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>);
+    fn turn_end(&self) -> LocalBoxFuture<'static, ()>;
+}
+
+impl<H: Host> AnyHost for H {
+    fn now(&self) -> Duration {
+        Host::now(self)
+    }
+
+    fn wall_ms(&self) -> u64 {
+        Host::wall_ms(self)
+    }
+
+    fn sleep(&self, duration: Duration) -> LocalBoxFuture<'static, ()> {
+        Host::sleep(self, duration).boxed_local()
+    }
+
+    fn random(&self) -> u64 {
+        Host::random(self)
+    }
+
+    fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>) {
+        Host::spawn(self, name, task);
+    }
+
+    fn turn_end(&self) -> LocalBoxFuture<'static, ()> {
+        Host::turn_end(self).boxed_local()
+    }
+}
+
+/// Some core's [`Host`].
+#[derive(Clone)]
+pub(crate) struct CoreHost(Rc<dyn AnyHost>);
+
+impl CoreHost {
+    pub(crate) fn new(host: &impl Host) -> Self {
+        Self(Rc::new(host.clone()))
+    }
+}
+
+impl Host for CoreHost {
+    fn now(&self) -> Duration {
+        self.0.now()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.0.wall_ms()
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        self.0.sleep(duration)
+    }
+
+    fn random(&self) -> u64 {
+        self.0.random()
+    }
+
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.0.spawn(name, task.boxed_local());
+    }
+
+    fn turn_end(&self) -> impl Future<Output = ()> + 'static {
+        self.0.turn_end()
+    }
+}
+
+/// Some core's [`Shard`].
+pub(crate) trait AnyShard {
+    fn commit(&self, id: &ObjectId, batch: &Batch, resident: &dyn Resident) -> Result<Ticket>;
+    fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>>;
+    /// The earliest alarms, at most `max`, by their times in milliseconds since 1970.
+    fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)>;
+    fn close(&self) -> LocalBoxFuture<'static, Result<()>>;
+}
+
+impl<E: Env> AnyShard for Shard<E> {
+    fn commit(&self, id: &ObjectId, batch: &Batch, resident: &dyn Resident) -> Result<Ticket> {
+        Shard::commit(self, id, batch, Some(resident))
+    }
+
+    fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>> {
+        let shard = self.clone();
+        async move { Shard::load(&shard, &id).await }.boxed_local()
+    }
+
+    fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)> {
+        self.alarms_due(u64::MAX, max)
+    }
+
+    fn close(&self) -> LocalBoxFuture<'static, Result<()>> {
+        let shard = self.clone();
+        async move { Shard::close(&shard).await }.boxed_local()
+    }
+}
+
+/// Tells a core's alarm task that the earliest alarm of a shard is another one.
+#[derive(Default)]
+pub(crate) struct AlarmBell {
+    /// The time that the task sleeps for.
+    pub(crate) until_ms: Cell<u64>,
+    pub(crate) signal: Signal,
+}
+
+impl AlarmBell {
+    fn look(&self, shard: &dyn AnyShard) {
+        if shard.alarms(1).first().is_some_and(|(at_ms, _)| *at_ms < self.until_ms.get()) {
+            self.until_ms.set(0);
+            self.signal.notify();
+        }
+    }
+}
+
+/// Where one object's commits go.
+pub(crate) struct Home {
+    pub(crate) shard: Rc<dyn AnyShard>,
+    pub(crate) id: ObjectId,
+    pub(crate) bell: Rc<AlarmBell>,
+}
+
+impl Backing for Home {
+    type Ticket = LocalBoxFuture<'static, Result<Version>>;
+
+    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Self::Ticket> {
+        let ticket = self.shard.commit(&self.id, batch, resident)?;
+        let (shard, bell) = (self.shard.clone(), self.bell.clone());
+        Ok(async move {
+            let version = ticket.await?;
+            bell.look(&*shard);
+            Ok(version)
+        }
+        .boxed_local())
+    }
+}

@@ -1,0 +1,363 @@
+//! One live object: its cache, its gates, and the tasks that are its events.
+//!
+//! Invariants:
+//!
+//! - The runner, one task of the core, owns the user's object and all its events; with it they go.
+//! - Every event passes the input gate at each of its polls, in the order of delivery.
+//! - A reply leaves only through the output gate as it was when the handler returned.
+//! - The first reason that ends the instance is its verdict: storage stops at once, and every call
+//!   that is not answered yet gets it.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
+use dormouse_engine as engine;
+use futures_channel::oneshot;
+use futures_util::StreamExt;
+use futures_util::future::{FutureExt, LocalBoxFuture, select};
+use futures_util::stream::FuturesUnordered;
+
+use crate::error::Error;
+use crate::event::{Deliver, Verdict};
+use crate::host::{CoreHost, Home};
+use crate::id::Id;
+use crate::object::AlarmInfo;
+use crate::state::State;
+use crate::topology::Class;
+
+pub(crate) type Cache = ActorCache<CoreHost, Home>;
+
+thread_local! {
+    /// The instance whose code is being polled: its calls to others wait at its output gate.
+    static CURRENT: RefCell<Option<Rc<Instance>>> = const { RefCell::new(None) };
+}
+
+/// What an instance is given to do.
+pub(crate) enum Work {
+    Call(Box<dyn Deliver>),
+    Alarm(AlarmCall),
+    /// A task that the object itself started.
+    Task(LocalBoxFuture<'static, ()>),
+}
+
+/// One run of the alarm handler, and where its end is told.
+pub(crate) struct AlarmCall {
+    pub(crate) info: AlarmInfo,
+    /// Whether a failure is the last one.
+    pub(crate) last: bool,
+    pub(crate) done: oneshot::Sender<AlarmEnd>,
+}
+
+/// How a run of the alarm handler ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AlarmEnd {
+    /// Nothing is left to do: it succeeded, was abandoned, or the alarm is another one.
+    Over,
+    /// To be tried again; whether it counts.
+    Failed { counted: bool },
+}
+
+/// Something said to others.
+type Say = Box<dyn FnOnce()>;
+
+pub(crate) struct Instance {
+    pub(crate) id: Id,
+    pub(crate) host: CoreHost,
+    pub(crate) cache: Cache,
+    pub(crate) gate: InputGate,
+    verdict: Verdict,
+    current: Cell<Option<EventId>>,
+    next_event: Cell<u64>,
+    inbox: RefCell<VecDeque<Work>>,
+    waker: RefCell<Option<Waker>>,
+    evict: Cell<bool>,
+    /// What the object said to others and its output gate still keeps, in order.
+    outbox: RefCell<VecDeque<(OutputWait, Say)>>,
+}
+
+impl Instance {
+    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache) -> Rc<Self> {
+        let gate = cache.input_gate();
+        Rc::new(Self {
+            id,
+            host,
+            cache,
+            gate,
+            verdict: Verdict::default(),
+            current: Cell::new(None),
+            next_event: Cell::new(0),
+            inbox: RefCell::default(),
+            waker: RefCell::default(),
+            evict: Cell::new(false),
+            outbox: RefCell::default(),
+        })
+    }
+
+    /// The event whose code is being polled.
+    pub(crate) fn current(&self) -> Option<EventId> {
+        self.current.get()
+    }
+
+    pub(crate) fn new_event(&self) -> EventId {
+        let number = self.next_event.get();
+        self.next_event.set(number + 1);
+        EventId(number)
+    }
+
+    pub(crate) fn push(&self, mut work: Work) {
+        if let Work::Call(call) = &mut work {
+            call.bind(&self.verdict);
+        }
+        self.inbox.borrow_mut().push_back(work);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        let waker = self.waker.borrow_mut().take();
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Ends the instance; gives the reason that stays, which is the first.
+    pub(crate) fn reset(&self, reason: Error) -> Error {
+        let reason = self.verdict.get_or_init(|| reason).clone();
+        let text = reason.to_string();
+        self.cache.shutdown(engine::Error::coded(engine::Kind::Closed, "object-reset", text));
+        self.wake();
+        reason
+    }
+
+    /// Lets the instance go as soon as nothing would be lost.
+    pub(crate) fn evict(self: &Rc<Self>) {
+        self.evict.set(true);
+        let durable = self.cache.sync();
+        self.push(Work::Task(async { drop(durable.await) }.boxed_local()));
+    }
+
+    /// Runs `task` as an event of the object.
+    pub(crate) fn gated<T: 'static>(
+        self: &Rc<Self>,
+        event: EventId,
+        task: impl Future<Output = T> + 'static,
+    ) -> impl Future<Output = engine::Result<T>> + 'static {
+        let scoped = Scoped { instance: self.clone(), event, task: Box::pin(task) };
+        self.gate.gated(event, Box::pin(scoped))
+    }
+
+    /// Says something to others: at once if the output gate is open, else when it is.
+    pub(crate) fn say(self: &Rc<Self>, send: impl FnOnce() + 'static) {
+        let wait = self.cache.output_gate().wait();
+        let mut outbox = self.outbox.borrow_mut();
+        if outbox.is_empty() && wait.is_ready() && self.cache.broken_reason().is_none() {
+            drop(outbox);
+            return send();
+        }
+        outbox.push_back((wait, Box::new(send)));
+        if outbox.len() == 1 {
+            drop(outbox);
+            self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+        }
+    }
+
+    async fn empty_outbox(self: Rc<Self>) {
+        loop {
+            let opened = poll_fn(|cx| match self.outbox.borrow_mut().front_mut() {
+                Some((wait, _)) => wait.poll_unpin(cx).map(Some),
+                None => Poll::Ready(None),
+            });
+            let Some(result) = opened.await else { return };
+            if result.is_err() {
+                // The gate is broken for good: nothing is said any more, and the reset follows.
+                self.outbox.borrow_mut().clear();
+                return;
+            }
+            let said = self.outbox.borrow_mut().pop_front();
+            if let Some((_, send)) = said {
+                send();
+            }
+        }
+    }
+
+    /// Lives until the instance is evicted or reset.
+    pub(crate) async fn run(self: Rc<Self>, class: &Class) {
+        let Some(object) = self.construct(class) else { return self.end() };
+        let mut tasks = FuturesUnordered::new();
+        let mut broken =
+            select(self.cache.broken().boxed_local(), self.gate.broken().boxed_local())
+                .map(|reason| reason.factor_first().0);
+        poll_fn(|cx| {
+            *self.waker.borrow_mut() = Some(cx.waker().clone());
+            loop {
+                if self.verdict.get().is_some() {
+                    return Poll::Ready(());
+                }
+                if let Poll::Ready(reason) = broken.poll_unpin(cx) {
+                    self.reset(Error::reset_by(reason));
+                    continue;
+                }
+                let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
+                for work in arrived {
+                    tasks.push(self.clone().work(object.clone(), class.clone(), work));
+                }
+                match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
+                    Ok(Poll::Ready(Some(()))) => {}
+                    Ok(_) if !self.inbox.borrow().is_empty() || self.verdict.get().is_some() => {}
+                    Ok(Poll::Ready(None)) if self.evict.get() && self.cache.is_idle() => {
+                        return Poll::Ready(());
+                    }
+                    Ok(_) => return Poll::Pending,
+                    Err(panic) => drop(self.reset(Error::panicked(&*panic))),
+                }
+            }
+        })
+        .await;
+        drop_quietly(tasks);
+        drop_quietly(object);
+        self.end();
+    }
+
+    fn construct(self: &Rc<Self>, class: &Class) -> Option<Rc<dyn Any>> {
+        let event = self.new_event();
+        assert!(self.gate.try_enter(event), "nothing was let in before the constructor");
+        let built = {
+            let _scope = Scope::enter(self, event);
+            catch_unwind(AssertUnwindSafe(|| (class.build)(State::new(self.clone()))))
+        };
+        self.gate.leave(event);
+        self.gate.end(event);
+        built.map_err(|panic| self.reset(Error::panicked(&*panic))).ok()
+    }
+
+    /// Storage stops, and what was not begun is answered.
+    fn end(&self) {
+        let gone = engine::Error::coded(engine::Kind::Closed, "object-evicted", "evicted");
+        self.cache.shutdown(gone);
+        drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
+        drop_quietly(std::mem::take(&mut *self.inbox.borrow_mut()));
+    }
+
+    fn work(
+        self: Rc<Self>,
+        object: Rc<dyn Any>,
+        class: Class,
+        work: Work,
+    ) -> LocalBoxFuture<'static, ()> {
+        match work {
+            Work::Call(call) => self.call(object, call).boxed_local(),
+            Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
+            Work::Task(task) => task,
+        }
+    }
+
+    async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
+        let is_fetch = call.is_fetch();
+        let event = self.new_event();
+        // A broken gate resets the instance, and the dropped reply says so.
+        let Ok(done) = self.gated(event, call.start(object)).await else { return };
+        let mut result = self.cache.output_gate().wait().await;
+        if is_fetch && result.is_ok() {
+            let event = self.new_event();
+            result = self.gated(event, async {}).await;
+        }
+        done(result.map_err(|reason| self.reset(Error::reset_by(reason))));
+    }
+
+    async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
+        let AlarmCall { info, last, done } = call;
+        let this = self.clone();
+        let handler = async move {
+            if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
+                return AlarmEnd::Over;
+            }
+            let result = (class.alarm)(object, info).await;
+            let (outcome, end) = match result {
+                Ok(()) => (Outcome::Succeeded, AlarmEnd::Over),
+                Err(_) if last => (Outcome::Abandoned, AlarmEnd::Over),
+                Err(_) => (Outcome::Failed, AlarmEnd::Failed { counted: true }),
+            };
+            if let Err(error) = result {
+                tracing::warn!(object = %this.id, %error, last, "an alarm handler failed");
+            }
+            this.cache.alarm_end(outcome);
+            end
+        };
+        let event = self.new_event();
+        let end = match self.gated(event, handler).await {
+            Ok(end) => end,
+            Err(_) => AlarmEnd::Failed { counted: true },
+        };
+        // Told only when the deletion of the alarm is durable.
+        let end = match self.cache.output_gate().wait().await {
+            Ok(()) => end,
+            Err(_) => AlarmEnd::Failed { counted: false },
+        };
+        let _gone = done.send(end);
+    }
+}
+
+/// The instance whose code is being polled on this thread, if any.
+pub(crate) fn current() -> Option<Rc<Instance>> {
+    CURRENT.with_borrow(Clone::clone)
+}
+
+/// A destructor of the user's that panics must not take the core with it.
+fn drop_quietly<T>(value: T) {
+    if catch_unwind(AssertUnwindSafe(|| drop(value))).is_err() {
+        tracing::error!("a destructor of an object's panicked");
+    }
+}
+
+/// Marks whose code is running, until it is dropped.
+struct Scope {
+    instance: Rc<Instance>,
+    outer_event: Option<EventId>,
+    outer: Option<Rc<Instance>>,
+}
+
+impl Scope {
+    fn enter(instance: &Rc<Instance>, event: EventId) -> Self {
+        let outer_event = instance.current.replace(Some(event));
+        let outer = CURRENT.replace(Some(instance.clone()));
+        Self { instance: instance.clone(), outer_event, outer }
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        self.instance.current.set(self.outer_event);
+        CURRENT.set(self.outer.take());
+    }
+}
+
+/// A task of the object's code.
+struct Scoped<T> {
+    instance: Rc<Instance>,
+    event: EventId,
+    task: Pin<Box<dyn Future<Output = T>>>,
+}
+
+impl<T> Future for Scoped<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let this = &mut *self;
+        let _scope = Scope::enter(&this.instance, this.event);
+        let task = &mut this.task;
+        // The verdict stands before anything of the task is dropped, so that its reply says it.
+        catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))).unwrap_or_else(|panic| {
+            this.instance.reset(Error::panicked(&*panic));
+            Poll::Pending
+        })
+    }
+}
+
+/// What an operation needs of the event that makes it.
+pub(crate) fn outside() -> Error {
+    Error::user("storage is used outside of an event of its object")
+}

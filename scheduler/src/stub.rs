@@ -1,0 +1,159 @@
+//! [`Namespace`] and [`Stub`]: how objects are found and called, from any thread.
+
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+
+use crate::error::Result;
+use crate::event::{Deliver, Fetch, Reply, TypedCall, closed};
+use crate::http::{Body, Request, Response};
+use crate::id::Id;
+use crate::instance;
+use crate::object::{DurableObject, Handler};
+use crate::topology::{Mail, Topology};
+
+/// The objects of one type. Cheap to clone; `Send + Sync`.
+pub struct Namespace<T> {
+    topology: Topology,
+    class: usize,
+    objects: PhantomData<fn(T)>,
+}
+
+impl<T> Clone for Namespace<T> {
+    fn clone(&self) -> Self {
+        Self { topology: self.topology.clone(), class: self.class, objects: PhantomData }
+    }
+}
+
+impl<T: DurableObject> Namespace<T> {
+    pub(crate) fn new(topology: Topology, class: usize) -> Self {
+        Self { topology, class, objects: PhantomData }
+    }
+
+    /// The id of a name: always the same, without any look-up.
+    pub fn id_from_name(&self, name: &str) -> Id {
+        self.topology.class(self.class).key.id_from_name(name)
+    }
+
+    /// The id that was printed as `text`.
+    ///
+    /// Errors: codes `id-malformed` and `id-foreign`.
+    pub fn id_from_string(&self, text: &str) -> Result<Id> {
+        Ok(self.topology.class(self.class).key.id_from_string(text)?)
+    }
+
+    /// An id that nobody else has.
+    pub fn new_unique_id(&self) -> Id {
+        self.topology.class(self.class).key.new_unique_id(self.topology.entropy())
+    }
+
+    /// A stub of the object; it need not exist.
+    pub fn get(&self, id: Id) -> Stub<T> {
+        Stub { namespace: self.clone(), id }
+    }
+
+    /// A stub of the object of this name.
+    pub fn get_by_name(&self, name: &str) -> Stub<T> {
+        self.get(self.id_from_name(name))
+    }
+}
+
+/// A handle on one object, which may live or not. Cheap to clone; `Send + Sync`.
+///
+/// A call is made when the method is called; calls through one stub arrive in that order.
+pub struct Stub<T> {
+    namespace: Namespace<T>,
+    id: Id,
+}
+
+impl<T> Clone for Stub<T> {
+    fn clone(&self) -> Self {
+        Self { namespace: self.namespace.clone(), id: self.id.clone() }
+    }
+}
+
+impl<T: DurableObject> Stub<T> {
+    /// The object's id.
+    pub fn id(&self) -> &Id {
+        &self.id
+    }
+
+    /// Makes a typed call.
+    ///
+    /// Errors of the reply: those of the handler; why the object was reset; `Overloaded` at once
+    /// if its core's mailbox is full.
+    pub fn call<M: Send + 'static>(&self, message: M) -> Call<T::Reply>
+    where
+        T: Handler<M>,
+    {
+        let (reply, receiver) = Reply::new();
+        self.send(Box::new(TypedCall::<T, M, T::Reply> { message, reply, object: PhantomData }));
+        Call(receiver)
+    }
+
+    /// Sends an HTTP request. Errors as [`Stub::call`].
+    pub fn fetch(&self, request: Request<impl Into<Body>>) -> Call<Response> {
+        let (reply, receiver) = Reply::new();
+        let request = request.map(Into::into);
+        self.send(Box::new(Fetch::<T> { request, reply, object: PhantomData }));
+        Call(receiver)
+    }
+
+    fn send(&self, call: Box<dyn Deliver>) {
+        let (topology, id) = (self.namespace.topology.clone(), self.id.clone());
+        let mail = Mail::Call { id, class: self.namespace.class, call };
+        let object = self.id.object();
+        let send = move || {
+            if let Err((Mail::Call { call, .. }, error)) = topology.send(object, mail) {
+                call.refuse(error.into());
+            }
+        };
+        // What an object says waits at its output gate.
+        match instance::current() {
+            Some(caller) => caller.say(send),
+            None => send(),
+        }
+    }
+}
+
+/// The reply of a call. Dropping it does not take the call back.
+#[must_use = "the call is made, but whether it failed is not known"]
+#[derive(Debug)]
+pub struct Call<R>(oneshot::Receiver<Result<R>>);
+
+impl<R> Future for Call<R> {
+    type Output = Result<R>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
+        self.0.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())))
+    }
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+impl<R> Call<R> {
+    /// Blocks this thread until the reply is there. Not for use on a core, nor in async code.
+    ///
+    /// Errors: those of the call.
+    pub fn wait(mut self) -> Result<R> {
+        let waker = Arc::new(Unpark(std::thread::current())).into();
+        let mut context = Context::from_waker(&waker);
+        loop {
+            match self.poll_unpin(&mut context) {
+                Poll::Ready(reply) => return reply,
+                Poll::Pending => std::thread::park(),
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Which objects there are, and which core owns each: shared by all cores and all stubs.
+
+use std::any::{Any, TypeId};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use dormouse_engine as engine;
+use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
+use dormouse_engine::{Env, Limits, ObjectId, Superblock};
+use futures_channel::oneshot;
+use futures_util::future::{FutureExt, LocalBoxFuture};
+
+use crate::core::Core;
+use crate::error::Result;
+use crate::event::Deliver;
+use crate::id::{Id, NamespaceKey};
+use crate::object::{AlarmInfo, DurableObject};
+use crate::state::State;
+use crate::stub::Namespace;
+
+/// Messages that one core's mailbox holds.
+const MAILBOX: usize = 4096;
+
+/// A type of objects.
+#[derive(Clone)]
+pub(crate) struct Class {
+    pub(crate) name: Arc<str>,
+    pub(crate) key: NamespaceKey,
+    type_id: TypeId,
+    pub(crate) build: fn(State) -> Rc<dyn Any>,
+    pub(crate) alarm: fn(Rc<dyn Any>, AlarmInfo) -> LocalBoxFuture<'static, Result<()>>,
+}
+
+impl Class {
+    fn new<T: DurableObject>(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            key: NamespaceKey::new(name),
+            type_id: TypeId::of::<T>(),
+            build: |state| Rc::new(T::new(state)),
+            alarm: |object, info| {
+                let object = object.downcast::<T>().expect("an object of its class");
+                async move { object.alarm(info).await }.boxed_local()
+            },
+        }
+    }
+}
+
+/// What a core is told.
+pub(crate) enum Mail {
+    Call { id: Id, class: usize, call: Box<dyn Deliver> },
+    Evict { id: ObjectId, done: oneshot::Sender<()> },
+}
+
+struct Shared {
+    classes: Vec<Class>,
+    mailboxes: Vec<Sender<Mail>>,
+    receivers: Mutex<Vec<Option<Receiver<Mail>>>>,
+    /// Known once the first core has opened the store.
+    shards: OnceLock<u16>,
+    entropy: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+/// All namespaces and cores of one store. Cheap to clone; `Send + Sync`.
+#[derive(Clone)]
+pub struct Topology(Arc<Shared>);
+
+/// Builds a [`Topology`].
+pub struct TopologyBuilder {
+    classes: Vec<Class>,
+    cores: usize,
+}
+
+impl TopologyBuilder {
+    /// Adds the objects of type `T`; the name is also the namespace's unique key.
+    ///
+    /// # Panics
+    /// If the name or the type is there already.
+    #[must_use]
+    pub fn namespace<T: DurableObject>(mut self, name: &str) -> Self {
+        let class = Class::new::<T>(name);
+        let taken = |other: &Class| *other.name == *name || other.type_id == class.type_id;
+        assert!(!self.classes.iter().any(taken), "namespace {name} or its type is there already");
+        self.classes.push(class);
+        self
+    }
+
+    /// How many cores there are; 1 unless said.
+    #[must_use]
+    pub fn cores(mut self, cores: usize) -> Self {
+        self.cores = cores.max(1);
+        self
+    }
+
+    /// The topology. `entropy` gives the random bits of new unique ids.
+    pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
+        let (mailboxes, receivers) =
+            (0..self.cores).map(|_| mailbox(MAILBOX)).unzip::<_, _, Vec<_>, Vec<_>>();
+        Topology(Arc::new(Shared {
+            classes: self.classes,
+            mailboxes,
+            receivers: Mutex::new(receivers.into_iter().map(Some).collect()),
+            shards: OnceLock::new(),
+            entropy: Box::new(entropy),
+        }))
+    }
+}
+
+impl Topology {
+    /// One without namespaces, on one core.
+    pub fn builder() -> TopologyBuilder {
+        TopologyBuilder { classes: Vec::new(), cores: 1 }
+    }
+
+    /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
+    /// the core's. Call it once for each core, on that core, then [`Core::serve`].
+    ///
+    /// Errors: of [`Shard::open`](engine::Shard::open).
+    ///
+    /// # Panics
+    /// If the core was opened before, or does not exist.
+    pub async fn open<E: Env>(
+        &self,
+        env: &E,
+        core: usize,
+        superblock: Superblock,
+        limits: Limits,
+    ) -> Result<Core> {
+        let mail = self.0.receivers.lock().expect("no code panics under it")[core].take();
+        let mail = mail.expect("a core is opened once");
+        let shards = *self.0.shards.get_or_init(|| superblock.shards);
+        assert_eq!(shards, superblock.shards, "all cores serve one store");
+        Core::open(self.clone(), mail, env, core, superblock, limits).await
+    }
+
+    /// The namespace of the objects of type `T`.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn namespace<T: DurableObject>(&self) -> Namespace<T> {
+        let class = self.0.classes.iter().position(|class| class.type_id == TypeId::of::<T>());
+        Namespace::new(self.clone(), class.expect("the type has a namespace"))
+    }
+
+    /// Drops the object from memory as soon as nothing would be lost. Resolves when it is
+    /// gone, at once if it is not there.
+    pub async fn evict(&self, id: &Id) {
+        let (done, gone) = oneshot::channel();
+        if self.send(id.object(), Mail::Evict { id: id.object(), done }).is_ok() {
+            let _dropped_is_gone_too = gone.await;
+        }
+    }
+
+    /// Lets all cores end: no new calls; those that are there are answered.
+    pub fn shutdown(&self) {
+        self.0.mailboxes.iter().for_each(Sender::close);
+    }
+
+    pub(crate) fn cores(&self) -> usize {
+        self.0.mailboxes.len()
+    }
+
+    pub(crate) fn class(&self, class: usize) -> &Class {
+        &self.0.classes[class]
+    }
+
+    /// The class whose key made the id: for an alarm, which knows no more.
+    pub(crate) fn class_of(&self, id: ObjectId) -> Option<usize> {
+        self.0.classes.iter().position(|class| class.key.owns(id))
+    }
+
+    pub(crate) fn entropy(&self) -> [u8; 16] {
+        let bits = u128::from((self.0.entropy)()) << 64 | u128::from((self.0.entropy)());
+        bits.to_le_bytes()
+    }
+
+    /// Puts mail into the mailbox of the object's core.
+    pub(crate) fn send(&self, id: ObjectId, mail: Mail) -> Result<(), (Mail, engine::Error)> {
+        let Some(shards) = self.0.shards.get() else {
+            let error = engine::Error::new(engine::Kind::Retry, "the store is not open yet");
+            return Err((mail, error));
+        };
+        let core = usize::from(id.shard(*shards)) % self.cores();
+        self.0.mailboxes[core].send(mail).map_err(|refused| match refused {
+            Refused::Full(mail) => {
+                let text = format!("the mailbox of core {core} is full");
+                (mail, engine::Error::new(engine::Kind::Overloaded, text))
+            }
+            Refused::Closed(mail) => {
+                (mail, engine::Error::new(engine::Kind::Closed, "the runtime is shut down"))
+            }
+        })
+    }
+}

@@ -1,0 +1,135 @@
+//! Replays traces of kind `ops`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use dormouse_cache::AlarmToo;
+use serde_json::{Value, json};
+
+use super::Replay;
+use super::compare::{count, expected, is_unlimited};
+use super::object::{Increment, Notes, Program, kind, start_trace};
+use super::stack::Stack;
+
+type Line = (usize, Value);
+
+pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
+    start_trace();
+    let mut stack = Stack::new()?;
+    let mut rest = lines;
+    while let Some(((number, step), after)) = rest.split_first() {
+        rest = after;
+        match step["op"].as_str().unwrap_or_default() {
+            "event" => {
+                let is_op = |(_, line): &&Line| {
+                    !["event", "restart", "concurrent_increment"]
+                        .contains(&line["op"].as_str().unwrap_or_default())
+                };
+                let len = rest.iter().take_while(is_op).count();
+                let (ops, after) = rest.split_at(len);
+                rest = after;
+                event(replay, &stack, *number, step, ops)?;
+            }
+            "restart" => stack = stack.restart(step["mode"] == "kill")?,
+            "concurrent_increment" => increment(replay, &stack, *number, step)?,
+            other => anyhow::bail!("line {number}: {other} outside of an event"),
+        }
+        replay.outcome.operations += 1;
+    }
+    Ok(())
+}
+
+fn event(
+    replay: &mut Replay<'_>,
+    stack: &Stack,
+    number: usize,
+    step: &Value,
+    lines: &[Line],
+) -> Result<()> {
+    let notes = Notes::default();
+    let clears = replay.header["deleteAllDeletesAlarm"] == true;
+    let program = Program {
+        ops: lines.iter().map(|(_, op)| op.clone()).collect(),
+        alarm_too: if clears { AlarmToo::Clear } else { AlarmToo::Keep },
+        notes: notes.clone(),
+    };
+    let name = step["object"].as_str().context("an event has an object")?;
+    let ended = stack
+        .call(stack.stub(name).call(program))
+        .with_context(|| format!("line {number}, after {:?}", notes.lock().expect("one thread")))?;
+    let notes = std::mem::take(&mut *notes.lock().expect("one thread"));
+    let end = ended.as_ref().err().map(|error| json!({ "error": kind(error) }));
+    let got = match &end {
+        None => json!({ "outcome": "ok" }),
+        Some(end) => json!({ "outcome": "error", "error": end["error"] }),
+    };
+    let mut wanted = json!({ "outcome": step["outcome"] });
+    if let Some(error) = step.get("error") {
+        wanted["error"] = error["kind"].clone();
+    }
+    if wanted != got {
+        replay.differs(number, "the event", &wanted, &got);
+    }
+    let incarnation = notes.get("incarnation").unwrap_or(&Value::Null);
+    if *incarnation != step["incarnation"] {
+        replay.differs(number, "incarnation", &step["incarnation"], incarnation);
+    }
+    let seen = Seen { notes, end };
+    for (place, (number, op)) in lines.iter().enumerate() {
+        replay.outcome.operations += count(op);
+        compare(replay, &seen, *number, op, &place.to_string());
+    }
+    Ok(())
+}
+
+/// What an event observed, and the error that it ended with.
+struct Seen {
+    notes: BTreeMap<String, Value>,
+    end: Option<Value>,
+}
+
+fn compare(replay: &mut Replay<'_>, seen: &Seen, number: usize, op: &Value, place: &str) {
+    let skipped = json!({ "skipped": true });
+    let wanted = expected(op);
+    let got = match (seen.notes.get(place), &seen.end) {
+        (Some(note), _) => note,
+        // It never ran, or it is what ended the event.
+        (None, Some(end)) if wanted != skipped => end,
+        (None, _) => &skipped,
+    };
+    if got.get("inexpressible").is_some() {
+        replay.outcome.inexpressible += 1;
+    } else if is_unlimited(op) && got.get("result").is_some() {
+        // Compared as far as it can be.
+    } else if wanted != *got {
+        let what = op["op"].as_str().unwrap_or_default();
+        replay.differs(number, what, &wanted, got);
+    }
+    for (inner, op) in op["ops"].as_array().into_iter().flatten().enumerate() {
+        compare(replay, seen, number, op, &format!("{place}.{inner}"));
+    }
+}
+
+fn increment(replay: &mut Replay<'_>, stack: &Stack, number: usize, step: &Value) -> Result<()> {
+    let name = step["object"].as_str().context("an object")?;
+    let key = step["key"].as_str().context("a key")?;
+    let in_block = step["variant"] == "block";
+    let stub = stack.stub(name);
+    let calls = (0..step["n"].as_u64().context("a count")?)
+        .map(|_| stub.call(Increment { key: key.to_owned(), in_block }));
+    let calls: Vec<_> = calls.collect();
+    let mut numbers = Vec::new();
+    let mut incarnation = 0;
+    for call in calls {
+        let (new, built) = stack.call(call)?.with_context(|| format!("line {number}"))?;
+        numbers.push(new);
+        incarnation = built;
+    }
+    numbers.sort_unstable();
+    let got = json!({ "result": numbers, "incarnation": incarnation });
+    let wanted = json!({ "result": step["result"], "incarnation": step["incarnation"] });
+    if got != wanted {
+        replay.differs(number, "concurrent_increment", &wanted, &got);
+    }
+    Ok(())
+}
