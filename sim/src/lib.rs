@@ -6,6 +6,7 @@ pub mod disk;
 pub mod life;
 pub mod random;
 pub mod reference;
+mod stacked;
 pub mod trace;
 pub mod world;
 
