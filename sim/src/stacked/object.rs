@@ -99,6 +99,9 @@ impl Handler<Turn> for Planned {
 
     async fn handle(&self, Turn(fate): Turn) -> Result<u64> {
         let turn = self.turn().await?;
+        if matches!(fate, Fate::Abort | Fate::Panic) {
+            shared().undone(&self.name(), turn);
+        }
         match fate {
             Fate::Fine => {}
             Fate::Slow => self.state.sleep(Duration::from_micros(300)).await,

@@ -44,6 +44,13 @@ impl Shared {
         *begun = turn.max(*begun);
     }
 
+    /// The turn takes nothing with it: what it wrote must never be seen.
+    pub(super) fn undone(&self, object: &str, turn: u64) {
+        let mut turns = self.turns.borrow_mut();
+        let (_, begun) = turns.entry(object.to_owned()).or_default();
+        *begun = turn - 1;
+    }
+
     pub(super) fn answered(&self, object: &str, turn: u64) {
         let mut turns = self.turns.borrow_mut();
         let (answered, begun) = turns.entry(object.to_owned()).or_default();
