@@ -54,6 +54,9 @@ enum Command {
         /// Trace files; see sim/traces/FORMAT.md.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        /// The machine's seed; what is observed must not depend on it.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
     },
 }
 
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
             run(seeds, from, seconds, jobs)
         }
         Some(Command::Replay { seed, log }) => replay(seed, log),
-        Some(Command::Conform { files }) => conform_all(&files),
+        Some(Command::Conform { files, seed }) => conform_all(&files, seed),
     }
 }
 
@@ -79,11 +82,11 @@ fn replay(seed: u64, log: bool) -> ExitCode {
     if report.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-fn conform_all(files: &[PathBuf]) -> ExitCode {
+fn conform_all(files: &[PathBuf], seed: u64) -> ExitCode {
     let mut outcome = Outcome::default();
     let mut unreadable = false;
     for file in files {
-        if let Err(error) = conform(file, &mut outcome) {
+        if let Err(error) = conform(file, seed, &mut outcome) {
             eprintln!("{}: {error:#}", file.display());
             unreadable = true;
         }

@@ -19,7 +19,7 @@ fn traces() -> Vec<PathBuf> {
 fn recorded_traces_show_no_difference() {
     let mut outcome = Outcome::default();
     for file in traces() {
-        conform(&file, &mut outcome).unwrap();
+        conform(&file, 0, &mut outcome).unwrap();
     }
     assert_eq!(outcome.differences, Vec::<String>::new());
     assert!(outcome.traces >= 17 && outcome.operations > 5000, "{outcome:?}");
@@ -47,7 +47,7 @@ fn a_wrong_answer_is_found() {
         let changed = dir.path().join("changed.jsonl");
         std::fs::write(&changed, lines.join("\n")).unwrap();
         let mut outcome = Outcome::default();
-        conform(&changed, &mut outcome).unwrap();
+        conform(&changed, 0, &mut outcome).unwrap();
         let here = format!(":{}:", place + 1);
         let found = outcome.differences.iter().any(|difference| difference.contains(&here));
         assert!(found, "{trace}{here} {line_has} is not found: {:?}", outcome.differences);

@@ -5,8 +5,10 @@
 //! What Dormouse observes is compared with the recording. Nothing here knows an answer: every one
 //! comes from the stack.
 
+mod args;
 mod compare;
 mod ids;
+mod interpreter;
 mod object;
 mod ops;
 mod stack;
@@ -35,6 +37,7 @@ pub struct Outcome {
 pub(crate) struct Replay<'a> {
     file: String,
     header: Value,
+    seed: u64,
     pub(crate) outcome: &'a mut Outcome,
 }
 
@@ -46,10 +49,10 @@ impl Replay<'_> {
     }
 }
 
-/// Replays one trace.
+/// Replays one trace on a simulated machine of this seed: what is observed must not depend on it.
 ///
 /// Errors: the file can't be read or is no trace.
-pub fn conform(path: &Path, outcome: &mut Outcome) -> Result<()> {
+pub fn conform(path: &Path, seed: u64, outcome: &mut Outcome) -> Result<()> {
     let text = read(path).with_context(|| path.display().to_string())?;
     let mut lines = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
@@ -62,7 +65,7 @@ pub fn conform(path: &Path, outcome: &mut Outcome) -> Result<()> {
     let format = header["format"].as_str().unwrap_or_default();
     ensure!(format == "dormouse-trace/1", "{}: format {format:?}", path.display());
     let file = path.display().to_string();
-    let mut replay = Replay { file, header: header.clone(), outcome };
+    let mut replay = Replay { file, header: header.clone(), seed, outcome };
     replay.outcome.traces += 1;
     match header["kind"].as_str() {
         Some("ops") => ops::replay(&mut replay, &lines)?,

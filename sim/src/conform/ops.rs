@@ -1,6 +1,6 @@
 //! Replays traces of kind `ops`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use dormouse_cache::AlarmToo;
@@ -8,14 +8,15 @@ use serde_json::{Value, json};
 
 use super::Replay;
 use super::compare::{count, expected, is_unlimited};
-use super::object::{Increment, Notes, Program, kind, start_trace};
+use super::interpreter::{Notes, kind};
+use super::object::{Increment, Program, start_trace};
 use super::stack::Stack;
 
 type Line = (usize, Value);
 
 pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     start_trace();
-    let mut stack = Stack::new()?;
+    let mut stack = Stack::new(replay.seed)?;
     let mut rest = lines;
     while let Some(((number, step), after)) = rest.split_first() {
         rest = after;
@@ -59,13 +60,14 @@ fn event(
         .with_context(|| format!("line {number}, after {:?}", notes.lock().expect("one thread")))?;
     let notes = std::mem::take(&mut *notes.lock().expect("one thread"));
     let end = ended.as_ref().err().map(|error| json!({ "error": kind(error) }));
-    let got = match &end {
-        None => json!({ "outcome": "ok" }),
-        Some(end) => json!({ "outcome": "error", "error": end["error"] }),
+    let got = match &ended {
+        Ok(()) => json!({ "outcome": "ok" }),
+        Err(error) => json!({ "outcome": "error", "error": kind(error), "reset": error.reset() }),
     };
     let mut wanted = json!({ "outcome": step["outcome"] });
     if let Some(error) = step.get("error") {
         wanted["error"] = error["kind"].clone();
+        wanted["reset"] = json!(error["reset"] == true);
     }
     if wanted != got {
         replay.differs(number, "the event", &wanted, &got);
@@ -92,6 +94,8 @@ fn compare(replay: &mut Replay<'_>, seen: &Seen, number: usize, op: &Value, plac
     let skipped = json!({ "skipped": true });
     let wanted = expected(op);
     let got = match (seen.notes.get(place), &seen.end) {
+        // A `throw` of the event itself is noted as what it is; it may be recorded as its effect.
+        (Some(_), Some(end)) if op["op"] == "throw" && op.get("error").is_some() => end,
         (Some(note), _) => note,
         // It never ran, or it is what ended the event.
         (None, Some(end)) if wanted != skipped => end,
@@ -119,15 +123,15 @@ fn increment(replay: &mut Replay<'_>, stack: &Stack, number: usize, step: &Value
         .map(|_| stub.call(Increment { key: key.to_owned(), in_block }));
     let calls: Vec<_> = calls.collect();
     let mut numbers = Vec::new();
-    let mut incarnation = 0;
+    let mut incarnations = BTreeSet::new();
     for call in calls {
-        let (new, built) = stack.call(call)?.with_context(|| format!("line {number}"))?;
+        let (new, incarnation) = stack.call(call)?.with_context(|| format!("line {number}"))?;
         numbers.push(new);
-        incarnation = built;
+        incarnations.insert(incarnation);
     }
     numbers.sort_unstable();
-    let got = json!({ "result": numbers, "incarnation": incarnation });
-    let wanted = json!({ "result": step["result"], "incarnation": step["incarnation"] });
+    let got = json!({ "result": numbers, "incarnations": incarnations });
+    let wanted = json!({ "result": step["result"], "incarnations": [step["incarnation"]] });
     if got != wanted {
         replay.differs(number, "concurrent_increment", &wanted, &got);
     }

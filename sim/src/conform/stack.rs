@@ -10,6 +10,7 @@ use dormouse_scheduler::{Call, Namespace, Stub, Topology};
 
 use super::object::Recorded;
 use crate::disk::DiskFaults;
+use crate::random::Random;
 use crate::world::{Process, SimEnv, World};
 
 const CORES: usize = 2;
@@ -26,10 +27,13 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// An empty disk, and a process on it.
-    pub(crate) fn new() -> Result<Self> {
-        let world = World::new(0, DiskFaults::default());
-        Self::start(world)
+    /// An empty disk, and a process on it. The seed decides how the disk behaves and in which
+    /// order things happen that have no order.
+    pub(crate) fn new(seed: u64) -> Result<Self> {
+        let mut random = Random::new(seed);
+        let short_io = if random.one_in(3) { 10 } else { 0 };
+        let faults = DiskFaults { short_io, buffered: random.one_in(4), ..DiskFaults::default() };
+        Self::start(World::new(seed, faults))
     }
 
     fn start(world: World) -> Result<Self> {
