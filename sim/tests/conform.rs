@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use dormouse_sim::conform::{Outcome, conform};
+use serde_json::{Value, json};
 
 fn traces() -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces");
@@ -25,31 +26,68 @@ fn recorded_traces_show_no_difference() {
     assert!(outcome.traces >= 17 && outcome.operations > 5000, "{outcome:?}");
 }
 
-/// One recorded answer at a time is made wrong; each must be found, on its line.
 #[test]
-fn a_wrong_answer_is_found() {
+fn what_is_observed_does_not_depend_on_the_seed() {
+    let mut outcome = Outcome::default();
+    for (seed, file) in (1..4).flat_map(|seed| traces().into_iter().map(move |file| (seed, file))) {
+        conform(&file, seed, &mut outcome).unwrap();
+    }
+    assert_eq!(outcome.differences, Vec::<String>::new());
+}
+
+/// Makes every outcome in a step wrong; how many there are.
+fn spoil(step: &mut Value) -> usize {
+    let mut spoiled = 0;
+    let op = step["op"].as_str().unwrap_or_default().to_owned();
+    for field in ["outcome", "incarnation", "beyond", "result", "hex_len"] {
+        if step.get(field).is_none() {
+            continue;
+        }
+        // A refusal is expected whatever was recorded beside it; and where only success can be
+        // asked (docs/decisions/0003), nothing is compared with the recording.
+        let past_limit = step["beyond"].is_string();
+        let unlimited = op == "delete_many" && step["beyond"] == "too-many-keys";
+        if unlimited || (past_limit && field == "result") {
+            continue;
+        }
+        // An incarnation of concurrent increments is compared together with their result.
+        if op != "concurrent_increment" || field != "incarnation" {
+            spoiled += 1;
+        }
+        step[field] = json!("spoiled");
+    }
+    // What Rust's types rule out is not run.
+    let ruled_out = op == "new_unique_id" || (op == "put" && step["value"].is_null());
+    if step.get("error").is_some() && op != "event" && !ruled_out {
+        step["error"]["kind"] = json!("spoiled");
+        spoiled += 1;
+    }
+    if step["skipped"] == true {
+        step["result"] = json!("spoiled");
+        spoiled += 1;
+    }
+    let inside = step["ops"].as_array_mut().into_iter().flatten();
+    spoiled + inside.map(spoil).sum::<usize>()
+}
+
+/// Every recorded outcome is made wrong; each must be found.
+#[test]
+fn every_wrong_outcome_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let wrong = [
-        ("small-kv-1", "\"op\":\"delete\"", "\"result\":true", "\"result\":false"),
-        ("small-kv-1", "\"op\":\"event\"", "\"incarnation\":1", "\"incarnation\":2"),
-        ("txn-kv-1", "\"op\":\"transaction\"", "\"committed\"", "\"undone\""),
-        ("mixed-kv-1", "\"op\":\"concurrent_increment\"", "\"result\":[", "\"result\":[0,"),
-        ("ids-1", "\"op\":\"id_from_name\"", "\"id\":\"", "\"id\":\"0"),
-        ("restart-kv-1", "\"op\":\"abort\"", "object-aborted", "object-reset"),
-    ];
-    for (trace, line_has, from, to) in wrong {
-        let path = traces().into_iter().find(|path| path.file_stem().unwrap() == trace).unwrap();
-        let text = std::fs::read_to_string(path).unwrap();
-        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let place = lines.iter().position(|line| line.contains(line_has) && line.contains(from));
-        let place = place.unwrap_or_else(|| panic!("{trace} has no {line_has} with {from}"));
-        lines[place] = lines[place].replacen(from, to, 1);
-        let changed = dir.path().join("changed.jsonl");
-        std::fs::write(&changed, lines.join("\n")).unwrap();
+    for path in traces() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut steps: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        if steps[0]["kind"] != "ops" && steps[0]["kind"] != "ids" {
+            continue;
+        }
+        let spoiled: usize = steps[1..].iter_mut().map(spoil).sum();
+        let lines: Vec<String> = steps.iter().map(Value::to_string).collect();
+        let wrong = dir.path().join("wrong.jsonl");
+        std::fs::write(&wrong, lines.join("\n")).unwrap();
         let mut outcome = Outcome::default();
-        conform(&changed, 0, &mut outcome).unwrap();
-        let here = format!(":{}:", place + 1);
-        let found = outcome.differences.iter().any(|difference| difference.contains(&here));
-        assert!(found, "{trace}{here} {line_has} is not found: {:?}", outcome.differences);
+        conform(&wrong, 0, &mut outcome).unwrap();
+        assert_eq!(outcome.differences.len(), spoiled, "{}", path.display());
+        assert!(spoiled > 50, "{}: {spoiled} outcomes", path.display());
     }
 }

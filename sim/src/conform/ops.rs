@@ -1,16 +1,21 @@
 //! Replays traces of kind `ops`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use dormouse_cache::AlarmToo;
 use serde_json::{Value, json};
 
 use super::Replay;
+use super::args::nested;
 use super::compare::{count, expected, is_unlimited};
 use super::interpreter::{Notes, kind};
 use super::object::{Increment, Program, start_trace};
 use super::stack::Stack;
+
+/// How long an unconfirmed write has before the process is killed.
+const UNCONFIRMED_TIME: Duration = Duration::from_millis(100);
 
 type Line = (usize, Value);
 
@@ -18,6 +23,7 @@ pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     start_trace();
     let mut stack = Stack::new(replay.seed)?;
     let mut rest = lines;
+    let mut unconfirmed = false;
     while let Some(((number, step), after)) = rest.split_first() {
         rest = after;
         match step["op"].as_str().unwrap_or_default() {
@@ -30,14 +36,27 @@ pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
                 let (ops, after) = rest.split_at(len);
                 rest = after;
                 event(replay, &stack, *number, step, ops)?;
+                unconfirmed |= ops.iter().any(|(_, op)| is_unconfirmed(op));
             }
-            "restart" => stack = stack.restart(step["mode"] == "kill")?,
+            "restart" => {
+                // A kill strikes at once, for what is confirmed must be there. What is not is
+                // promised to nobody; when this was recorded it had some time.
+                if std::mem::take(&mut unconfirmed) {
+                    stack.pass(UNCONFIRMED_TIME)?;
+                }
+                stack = stack.restart(step["mode"] == "kill")?;
+            }
             "concurrent_increment" => increment(replay, &stack, *number, step)?,
             other => anyhow::bail!("line {number}: {other} outside of an event"),
         }
         replay.outcome.operations += 1;
     }
     Ok(())
+}
+
+/// Whether an operation, or one inside it, writes without waiting for durability.
+fn is_unconfirmed(op: &Value) -> bool {
+    op["opts"]["allowUnconfirmed"] == true || nested(op).iter().any(is_unconfirmed)
 }
 
 fn event(

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use dormouse_engine::{Env, Host, Limits, StoreLock};
@@ -83,6 +84,11 @@ impl Stack {
             bail!("a task of the stack panicked: {panic}");
         }
         value.ok_or_else(|| anyhow!("the stack does not answer"))
+    }
+
+    /// Lets time go by.
+    pub(crate) fn pass(&self, time: Duration) -> Result<()> {
+        self.run(self.env.sleep(time))
     }
 
     pub(crate) fn call<R: 'static>(&self, call: Call<R>) -> Result<dormouse_scheduler::Result<R>> {
