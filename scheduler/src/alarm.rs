@@ -123,13 +123,18 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
     let info = AlarmInfo { scheduled_ms: run.scheduled_ms, retry_count, is_retry };
     let last = retry_count >= RETRIES_MAX;
     let (done, ended) = oneshot::channel();
+    let began = Rc::new(Cell::new(false));
     run.again = None;
     core.alarms.runs.borrow_mut().insert(id, run);
-    core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, done }));
+    core.deliver(
+        Id::unnamed(id),
+        class,
+        Work::Alarm(AlarmCall { info, last, began: began.clone(), done }),
+    );
     let core = core.clone();
     core.host.clone().spawn("alarm", async move {
         // Dropped unanswered: the object was reset, or could not be read.
-        let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: true });
+        let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: began.get() });
         ended_with(&core, id, end);
         core.alarms.ring();
     });

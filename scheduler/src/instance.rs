@@ -52,6 +52,8 @@ pub(crate) struct AlarmCall {
     pub(crate) info: AlarmInfo,
     /// Whether a failure is the last one.
     pub(crate) last: bool,
+    /// Set once the handler runs: a failure before that does not count.
+    pub(crate) began: Rc<Cell<bool>>,
     pub(crate) done: oneshot::Sender<AlarmEnd>,
 }
 
@@ -265,16 +267,21 @@ impl Instance {
             let event = self.new_event();
             result = self.gated(event, async {}).await;
         }
-        done(result.map_err(|reason| self.reset(Error::reset_by(reason))));
+        let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
+        // Of an instance that has ended nothing is said but the verdict.
+        if self.verdict.get().is_none() {
+            done(result);
+        }
     }
 
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
-        let AlarmCall { info, last, done } = call;
+        let AlarmCall { info, last, began, done } = call;
         let this = self.clone();
         let handler = async move {
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return AlarmEnd::Over;
             }
+            began.set(true);
             let result = (class.alarm)(object, info).await;
             let (outcome, end) = match result {
                 Ok(()) => (Outcome::Succeeded, AlarmEnd::Over),
@@ -297,7 +304,9 @@ impl Instance {
             Ok(()) => end,
             Err(_) => AlarmEnd::Failed { counted: false },
         };
-        let _gone = done.send(end);
+        if self.verdict.get().is_none() {
+            let _gone = done.send(end);
+        }
     }
 }
 
@@ -347,6 +356,11 @@ impl<T> Future for Scoped<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let this = &mut *self;
+        // Events of an instance that has ended go no further, also those that were ready with the
+        // one that ended it.
+        if this.instance.verdict.get().is_some() {
+            return Poll::Pending;
+        }
         let _scope = Scope::enter(&this.instance, this.event);
         let task = &mut this.task;
         // The verdict stands before anything of the task is dropped, so that its reply says it.

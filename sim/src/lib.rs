@@ -1,12 +1,11 @@
 //! Deterministic simulation of engine, cache and scheduler, checked against SQLite.
 
-mod cached;
 pub mod conform;
 pub mod disk;
 pub mod life;
+pub mod plan;
 pub mod random;
 pub mod reference;
-mod stacked;
 pub mod trace;
 pub mod world;
 

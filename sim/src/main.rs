@@ -1,46 +1,34 @@
-//! `cargo sim`: runs seeds and says what was found.
+//! `cargo sim`: runs seeds, says what was found, and explains it.
 
-use std::io::IsTerminal;
+mod cli {
+    pub(crate) mod explain;
+    pub(crate) mod run;
+}
+
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use dormouse_sim::conform::{Outcome, conform};
-use dormouse_sim::life::{Report, live};
-use indicatif::{ProgressBar, ProgressStyle};
+use dormouse_sim::plan::Plan;
 
-/// Seeds that `cargo sim` runs when it is given no words: some half a minute on two cores.
-const SEEDS_DEFAULT: u64 = 4000;
+use crate::cli::explain;
+use crate::cli::run::{Range, SEEDS_DEFAULT, run};
 
-/// Runs the real engine on a simulated disk and clock, crashes it, and compares what it holds
-/// with SQLite. A seed decides everything.
+/// Runs the real engine, cache and scheduler on a simulated disk and clock, crashes them, and
+/// compares what they answer and keep with SQLite. A seed decides everything.
 #[derive(Parser)]
 #[command(name = "cargo sim", version)]
 struct Args {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<Verb>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum Verb {
     /// Runs many seeds.
-    Run {
-        /// How many seeds.
-        #[arg(long)]
-        seeds: Option<u64>,
-        /// The first seed.
-        #[arg(long, default_value_t = 0)]
-        from: u64,
-        /// Stop after so many seconds.
-        #[arg(long)]
-        seconds: Option<u64>,
-        /// Threads; each seed runs on one.
-        #[arg(long, default_value_t = 2)]
-        jobs: u64,
-    },
+    Run(Range),
     /// Runs one seed again, exactly.
     Replay {
         /// The seed.
@@ -48,6 +36,39 @@ enum Command {
         /// Print what happens, a line a step.
         #[arg(long)]
         log: bool,
+    },
+    /// Prints the plan of a seed, for `play`.
+    Plan {
+        /// The seed.
+        seed: u64,
+    },
+    /// Lives a plan from a file.
+    Play {
+        /// The plan, as `plan` and `shrink` print it.
+        file: PathBuf,
+        /// Print what happens, a line a step.
+        #[arg(long)]
+        log: bool,
+    },
+    /// Makes the plan of a failing seed, or one from a file, as short as it can.
+    Shrink {
+        /// A seed, or a file with a plan.
+        what: String,
+        /// Lives to try at most.
+        #[arg(long, default_value_t = 20_000)]
+        tries: u64,
+        /// Where to write the plan; printed otherwise.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Shows the first step where two builds of the simulator part.
+    Diff {
+        /// The seed.
+        seed: u64,
+        /// One build: a program as in target/release/sim.
+        a: PathBuf,
+        /// The other.
+        b: PathBuf,
     },
     /// Replays recorded traces on the whole stack and compares what is observed.
     Conform {
@@ -60,26 +81,31 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
-    match Args::parse().command {
-        None => run(Some(SEEDS_DEFAULT), 0, None, 2),
-        Some(Command::Run { seeds, from, seconds, jobs }) => {
-            let seeds = seeds.or(if seconds.is_none() { Some(SEEDS_DEFAULT) } else { None });
-            run(seeds, from, seconds, jobs)
+fn main() -> Result<ExitCode> {
+    let all = || Range { seeds: None, from: 0, seconds: None, jobs: 2, until_failure: false };
+    Ok(match Args::parse().command.unwrap_or_else(|| Verb::Run(all())) {
+        Verb::Run(mut range) => {
+            if range.seeds.is_none() && range.seconds.is_none() {
+                range.seeds = Some(SEEDS_DEFAULT);
+            }
+            run(&range)
         }
-        Some(Command::Replay { seed, log }) => replay(seed, log),
-        Some(Command::Conform { files, seed }) => conform_all(&files, seed),
-    }
-}
-
-fn replay(seed: u64, log: bool) -> ExitCode {
-    let report = live(seed, log);
-    report.log.iter().for_each(|line| println!("{line}"));
-    if let Some(failure) = &report.failure {
-        println!("seed {seed}: {failure}");
-    }
-    println!("trace-hash: {:032x}", report.trace_hash);
-    if report.failure.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+        Verb::Replay { seed, log } => explain::show(&Plan::of(seed), log),
+        Verb::Plan { seed } => {
+            print!("{}", Plan::of(seed).print());
+            ExitCode::SUCCESS
+        }
+        Verb::Play { file, log } => explain::show(&explain::read(&file)?, log),
+        Verb::Shrink { what, tries, out } => {
+            let plan = match what.parse() {
+                Ok(seed) => Plan::of(seed),
+                Err(_) => explain::read(what.as_ref())?,
+            };
+            explain::shorten(&plan, tries, out.as_deref())?
+        }
+        Verb::Diff { seed, a, b } => explain::diff(seed, &a, &b)?,
+        Verb::Conform { files, seed } => conform_all(&files, seed),
+    })
 }
 
 fn conform_all(files: &[PathBuf], seed: u64) -> ExitCode {
@@ -99,79 +125,4 @@ fn conform_all(files: &[PathBuf], seed: u64) -> ExitCode {
         "conform: {traces} traces, {operations} operations, {count} differences, {skipped} skipped"
     );
     if count == 0 && !unreadable { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-#[derive(Default)]
-struct Totals {
-    seeds: u64,
-    report: Report,
-    failures: Vec<(u64, String)>,
-}
-
-#[expect(clippy::disallowed_methods, reason = "the command's own time limit, not a life's")]
-fn run(seeds: Option<u64>, from: u64, seconds: Option<u64>, jobs: u64) -> ExitCode {
-    let started = Instant::now();
-    let deadline = seconds.map(|seconds| started + Duration::from_secs(seconds));
-    let end = seeds.map_or(u64::MAX, |seeds| from.saturating_add(seeds));
-    let bar = match std::io::stderr().is_terminal() {
-        true => ProgressBar::new(seeds.unwrap_or(0)),
-        false => ProgressBar::hidden(),
-    };
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {elapsed}, {msg}");
-    bar.set_style(style.expect("a valid template"));
-    let (next, totals) = (AtomicU64::new(from), Mutex::new(Totals::default()));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-                    if seed >= end || late {
-                        break;
-                    }
-                    let report = live(seed, false);
-                    let mut totals = totals.lock().expect("no worker panics");
-                    add(&mut totals, seed, &report);
-                    bar.inc(1);
-                    bar.set_message(format!("{} failures", totals.failures.len()));
-                }
-            });
-        }
-    });
-    bar.finish_and_clear();
-    let totals = totals.into_inner().expect("no worker panics");
-    print(&totals, started.elapsed())
-}
-
-fn add(totals: &mut Totals, seed: u64, report: &Report) {
-    totals.seeds += 1;
-    totals.report.operations += report.operations;
-    totals.report.writes += report.writes;
-    totals.report.crashes += report.crashes;
-    totals.report.crashes_in_flight += report.crashes_in_flight;
-    totals.report.crashes_in_recovery += report.crashes_in_recovery;
-    if let Some(failure) = &report.failure {
-        totals.failures.push((seed, failure.clone()));
-    }
-}
-
-fn print(totals: &Totals, elapsed: Duration) -> ExitCode {
-    let Totals { seeds, report, failures } = totals;
-    for (seed, failure) in failures {
-        println!("seed {seed}: {failure}");
-        println!("replay: cargo sim replay {seed}");
-    }
-    let percent = |part: u64, whole: u64| part * 100 / whole.max(1);
-    println!(
-        "crashes: {}% with a batch in flight, {}% in recovery; {}% of operations write",
-        percent(report.crashes_in_flight, report.crashes),
-        percent(report.crashes_in_recovery, report.crashes),
-        percent(report.writes, report.operations),
-    );
-    let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
-    println!("{} operations a second", report.operations * 1000 / millis);
-    let operations = report.operations;
-    let (crashes, failed) = (report.crashes, failures.len());
-    println!("sim: {seeds} seeds, {operations} operations, {crashes} crashes, {failed} failures");
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -264,6 +264,16 @@ impl World {
         self.0.disk.borrow().writes_in_flight()
     }
 
+    /// Files that are open, by processes that live and by what dead ones left in flight.
+    pub fn open_files(&self) -> usize {
+        self.0.disk.borrow().open_files()
+    }
+
+    /// From now on the disk does this wrong.
+    pub fn set_faults(&self, faults: DiskFaults) {
+        self.0.disk.borrow_mut().set_faults(faults);
+    }
+
     /// Moves the wall clock.
     pub fn jump_wall_clock(&self, by_ms: i64) {
         self.0.wall_jump_ms.set(self.0.wall_jump_ms.get() + by_ms);

@@ -2,8 +2,10 @@
 
 use dormouse_engine::io::conformance;
 use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf};
-use dormouse_sim::life::live;
+use dormouse_sim::life::{live, play};
+use dormouse_sim::plan::{At, Change, End, Fate, Level, Op, Plan, Session, Step, Turn, Wait};
 use dormouse_sim::{DiskFaults, World};
+use proptest::prelude::*;
 
 const STEPS: u64 = 1_000_000;
 
@@ -36,6 +38,60 @@ fn some_lives_are_clean() {
         let report = live(seed, false);
         assert_eq!(report.failure, None, "replay: cargo sim replay {seed}");
         assert!(report.operations >= 200, "seed {seed} did {} operations", report.operations);
+    }
+}
+
+/// Each kept failure is a plan with its story; it must not fail again.
+#[test]
+fn the_corpus_is_clean() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    let mut plans = 0;
+    #[expect(clippy::disallowed_methods, reason = "reads the corpus")]
+    for entry in std::fs::read_dir(corpus).expect("the corpus") {
+        let path = entry.expect("an entry").path();
+        let text = std::fs::read_to_string(&path).expect("a plan");
+        let plan = Plan::parse(&text).unwrap_or_else(|error| panic!("{path:?}: {error:#}"));
+        for seed in plan.seed..plan.seed + 20 {
+            let report = play(&Plan { seed, ..plan.clone() }, false);
+            assert_eq!(report.failure, None, "{path:?} with seed {seed}");
+        }
+        plans += 1;
+    }
+    assert!(plans > 0);
+}
+
+/// A byte of a value that differs is another life.
+#[test]
+fn one_changed_byte_changes_the_hash() {
+    let turn = |fill| Turn { ops: vec![Op::Write(Change::Put(1, 40, fill))], fate: Fate::Fine };
+    let call = |fill| Step::Call(0, turn(fill), Wait::Now);
+    let session = |fill| Session { clients: vec![vec![call(fill)]], end: End::Close, at: At::Done };
+    let plan = |fill| Plan {
+        seed: 1,
+        level: Level::Stack,
+        cores: 1,
+        shards: 1,
+        faults: DiskFaults::default(),
+        alarms: Vec::new(),
+        sessions: vec![session(fill)],
+    };
+    let hash = |fill| {
+        let report = play(&plan(fill), false);
+        assert_eq!(report.failure, None);
+        report.trace_hash
+    };
+    assert_eq!(hash(7), hash(7));
+    assert_ne!(hash(7), hash(8));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
+
+    /// A printed plan parses back to itself.
+    #[test]
+    fn plans_and_their_texts_are_the_same(seed in any::<u64>()) {
+        let plan = Plan::of(seed);
+        prop_assert_eq!(Plan::parse(&plan.print()).expect("a plan"), plan);
     }
 }
 

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use dormouse_engine::Host;
 use dormouse_engine::io::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
+use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
 use crate::world::{Event, Inner, World};
@@ -37,7 +38,8 @@ const BLOCK_BYTES: usize = 512;
 const LANDING_NS_MAX: u64 = 20_000_000;
 
 /// What may go wrong beside crashes; rates are once in so many operations, 0 for never.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DiskFaults {
     /// Transfers that end early.
     pub short_io: u64,
@@ -135,6 +137,14 @@ impl DiskState {
 
     pub(crate) fn writes_in_flight(&self) -> usize {
         self.ops.values().filter(|op| matches!(op.action, Action::Write { .. })).count()
+    }
+
+    pub(crate) fn open_files(&self) -> usize {
+        self.names.values().filter(|inode| inode.locked.get()).count()
+    }
+
+    pub(crate) fn set_faults(&mut self, faults: DiskFaults) {
+        self.faults = faults;
     }
 
     fn apply_names(names: &mut BTreeMap<String, Inode>, change: &NameChange) {

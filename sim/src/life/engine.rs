@@ -1,0 +1,268 @@
+//! Lives of the engine alone: clients commit to shards, as an embedder does.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, ensure};
+use dormouse_engine::{
+    Batch, Contents, Host, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version,
+};
+
+use super::shared::{Mark, Shared};
+use super::{Life, Running};
+use crate::plan::{Change, Step, key};
+use crate::reference::Reference;
+use crate::world::{SimEnv, World};
+
+pub(super) type Shards = Rc<Vec<Shard<SimEnv>>>;
+
+impl Life<'_> {
+    pub(super) fn open_engine(&mut self, running: Running) -> Running {
+        let (env, slot, opened) =
+            (running.env.clone(), running.shards.clone(), running.opened.clone());
+        let (shared, shards) = (self.shared.clone(), self.plan.shards);
+        let checker = self.checker();
+        let all = self.objects();
+        running.env.spawn("open", async move {
+            let result = async {
+                let shards = open(&env, &shared, shards).await?;
+                checker.check_all(&shards, &all).await?;
+                *slot.borrow_mut() = Some(shards);
+                opened.set(true);
+                Ok(())
+            };
+            shared.check("opening", result.await);
+        });
+        running
+    }
+
+    fn checker(&self) -> Checker {
+        let reference = self.engine.clone().expect("a life of the engine");
+        Checker { world: self.world.clone(), shared: self.shared.clone(), reference }
+    }
+
+    /// All objects that the plan names.
+    fn objects(&self) -> Vec<u8> {
+        let steps = self.plan.sessions.iter().flat_map(|session| session.clients.iter().flatten());
+        let mut objects: Vec<u8> = steps
+            .filter_map(|step| match step {
+                Step::Commit(object, _)
+                | Step::CommitResident(object, _)
+                | Step::CommitStale(object, _)
+                | Step::Load(object) => Some(*object),
+                _ => None,
+            })
+            .collect();
+        objects.sort_unstable();
+        objects.dedup();
+        objects
+    }
+
+    pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
+        let shards = running.shards.borrow().clone().expect("opened");
+        let client = Client { checker: self.checker(), shards };
+        let (clients, shared) = (running.clients.clone(), self.shared.clone());
+        running.env.spawn("client", async move {
+            for step in steps {
+                shared.note(|| format!("{step:?}"));
+                if let Err(error) = client.step(&step).await {
+                    if !shared.lenient {
+                        shared.fail(format!("{step:?}: {error:#}"));
+                    }
+                    break;
+                }
+            }
+            clients.set(clients.get() - 1);
+        });
+    }
+
+    /// Reads every object once more.
+    pub(super) fn check_engine(&mut self, running: &Running) -> Result<()> {
+        let shards = running.shards.borrow().clone().expect("opened");
+        let (checker, all, shared) = (self.checker(), self.objects(), self.shared.clone());
+        let looked = self.spawn(running, async move {
+            shared.check("at the end", checker.check_all(&shards, &all).await);
+        });
+        self.until("looking at all objects", || looked.get())
+    }
+
+    pub(super) fn close_engine(&mut self, running: &Running) -> Result<()> {
+        let shards = running.shards.borrow_mut().take().expect("opened");
+        let shared = self.shared.clone();
+        let closed = self.spawn(running, async move {
+            for shard in shards.iter() {
+                let closed = shard.close().await.context("closing");
+                if !shared.lenient {
+                    shared.check("closing", closed);
+                }
+            }
+        });
+        self.until("closing", || closed.get())
+    }
+}
+
+async fn open(env: &SimEnv, shared: &Shared, shards: u16) -> Result<Shards> {
+    let limits = Limits::TINY;
+    let lock =
+        StoreLock::open_or_create(env, &limits, shards).await.context("opening the store")?;
+    let superblock = lock.superblock();
+    let mut opened = Vec::new();
+    for number in 0..superblock.shards {
+        let (shard, recovery) = Shard::open(env, superblock, number, limits)
+            .await
+            .with_context(|| format!("opening shard {number}"))?;
+        if recovery.dropped.is_some() {
+            shared.mark(Mark::TailDropped);
+        }
+        ensure!(recovery.damaged.is_empty(), "damage without a fault: {recovery:?}");
+        opened.push(shard);
+    }
+    // The lock lives as long as the process.
+    let keeper = env.clone();
+    env.spawn("lock", async move {
+        let _lock = lock;
+        let _env = keeper;
+        std::future::pending::<()>().await;
+    });
+    Ok(Rc::new(opened))
+}
+
+fn object(index: u8) -> ObjectId {
+    let mut bytes = [0x5a; 32];
+    bytes[..8]
+        .copy_from_slice(&(u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    ObjectId::from_bytes(bytes)
+}
+
+fn shard_of<'a>(shards: &'a Shards, id: &ObjectId) -> &'a Shard<SimEnv> {
+    let count = u16::try_from(shards.len()).expect("few shards");
+    &shards[usize::from(id.shard(count))]
+}
+
+fn fold(world: &World, contents: &Contents) {
+    world.fold(&contents.version.0.to_le_bytes());
+    contents.map.iter().for_each(|(key, value)| {
+        world.fold(key);
+        world.fold(value);
+    });
+}
+
+/// Holds what shards show to the reference.
+#[derive(Clone)]
+struct Checker {
+    world: World,
+    shared: Rc<Shared>,
+    reference: Rc<RefCell<Reference>>,
+}
+
+impl Checker {
+    /// Compares every object with the reference, after a recovery.
+    async fn check_all(&self, shards: &Shards, all: &[u8]) -> Result<()> {
+        for number in all {
+            let id = object(*number);
+            let contents = shard_of(shards, &id).load(&id).await.context("after recovery")?;
+            fold(&self.world, &contents);
+            self.reference.borrow_mut().recovered(&id, &contents).context("after recovery")?;
+            self.shared.count(false);
+        }
+        Ok(())
+    }
+}
+
+struct Client {
+    checker: Checker,
+    shards: Shards,
+}
+
+impl Client {
+    async fn step(&self, step: &Step) -> Result<()> {
+        match step {
+            Step::Load(number) => self.load(&object(*number)).await.map(drop),
+            Step::CommitStale(number, changes) => self.stale(&object(*number), changes),
+            Step::Commit(number, batches) => {
+                let id = object(*number);
+                let batches = batches.iter().map(|changes| batch(changes));
+                let tickets: Result<Vec<_>> =
+                    batches.map(|batch| self.submit(&id, batch, None)).collect();
+                self.acknowledge(&id, tickets?).await
+            }
+            Step::CommitResident(number, batches) => self.resident(&object(*number), batches).await,
+            other => anyhow::bail!("{other:?} is a step of the whole stack"),
+        }
+    }
+
+    async fn load(&self, id: &ObjectId) -> Result<Contents> {
+        let checker = &self.checker;
+        let contents = shard_of(&self.shards, id).load(id).await.context("reading")?;
+        fold(&checker.world, &contents);
+        checker.shared.count(false);
+        checker.reference.borrow_mut().observed(id, &contents).context("reading")?;
+        Ok(contents)
+    }
+
+    /// A commit for a version that the object is not at changes nothing.
+    fn stale(&self, id: &ObjectId, changes: &[Change]) -> Result<()> {
+        let batch = batch(changes).only_if(Version(u64::MAX));
+        let error = shard_of(&self.shards, id).commit(id, &batch, None).err();
+        self.checker.shared.count(false);
+        self.checker.shared.mark(Mark::Conflict);
+        let kind = error.map(|error| error.kind());
+        ensure!(kind == Some(Kind::Conflict), "a conflict was answered by {kind:?}");
+        Ok(())
+    }
+
+    async fn resident(&self, id: &ObjectId, batches: &[Vec<Change>]) -> Result<()> {
+        let mut contents = self.load(id).await?;
+        for changes in batches {
+            let batch = batch(changes).only_if(contents.version);
+            let before = contents.version;
+            contents.apply(&batch, Version(before.0 + 1));
+            let ticket = match self.submit(id, batch, Some(&contents)) {
+                Ok(ticket) => ticket,
+                // Another client was first.
+                Err(error) if is_conflict(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            let exists = !contents.map.is_empty() || contents.alarm.is_some();
+            contents.version = if exists { ticket.version() } else { Version::NONE };
+            self.acknowledge(id, vec![ticket]).await?;
+        }
+        Ok(())
+    }
+
+    fn submit(&self, id: &ObjectId, batch: Batch, resident: Option<&Contents>) -> Result<Ticket> {
+        let resident = resident.map(|contents| contents as &dyn dormouse_engine::Resident);
+        let ticket =
+            shard_of(&self.shards, id).commit(id, &batch, resident).context("committing")?;
+        self.checker.reference.borrow_mut().submitted(*id, batch, ticket.version());
+        Ok(ticket)
+    }
+
+    async fn acknowledge(&self, id: &ObjectId, tickets: Vec<Ticket>) -> Result<()> {
+        for ticket in tickets {
+            let version = ticket.await.context("waiting for a commit")?;
+            self.checker.world.fold(&version.0.to_le_bytes());
+            self.checker.shared.count(true);
+            self.checker.reference.borrow_mut().acknowledged(id, version);
+        }
+        Ok(())
+    }
+}
+
+fn is_conflict(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<dormouse_engine::Error>().map(dormouse_engine::Error::kind);
+    kind == Some(Kind::Conflict)
+}
+
+fn batch(changes: &[Change]) -> Batch {
+    changes.iter().fold(Batch::new(), |batch, change| match change {
+        Change::Put(number, len, fill) => batch.put(key(*number), vec![*fill; usize::from(*len)]),
+        Change::Delete(number) => batch.delete(key(*number)),
+        Change::DeleteAll(alarm_too) => {
+            let batch = batch.delete_all();
+            if *alarm_too { batch.delete_alarm() } else { batch }
+        }
+        Change::Alarm(at) => batch.set_alarm(u64::from(*at) + 1),
+        Change::NoAlarm => batch.delete_alarm(),
+    })
+}

@@ -1,0 +1,528 @@
+//! The object of a life: it does what a [`Turn`] says, and tells the ghost as it does it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bytes::Bytes;
+use dormouse_cache::AlarmToo;
+use dormouse_scheduler::Kind;
+use dormouse_scheduler::prelude::*;
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
+
+use super::ghost::{Contents, Effect, Ghost};
+use super::shared::{Mark, Shared, shared};
+use crate::plan::{Change, Close, Fate, Op, Turn, key};
+
+/// What an object is asked to do.
+pub(super) struct Request {
+    /// Which request it is: a number for each, rising.
+    pub(super) token: u64,
+    /// The client, for whom order is kept.
+    pub(super) client: Option<u64>,
+    /// The object that asks, and how many of its groups must be durable when this arrives.
+    pub(super) from: Option<(String, u64)>,
+    pub(super) turn: Turn,
+}
+
+/// An object that lives by its plan.
+pub(super) struct Actor(Rc<Inner>);
+
+struct Inner {
+    state: State,
+    shared: Rc<Shared>,
+    name: String,
+    instance: u64,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let instance = self.instance;
+        self.shared.on(&self.name, |ghost| {
+            ghost.instance.take_if(|live| *live == instance);
+            Ok(())
+        });
+    }
+}
+
+/// An error that the plan asks for.
+fn planned() -> Error {
+    Error::user("as planned")
+}
+
+/// The name of the object of this number.
+pub(super) fn name(object: u8) -> String {
+    format!("object-{object}")
+}
+
+fn bytes(len: u16, fill: u8) -> Bytes {
+    Bytes::from(vec![fill; usize::from(len)])
+}
+
+impl DurableObject for Actor {
+    fn new(state: State) -> Self {
+        let shared = shared();
+        let (name, instance) = (state.id().to_string(), shared.number());
+        shared.on(&name, |ghost| {
+            let other = ghost.instance.replace(instance);
+            ensure!(other.is_none(), "two live instances, {other:?} and {instance}");
+            Ok(())
+        });
+        let inner = Rc::new(Inner { state, shared, name, instance });
+        let this = inner.clone();
+        drop(inner.state.block_concurrency_while(async move || this.activate().await));
+        Self(inner)
+    }
+
+    async fn alarm(&self, info: AlarmInfo) -> Result<()> {
+        let this = &self.0;
+        let event = this.shared.number();
+        let now = this.state.now_ms().max(this.shared.wall_max_ms.get());
+        let runs = this.shared.on(&this.name, |ghost| {
+            ensure!(now >= info.scheduled_ms, "the alarm of {} fires at {now}", info.scheduled_ms);
+            this.may_run(ghost, event)?;
+            ghost.alarm_begins(event, info.scheduled_ms, info.retry_count)?;
+            Ok(ghost.alarm_runs)
+        });
+        this.shared.note(|| format!("{} alarm {info:?}", this.name));
+        this.shared.mark(if info.is_retry { Mark::AlarmRetried } else { Mark::AlarmFired });
+        this.shared.count(true);
+        let plans = &this.shared.alarms;
+        let result = match this.shared.quiet.get() || plans.is_empty() {
+            true => Ok(()),
+            false => this.clone().turn(event, &plans[runs % plans.len()]).await,
+        };
+        let given_up = this.shared.on(&this.name, |ghost| {
+            ghost.pause();
+            ghost.alarm_ends(event, info.retry_count, result.is_ok())
+        });
+        if given_up {
+            this.shared.mark(Mark::AlarmGivenUp);
+        }
+        result
+    }
+}
+
+impl Handler<Request> for Actor {
+    type Reply = u64;
+
+    async fn handle(&self, request: Request) -> Result<u64> {
+        let (this, token) = (&self.0, request.token);
+        let shared = &this.shared;
+        shared.check(&this.name, shared.arrives(&this.name, token, request.client));
+        if let Some((caller, groups)) = &request.from {
+            shared.mark(Mark::CalledFromAnObject);
+            shared.on(caller, |ghost| {
+                ghost.acknowledge(*groups);
+                Ok(())
+            });
+        }
+        let result = this.clone().turn(token, &request.turn).await;
+        let groups = shared.on(&this.name, |ghost| {
+            ghost.pause();
+            Ok(ghost.confirmed())
+        });
+        shared.ended.borrow_mut().insert(token, (this.name.clone(), groups));
+        result.map(|()| token)
+    }
+}
+
+impl Inner {
+    async fn activate(&self) -> Result<()> {
+        let storage = self.state.storage();
+        let pairs = storage.list_bytes(&List::all()).await?;
+        let alarm = storage.get_alarm().await?;
+        self.shared.note(|| format!("{} lives: {} keys, alarm {alarm:?}", self.name, pairs.len()));
+        let found = Contents { pairs: pairs.into_iter().collect(), alarm };
+        let lenient = self.shared.lenient;
+        let lost = self.shared.on(&self.name, |ghost| {
+            ghost.may_lose |= lenient;
+            if ghost.may_lose && alarm.is_some() {
+                self.shared.mark(Mark::AlarmFoundAfterAReset);
+            }
+            ghost.activated(found)
+        });
+        if lost {
+            self.shared.mark(Mark::LostUnacknowledged);
+        }
+        self.shared.count(false);
+        Ok(())
+    }
+
+    /// No event of a dead instance runs, and none beside one that has the object to itself.
+    fn may_run(&self, ghost: &Ghost, event: u64) -> anyhow::Result<()> {
+        ensure!(ghost.instance == Some(self.instance), "event {event} of a dead instance runs");
+        let holder = ghost.exclusive.filter(|holder| *holder != event);
+        ensure!(holder.is_none(), "event {event} runs while {holder:?} has the object to itself");
+        Ok(())
+    }
+
+    fn on<T: Default>(
+        &self,
+        event: u64,
+        use_it: impl FnOnce(&mut Ghost) -> anyhow::Result<T>,
+    ) -> T {
+        self.shared.on(&self.name, |ghost| {
+            self.may_run(ghost, event)?;
+            use_it(ghost)
+        })
+    }
+
+    async fn turn(self: Rc<Self>, event: u64, turn: &Turn) -> Result<()> {
+        let storage = self.state.storage();
+        let mut made = Vec::new();
+        self.run(event, storage, &turn.ops, &mut made).await?;
+        // Writes that nobody waits for are made all the same.
+        drop(made);
+        match turn.fate {
+            Fate::Fine => Ok(()),
+            Fate::Error => {
+                self.shared.mark(Mark::ErrorWasAnswered);
+                Err(planned())
+            }
+            Fate::Abort | Fate::Panic => {
+                self.on(event, |ghost| {
+                    ghost.reset();
+                    Ok(())
+                });
+                let abort = turn.fate == Fate::Abort;
+                self.shared.mark(if abort { Mark::Aborted } else { Mark::Panicked });
+                self.shared.note(|| format!("{} {:?}", self.name, turn.fate));
+                if !abort {
+                    // As a panic, but without its message on the screen.
+                    std::panic::resume_unwind(Box::new("as planned"));
+                }
+                self.state.abort("as planned").await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Does operations; writes at their end that were not waited for stay in `made`.
+    fn run<'a>(
+        self: &'a Rc<Self>,
+        event: u64,
+        storage: &'a Storage,
+        ops: &'a [Op],
+        made: &'a mut Vec<LocalBoxFuture<'static, Result<()>>>,
+    ) -> LocalBoxFuture<'a, Result<()>> {
+        async move {
+            for op in ops {
+                let wrote = self.write(event, storage, op, made);
+                self.shared.count(wrote);
+                if !wrote {
+                    self.finish(event, made).await?;
+                    self.other(event, storage, op).await?;
+                }
+            }
+            Ok(())
+        }
+        .boxed_local()
+    }
+
+    /// Waits for the writes that were made: until then no other event runs.
+    async fn finish(
+        &self,
+        event: u64,
+        made: &mut Vec<LocalBoxFuture<'static, Result<()>>>,
+    ) -> Result<()> {
+        if made.is_empty() {
+            return Ok(());
+        }
+        self.on(event, |ghost| {
+            ghost.pause();
+            Ok(())
+        });
+        for write in std::mem::take(made) {
+            self.alone(event, write).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for storage; no other event may run meanwhile.
+    async fn alone<T>(&self, event: u64, wait: impl Future<Output = T>) -> T {
+        let mut wait = std::pin::pin!(wait);
+        if let Some(ready) = wait.as_mut().now_or_never() {
+            return ready;
+        }
+        self.shared.mark(Mark::WaitedForStorage);
+        let had = self.on(event, |ghost| Ok(ghost.exclusive.replace(event)));
+        let result = wait.await;
+        self.on(event, |ghost| {
+            ghost.exclusive = had;
+            Ok(())
+        });
+        result
+    }
+
+    /// Makes the operation if it is a write.
+    fn write(
+        &self,
+        event: u64,
+        storage: &Storage,
+        op: &Op,
+        made: &mut Vec<LocalBoxFuture<'static, Result<()>>>,
+    ) -> bool {
+        let removed = |effect| self.on(event, |ghost| ghost.write(effect, true));
+        let put = |number: u8, len, fill, confirmed| {
+            let (key, value) = (key(number), bytes(len, fill));
+            self.on(event, |ghost| ghost.write(Effect::Put(key.clone(), value.clone()), confirmed));
+            (key, value)
+        };
+        let shared = self.shared.clone();
+        let counted = move |what: &'static str, wanted: usize, got: usize| {
+            if wanted != got {
+                shared.fail(format!("{what} removed {got} keys, not {wanted}"));
+            }
+        };
+        self.shared.note(|| format!("{} {event} {op:?}", self.name));
+        let made_now = match op {
+            Op::Write(Change::Put(number, len, fill)) => {
+                let (key, value) = put(*number, *len, *fill, true);
+                storage.put_bytes(&key, value).boxed_local()
+            }
+            Op::Unconfirmed(number, len, fill) => {
+                let (key, value) = put(*number, *len, *fill, false);
+                storage.put_bytes_with(&key, value, Write::allow_unconfirmed()).boxed_local()
+            }
+            Op::PutMany(puts) => {
+                let pairs: Vec<_> = puts
+                    .iter()
+                    .map(|(number, len, fill)| put(*number, *len, *fill, true))
+                    .collect();
+                let pairs: Vec<_> =
+                    pairs.iter().map(|(key, value)| (&**key, value.clone())).collect();
+                storage.put_many_bytes(&pairs).boxed_local()
+            }
+            Op::Write(Change::Delete(number)) => {
+                let key = key(*number);
+                let wanted = removed(Effect::Delete(key.clone()));
+                let deleted = storage.delete(&key);
+                async move {
+                    counted("a delete", wanted, usize::from(deleted.await?));
+                    Ok(())
+                }
+                .boxed_local()
+            }
+            Op::DeleteMany(numbers) => {
+                let keys: Vec<_> = numbers.iter().map(|number| key(*number)).collect();
+                let wanted = keys.iter().map(|key| removed(Effect::Delete(key.clone()))).sum();
+                let keys: Vec<&str> = keys.iter().map(|key| &**key).collect();
+                let deleted = storage.delete_many(&keys);
+                async move {
+                    counted("a delete of many", wanted, deleted.await?);
+                    Ok(())
+                }
+                .boxed_local()
+            }
+            Op::Write(Change::DeleteAll(alarm_too)) => {
+                removed(Effect::DeleteAll { alarm_too: *alarm_too });
+                let alarm = if *alarm_too { AlarmToo::Clear } else { AlarmToo::Keep };
+                storage.delete_all_with(alarm, Write::default()).boxed_local()
+            }
+            Op::Write(Change::Alarm(ms)) => {
+                if self.on(event, |ghost| Ok(ghost.alarm_runs_now())) {
+                    self.shared.mark(Mark::AlarmSetWhileItsHandlerRuns);
+                }
+                removed(Effect::Alarm(Some(self.state.now_ms() + u64::from(*ms))));
+                storage.set_alarm(In(Duration::from_millis(u64::from(*ms)))).boxed_local()
+            }
+            Op::Write(Change::NoAlarm) => {
+                removed(Effect::Alarm(None));
+                storage.delete_alarm().boxed_local()
+            }
+            _ => return false,
+        };
+        made.push(made_now);
+        true
+    }
+
+    async fn other(self: &Rc<Self>, event: u64, storage: &Storage, op: &Op) -> Result<()> {
+        match op {
+            Op::Pause(us) => {
+                self.state.sleep(Duration::from_micros(u64::from(*us))).await;
+                self.on(event, |_| Ok(()));
+            }
+            Op::Transaction(ops, close) => self.transaction(event, storage, ops, *close).await?,
+            Op::Section(ops) => self.section(event, ops.clone()).await?,
+            Op::Beside(ops) => {
+                let (this, ops, event) = (self.clone(), ops.clone(), self.shared.number());
+                self.state.wait_until(async move {
+                    let mut made = Vec::new();
+                    let storage = this.state.storage();
+                    let result = this.run(event, storage, &ops, &mut made).await;
+                    this.tolerate(result);
+                    this.on(event, |ghost| {
+                        ghost.pause();
+                        Ok(())
+                    });
+                });
+            }
+            Op::Call(object, turn) => self.call(event, *object, turn).await,
+            _ => self.read(event, storage, op).await?,
+        }
+        Ok(())
+    }
+
+    fn tolerate(&self, result: Result<()>) {
+        if let Err(error) = result
+            && !self.shared.lenient
+            && !self.shared.closing.get()
+        {
+            self.shared.fail(format!("{}: {error:?}", self.name));
+        }
+    }
+
+    async fn call(self: &Rc<Self>, event: u64, object: u8, turn: &Turn) {
+        let from = self.on(event, |ghost| Ok(ghost.confirmed()));
+        let token = self.shared.number();
+        let from = Some((self.name.clone(), from));
+        let request = Request { token, client: None, from, turn: turn.clone() };
+        let others = super::stack::namespace();
+        let reply = others.get_by_name(&name(object)).call(request).await;
+        self.on(event, |_| Ok(()));
+        match reply {
+            Ok(got) => self.shared.answered(token, Some(got)),
+            Err(error) if error.kind() == Kind::User => self.shared.answered(token, None),
+            Err(error) if error.reset() => {}
+            Err(error) => self.tolerate(Err(error)),
+        }
+    }
+
+    async fn read(&self, event: u64, storage: &Storage, op: &Op) -> Result<()> {
+        match op {
+            Op::Get(number) => {
+                let key = key(*number);
+                let read = storage.get_bytes(&key);
+                let wanted = self.on(event, |ghost| ghost.get(&key));
+                self.same(&key, &self.alone(event, read).await?, &wanted);
+            }
+            Op::GetMany(numbers) => {
+                let mut keys: Vec<_> = numbers.iter().map(|number| key(*number)).collect();
+                let names: Vec<&str> = keys.iter().map(|key| &**key).collect();
+                let read = storage.get_many_bytes(&names);
+                keys.sort();
+                keys.dedup();
+                let wanted: Vec<_> = keys
+                    .iter()
+                    .filter_map(|key| Some((key.clone(), self.on(event, |ghost| ghost.get(key))?)))
+                    .collect();
+                self.same("several keys", &self.alone(event, read).await?, &wanted);
+            }
+            Op::List(from, to, limit, descending) => {
+                let (from, to) = (key(*from), key(*to));
+                let mut list = List::all().start(&from).end(&to);
+                if *limit > 0 {
+                    list = list.limit(i64::from(*limit));
+                }
+                if *descending {
+                    list = list.reverse();
+                }
+                let read = storage.list_bytes(&list);
+                let wanted = self.on(event, |ghost| ghost.list(&from, &to, *limit, *descending));
+                self.same("a list", &self.alone(event, read).await?, &wanted);
+            }
+            Op::GetAlarm => {
+                let read = storage.get_alarm();
+                let wanted = self.on(event, |ghost| ghost.alarm());
+                self.same("the alarm", &self.alone(event, read).await?, &wanted);
+            }
+            Op::Sync => {
+                let upto = self.on(event, |ghost| Ok(ghost.end()));
+                self.alone(event, storage.sync()).await?;
+                self.on(event, |ghost| {
+                    ghost.acknowledge(upto);
+                    Ok(())
+                });
+            }
+            Op::Increment(number) => {
+                let key = key(*number);
+                let read = self.alone(event, storage.get_bytes(&key)).await?.unwrap_or_default();
+                let wanted = self.on(event, |ghost| ghost.get(&key)).unwrap_or_default();
+                self.same(&key, &read, &wanted);
+                let next = read.first().map_or(1, |count| count.wrapping_add(1));
+                let value = Bytes::from(vec![next; read.len().max(1)]);
+                self.on(event, |ghost| ghost.write(Effect::Put(key.clone(), value.clone()), true));
+                let put = storage.put_bytes(&key, value);
+                self.on(event, |ghost| {
+                    ghost.pause();
+                    Ok(())
+                });
+                self.alone(event, put).await?;
+            }
+            _ => unreachable!("handled elsewhere"),
+        }
+        Ok(())
+    }
+
+    fn same<T: PartialEq + std::fmt::Debug>(&self, what: &str, got: &T, wanted: &T) {
+        if got != wanted {
+            self.shared.fail(format!("{}: {what}: {got:?}, not {wanted:?}", self.name));
+        }
+    }
+
+    async fn section(self: &Rc<Self>, event: u64, ops: Vec<Op>) -> Result<()> {
+        let this = self.clone();
+        self.state
+            .block_concurrency_while(async move || {
+                this.shared.mark(Mark::SectionRan);
+                let had = this.on(event, |ghost| Ok(ghost.exclusive.replace(event)));
+                let mut made = Vec::new();
+                let storage = this.state.storage();
+                this.run(event, storage, &ops, &mut made).await?;
+                this.finish(event, &mut made).await?;
+                this.on(event, |ghost| {
+                    ghost.exclusive = had;
+                    Ok(())
+                });
+                Ok(())
+            })
+            .await
+    }
+
+    async fn transaction(
+        self: &Rc<Self>,
+        event: u64,
+        storage: &Storage,
+        ops: &[Op],
+        close: Close,
+    ) -> Result<()> {
+        let had = std::cell::Cell::new(None);
+        let work = async |txn: &Transaction| {
+            self.on(event, |ghost| {
+                had.set(ghost.exclusive.replace(event));
+                ghost.begin()
+            });
+            let mut made = Vec::new();
+            self.run(event, txn, ops, &mut made).await?;
+            self.finish(event, &mut made).await?;
+            match close {
+                Close::Commit => self.on(event, Ghost::commit),
+                Close::Rollback => {
+                    self.on(event, Ghost::rollback);
+                    txn.rollback()?;
+                }
+                Close::Fail => {
+                    self.on(event, Ghost::rollback);
+                    return Err(planned());
+                }
+            }
+            Ok(())
+        };
+        let result = storage.transaction(work).await;
+        self.on(event, |ghost| {
+            ghost.exclusive = had.get();
+            Ok(())
+        });
+        self.shared.mark(match (close, had.get()) {
+            (Close::Commit, _) => Mark::TransactionCommitted,
+            (_, Some(_)) => Mark::SavepointRolledBack,
+            (_, None) => Mark::TransactionRolledBack,
+        });
+        match result {
+            Err(error) if close == Close::Fail && error.kind() == Kind::User => Ok(()),
+            result => result,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Lives of the whole stack: clients call objects through stubs, on several cores.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use dormouse_engine::{Host, Limits, StoreLock};
+use dormouse_scheduler::{Error, Kind, Namespace, Stub, Topology};
+use futures_util::FutureExt;
+
+use super::object::{Actor, Request, name};
+use super::shared::{Mark, Shared, shared};
+use super::{Life, Running};
+use crate::plan::{Fate, Op, Step, Turn, Wait};
+use crate::world::SimEnv;
+
+thread_local! {
+    /// Through which objects call each other.
+    static NAMESPACE: RefCell<Option<Namespace<Actor>>> = const { RefCell::new(None) };
+}
+
+/// The objects of the process that lives now.
+pub(super) fn namespace() -> Namespace<Actor> {
+    NAMESPACE.with_borrow(|namespace| namespace.clone().expect("a process lives"))
+}
+
+/// The stack of one process.
+#[derive(Clone)]
+pub(super) struct Stack {
+    topology: Topology,
+    /// Cores that came to their end.
+    ended: Rc<Cell<usize>>,
+}
+
+impl Life<'_> {
+    pub(super) fn open_stack(&mut self, mut running: Running) -> Running {
+        let ids = AtomicU64::new(1);
+        let topology = Topology::builder()
+            .namespace::<Actor>("actors")
+            .cores(self.plan.cores)
+            .build(move || ids.fetch_add(1, Ordering::Relaxed));
+        NAMESPACE.set(Some(topology.namespace::<Actor>()));
+        let stack = Stack { topology, ended: Rc::default() };
+        let cores = (0..self.plan.cores).map(|_| running.process.core()).collect();
+        let (opened, shared) = (running.opened.clone(), self.shared.clone());
+        let open = open(running.env.clone(), cores, stack.clone(), self.plan.shards, opened);
+        running.stack = Some(stack);
+        running.env.spawn("open", async move {
+            if let Err(error) = open.await {
+                shared.fail(format!("opening: {error}"));
+            }
+        });
+        running
+    }
+
+    pub(super) fn start_stack_client(&mut self, running: &Running, number: u64, steps: Vec<Step>) {
+        let client = Client {
+            number,
+            shared: self.shared.clone(),
+            env: running.env.clone(),
+            topology: running.stack.clone().expect("opened").topology,
+            stubs: BTreeMap::new(),
+        };
+        let clients = running.clients.clone();
+        running.env.spawn("client", async move {
+            client.run(steps).await;
+            clients.set(clients.get() - 1);
+        });
+    }
+
+    /// No alarm is left, every object answers and holds what it should.
+    pub(super) fn check_stack(&mut self, running: &Running) -> Result<()> {
+        let objects: Vec<u8> = (0..=u8::MAX)
+            .filter(|object| {
+                let id = namespace().id_from_name(&name(*object)).to_string();
+                self.shared.ghosts.borrow().contains_key(&id)
+            })
+            .collect();
+        let topology = running.stack.clone().expect("opened").topology;
+        let shared = self.shared.clone();
+        let looked = self.spawn(running, async move {
+            for object in objects {
+                let stub = namespace().get_by_name(&name(object));
+                // Brought to life anew, it holds what is durable; the ghost compares.
+                topology.evict(stub.id()).await;
+                let turn = Turn { ops: vec![Op::GetAlarm], fate: Fate::Fine };
+                let token = shared.number();
+                let request = Request { token, client: None, from: None, turn };
+                match stub.call(request).await {
+                    Ok(got) => shared.answered(token, Some(got)),
+                    Err(error) => {
+                        shared.fail(format!("object {object} does not answer: {error:?}"))
+                    }
+                }
+                let alarm = shared.on(&stub.id().to_string(), |ghost| ghost.alarm());
+                if let Some(at) = alarm {
+                    shared.fail(format!("the alarm of object {object}, {at}, never fired"));
+                }
+            }
+        });
+        self.until("looking at all objects", || looked.get())
+    }
+
+    pub(super) fn close_stack(&mut self, running: &Running) -> Result<()> {
+        let stack = running.stack.clone().expect("opened");
+        stack.topology.shutdown();
+        let cores = self.plan.cores;
+        self.until("closing", || stack.ended.get() == cores)?;
+        let live = self.shared.ghosts.borrow().values().filter_map(|ghost| ghost.instance).count();
+        ensure!(live == 0, "{live} objects outlive their runtime");
+        Ok(())
+    }
+}
+
+async fn open(
+    env: SimEnv,
+    envs: Vec<SimEnv>,
+    stack: Stack,
+    shards: u16,
+    opened: Rc<Cell<bool>>,
+) -> dormouse_scheduler::Result<()> {
+    let limits = Limits::TINY;
+    let lock = StoreLock::open_or_create(&env, &limits, shards).await?;
+    let superblock = lock.superblock();
+    for (number, env) in envs.iter().enumerate() {
+        let core = stack.topology.open(env, number, superblock, limits).await?;
+        let ended = stack.ended.clone();
+        env.spawn("core", async move {
+            if let Err(error) = core.serve().await
+                && !shared().lenient
+            {
+                shared().fail(format!("closing: {error}"));
+            }
+            ended.set(ended.get() + 1);
+        });
+    }
+    opened.set(true);
+    // The lock lives as long as the process.
+    let _lock = lock;
+    std::future::pending().await
+}
+
+struct Client {
+    number: u64,
+    shared: Rc<Shared>,
+    env: SimEnv,
+    topology: Topology,
+    stubs: BTreeMap<u8, Stub<Actor>>,
+}
+
+impl Client {
+    async fn run(mut self, steps: Vec<Step>) {
+        let mut later = Vec::new();
+        for step in steps {
+            self.shared.note(|| format!("client {} {step:?}", self.number));
+            match step {
+                Step::Call(object, turn, wait) => {
+                    let token = self.shared.number();
+                    let request = Request { token, client: Some(self.number), from: None, turn };
+                    let call = self.stub(object).call(request);
+                    match wait {
+                        Wait::Now => ended(&self.shared, token, call.await),
+                        Wait::Last => later.push(call.map(move |reply| (token, reply))),
+                        Wait::Never => {
+                            self.shared.mark(Mark::CallWasDropped);
+                            drop(call);
+                        }
+                    }
+                }
+                Step::Evict(object) => {
+                    let id = self.stub(object).id().clone();
+                    let dirty = self.shared.on(&id.to_string(), |ghost| Ok(ghost.is_dirty()));
+                    if dirty {
+                        self.shared.mark(Mark::EvictedWhileDirty);
+                    }
+                    self.topology.evict(&id).await;
+                    self.shared.count(false);
+                }
+                Step::Pause(us) => self.env.sleep(Duration::from_micros(u64::from(us))).await,
+                Step::Clock(ms) => {
+                    let now = self.env.wall_ms().max(self.shared.wall_max_ms.get());
+                    self.shared.wall_max_ms.set(now);
+                    self.env.world().jump_wall_clock(i64::from(ms));
+                }
+                _ => self.shared.fail(format!("{step:?} is a step at the level of the engine")),
+            }
+        }
+        for call in later {
+            let (token, reply) = call.await;
+            ended(&self.shared, token, reply);
+        }
+    }
+
+    fn stub(&mut self, object: u8) -> &Stub<Actor> {
+        self.stubs.entry(object).or_insert_with(|| namespace().get_by_name(&name(object)))
+    }
+}
+
+fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
+    shared.note(|| format!("request {token}: {reply:?}"));
+    match reply {
+        Ok(got) => shared.answered(token, Some(got)),
+        Err(error) if error.kind() == Kind::User => shared.answered(token, None),
+        Err(error) if error.reset() || shared.lenient => shared.count(false),
+        Err(error) => shared.fail(format!("request {token}: {error:?}")),
+    }
+}

@@ -1,0 +1,275 @@
+//! Draws plans: a seed decides once which kinds of trouble its life knows (swarm), then the rest.
+
+use dormouse_engine::Limits;
+
+use super::{At, Change, Close, End, Fate, Level, Op, Plan, Session, Step, Turn, Wait};
+use crate::disk::DiskFaults;
+use crate::random::Random;
+
+/// Clients of a process at most.
+const CLIENTS: u64 = 5;
+/// Operations planned for the last session, which nothing cuts short.
+const LAST_OPS_MIN: usize = 240;
+
+/// What a seed decides for its whole life.
+struct Swarm {
+    random: Random,
+    level: Level,
+    objects: u64,
+    keys: u64,
+    bytes_max: u64,
+    odd_keys: bool,
+    delete_all: bool,
+    alarms: bool,
+    transactions: bool,
+    sections: bool,
+    calls: bool,
+    unconfirmed: bool,
+    beside: bool,
+    fates: bool,
+    evictions: bool,
+    clock: bool,
+    /// Clients that wait for minutes: retries of alarms come to their end.
+    patient: bool,
+    pipelined: bool,
+    resident: bool,
+    large: bool,
+}
+
+impl Plan {
+    /// The life of this seed.
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        // The stack has more to go wrong in; the engine alone sees more commits.
+        let level = if random.one_in(3) { Level::Engine } else { Level::Stack };
+        let mut flag = |odds| random.one_in(odds);
+        let mut swarm = Swarm {
+            level,
+            odd_keys: flag(4),
+            delete_all: flag(2),
+            alarms: flag(2),
+            transactions: flag(2),
+            sections: flag(3),
+            calls: flag(2),
+            unconfirmed: flag(3),
+            beside: flag(4),
+            fates: flag(2),
+            evictions: flag(2),
+            clock: flag(6),
+            patient: flag(4),
+            pipelined: flag(2),
+            resident: flag(2),
+            large: flag(3),
+            objects: random.between(1, 6),
+            keys: random.between(1, 24),
+            bytes_max: [8, 100, 512][random.index(3)],
+            random: random.fork(),
+        };
+        let faults = faults(&mut random);
+        let count = random.between(4, 10);
+        let mut sessions: Vec<Session> = (0..count).map(|_| swarm.session()).collect();
+        sessions.push(swarm.last_session());
+        let mut alarms: Vec<Turn> = (0..4).map(|_| swarm.turn(0)).collect();
+        if swarm.patient && random.one_in(2) {
+            alarms.iter_mut().for_each(|turn| turn.fate = Fate::Error);
+        }
+        let cores = if level == Level::Stack { random.index(3) + 1 } else { 1 };
+        let shards = u16::try_from(random.between(1, 3)).expect("small");
+        Self { seed, level, cores, shards, faults, alarms, sessions }
+    }
+}
+
+fn faults(random: &mut Random) -> DiskFaults {
+    DiskFaults {
+        short_io: if random.one_in(3) { 10 } else { 0 },
+        buffered: random.one_in(6),
+        ..DiskFaults::default()
+    }
+}
+
+impl Swarm {
+    fn session(&mut self) -> Session {
+        let clients =
+            (0..self.random.between(1, CLIENTS)).map(|client| self.client(client)).collect();
+        let end = match self.random.below(4) {
+            0 => End::Close,
+            1 => End::Kill,
+            2 => End::PowerCut,
+            _ => End::KillThenPowerCut(self.random.below(20)),
+        };
+        let at = match self.random.below(8) {
+            _ if end == End::Close => At::Done,
+            0..2 => At::Steps(self.random.between(1, 60)),
+            2 => At::InFlight(self.random.between(1, 3)),
+            _ => At::InFlight(self.random.between(1, 60)),
+        };
+        Session { clients, end, at }
+    }
+
+    fn last_session(&mut self) -> Session {
+        let mut clients = vec![Vec::new(); usize::try_from(CLIENTS).expect("few")];
+        let mut ops = 0;
+        while ops < LAST_OPS_MIN {
+            for (number, client) in (0..).zip(&mut clients) {
+                let steps = self.client(number);
+                ops += steps.iter().map(weight).sum::<usize>();
+                client.extend(steps);
+            }
+        }
+        Session { clients, end: End::Close, at: At::Done }
+    }
+
+    fn client(&mut self, number: u64) -> Vec<Step> {
+        let steps = self.random.between(4, 12);
+        match self.level {
+            Level::Engine => (0..steps).map(|_| self.engine_step(number)).collect(),
+            Level::Stack => (0..steps).map(|_| self.stack_step()).collect(),
+        }
+    }
+
+    fn object(&mut self) -> u8 {
+        u8::try_from(self.random.below(self.objects)).expect("few objects")
+    }
+
+    fn key(&mut self) -> u8 {
+        if self.odd_keys && self.random.one_in(5) {
+            return u8::try_from(self.random.between(250, 253)).expect("below 254");
+        }
+        u8::try_from(self.random.below(self.keys)).expect("few keys")
+    }
+
+    fn put(&mut self) -> (u8, u16, u8) {
+        let bytes = match self.random.below(16) {
+            0 => 0,
+            1 => Limits::TINY.value_bytes_max as u64,
+            _ => self.random.between(0, self.bytes_max),
+        };
+        let fill = u8::try_from(self.random.below(256)).expect("a byte");
+        (self.key(), u16::try_from(bytes).expect("small"), fill)
+    }
+
+    fn engine_step(&mut self, client: u64) -> Step {
+        // Each object belongs to one client, as it would to one cache.
+        let object = client + CLIENTS * self.random.below(self.objects.div_ceil(2));
+        let object = u8::try_from(object).expect("few objects");
+        let count = self.random.between(1, 5);
+        match self.random.below(10) {
+            0..2 => Step::Load(object),
+            2 => Step::CommitStale(object, self.batch()),
+            _ if self.resident => {
+                Step::CommitResident(object, (0..count).map(|_| self.batch()).collect())
+            }
+            _ => {
+                let count = if self.pipelined { count } else { 1 };
+                Step::Commit(object, (0..count).map(|_| self.batch()).collect())
+            }
+        }
+    }
+
+    fn batch(&mut self) -> Vec<Change> {
+        let large = self.large && self.random.one_in(8);
+        let count = if large { self.random.between(16, 60) } else { self.random.between(1, 5) };
+        (0..count).map(|_| self.change()).collect()
+    }
+
+    fn change(&mut self) -> Change {
+        match self.random.below(24) {
+            0 if self.delete_all => Change::DeleteAll(self.random.one_in(2)),
+            1..4 if self.alarms => {
+                Change::Alarm(u32::try_from(self.random.below(200)).expect("small"))
+            }
+            4 if self.alarms => Change::NoAlarm,
+            5..11 => Change::Delete(self.key()),
+            _ => {
+                let (key, bytes, fill) = self.put();
+                Change::Put(key, bytes, fill)
+            }
+        }
+    }
+
+    fn stack_step(&mut self) -> Step {
+        let long = self.patient && self.random.one_in(2);
+        let pause = self.random.below(if long { 400_000_000 } else { 3000 });
+        let pause = u32::try_from(pause).expect("below an hour");
+        match self.random.below(24) {
+            0..2 if self.evictions => Step::Evict(self.object()),
+            2 => Step::Pause(pause),
+            3 if self.clock => {
+                Step::Clock(i32::try_from(self.random.below(4000)).expect("small") - 2000)
+            }
+            _ => {
+                let turn = self.turn(1);
+                let wait = match self.random.below(12) {
+                    0 => Wait::Never,
+                    1..5 if self.pipelined => Wait::Last,
+                    _ => Wait::Now,
+                };
+                Step::Call(self.object(), turn, wait)
+            }
+        }
+    }
+
+    fn turn(&mut self, depth: u32) -> Turn {
+        let count = self.random.between(1, 8);
+        let ops = (0..count).map(|_| self.op(depth, false)).collect();
+        let fate = match self.random.below(12) {
+            0 if self.fates => Fate::Error,
+            1 if self.fates => Fate::Abort,
+            2 if self.fates => Fate::Panic,
+            _ => Fate::Fine,
+        };
+        Turn { ops, fate }
+    }
+
+    /// `depth`: how many calls to others may be nested. Inside a transaction or section nothing
+    /// is asked of others.
+    fn op(&mut self, depth: u32, inside: bool) -> Op {
+        match self.random.below(32) {
+            0..4 => Op::Get(self.key()),
+            4 => Op::GetMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
+            5..7 => {
+                let (from, to) = (self.key(), self.key());
+                let limit = u8::try_from(self.random.below(9)).expect("small");
+                Op::List(from, to, limit, self.random.one_in(3))
+            }
+            7 => Op::PutMany((0..self.random.between(1, 5)).map(|_| self.put()).collect()),
+            8 => Op::DeleteMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
+            9 if self.alarms => Op::GetAlarm,
+            10 if !inside => Op::Sync,
+            11..14 if !inside => Op::Pause(u16::try_from(self.random.below(1500)).expect("small")),
+            14..16 => Op::Increment(self.key()),
+            16..18 if self.transactions => {
+                let close = [Close::Commit, Close::Commit, Close::Rollback, Close::Fail]
+                    [self.random.index(4)];
+                Op::Transaction(self.ops(2, true), close)
+            }
+            18 if self.sections && !inside => Op::Section(self.ops(3, true)),
+            19 if self.beside && !inside => Op::Beside(self.ops(4, true)),
+            20 if self.calls && !inside && depth > 0 => {
+                Op::Call(self.object(), self.turn(depth - 1))
+            }
+            21 if self.unconfirmed && !inside => {
+                let (key, bytes, fill) = self.put();
+                Op::Unconfirmed(key, bytes, fill)
+            }
+            _ => match self.change() {
+                // Not to be done in a transaction.
+                Change::DeleteAll(_) if inside => Op::Get(self.key()),
+                change => Op::Write(change),
+            },
+        }
+    }
+
+    fn ops(&mut self, max: u64, inside: bool) -> Vec<Op> {
+        (0..self.random.between(1, max)).map(|_| self.op(0, inside)).collect()
+    }
+}
+
+/// Checked operations that a step brings at least.
+fn weight(step: &Step) -> usize {
+    match step {
+        Step::Call(_, turn, _) => 1 + turn.ops.len(),
+        Step::Commit(_, batches) | Step::CommitResident(_, batches) => batches.len(),
+        _ => 1,
+    }
+}
