@@ -14,13 +14,13 @@ use crate::flush::{self, Backing};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
 use crate::limits::CacheLimits;
-use crate::list::List;
 use crate::ops::{
     AlarmRun, AlarmToo, Outcome, Read, Write, check_count, check_key, check_keys, check_value,
     code, refuse_if,
 };
 use crate::state::State;
 use crate::txn::Transaction;
+use dormouse_engine::List;
 
 /// The cache in front of one resident object's storage. Cheap to clone; one core's.
 ///

@@ -21,17 +21,16 @@ mod cache;
 mod flush;
 mod gate;
 mod limits;
-mod list;
 mod ops;
 mod state;
 mod txn;
 
 pub use answer::Answer;
 pub use cache::ActorCache;
+pub use dormouse_engine::list::{Direction, List};
 pub use flush::Backing;
 pub use gate::input::{EventId, Gated, InputGate, Lock, Section, SectionWait};
 pub use gate::output::{OutputGate, OutputWait};
 pub use limits::CacheLimits;
-pub use list::{Direction, List};
 pub use ops::{AlarmRun, AlarmToo, Outcome, Read, Write, code};
 pub use txn::Transaction;

@@ -14,7 +14,7 @@ pub mod code {
     /// More keys in one call than [`keys_max`](crate::CacheLimits::keys_max).
     pub const TOO_MANY_KEYS: &str = "too-many-keys";
     /// A list with a limit below one or with two starts, an alarm at zero.
-    pub const BAD_ARGUMENT: &str = "bad-argument";
+    pub use dormouse_engine::list::BAD_ARGUMENT;
     /// Delete-all while a transaction is open.
     pub const DELETE_ALL_IN_TRANSACTION: &str = "delete-all-in-transaction";
     /// A transaction was used after its rollback.

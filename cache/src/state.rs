@@ -19,9 +19,9 @@ use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
 use crate::gate::output::OutputGate;
-use crate::list::List;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
 use crate::txn::Overlays;
+use dormouse_engine::List;
 
 /// What an entry counts beside its key and its value.
 const ENTRY_BYTES: usize = 64;

@@ -18,8 +18,8 @@ use dormouse_engine::{Error, Host, Kind, Result};
 use crate::answer::Answer;
 use crate::cache::ActorCache;
 use crate::flush::Backing;
-use crate::list::{List, OverlayEntry, Range};
 use crate::ops::{AlarmToo, Confirmation, Read, Write, code, refuse_if};
+use dormouse_engine::list::{List, OverlayEntry, Range};
 
 /// The overlays of all open transactions, outermost first.
 #[derive(Debug, Default)]

@@ -174,6 +174,28 @@ impl Directory {
         self.alarms.iter().take_while(|(at, _)| *at <= now_ms).take(max).copied().collect()
     }
 
+    /// Number of objects.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Entries in the order of their ids, from the one after `after` on; at most `max`.
+    pub fn page(&self, after: Option<ObjectId>, max: usize) -> Vec<(ObjectId, Entry)> {
+        let later = |id: &&ObjectId| after.is_none_or(|after| **id > after);
+        let mut ids: Vec<_> = self.entries.keys().filter(later).copied().collect();
+        if ids.len() > max {
+            ids.select_nth_unstable(max);
+            ids.truncate(max);
+        }
+        ids.sort_unstable();
+        ids.into_iter().map(|id| (id, self.entries[&id])).collect()
+    }
+
     /// All ids, sorted.
     pub fn ids(&self) -> Vec<ObjectId> {
         let mut ids: Vec<_> = self.entries.keys().copied().collect();

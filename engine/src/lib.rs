@@ -2,29 +2,35 @@
 //! them in one log for each core, every commit atomic and on the device when it returns.
 //!
 //! ```
-//! use dormouse_engine::real::{DiskChoice, block_on};
-//! use dormouse_engine::{Batch, Limits, ObjectId, Shard, StoreLock};
+//! use dormouse_engine::{Batch, List, ObjectId, Options, Store};
 //!
-//! # fn main() -> std::io::Result<()> {
-//! let dir = std::env::temp_dir().join(format!("dormouse-example-{}", std::process::id()));
-//! let topic = block_on(&dir, DiskChoice::Auto, async |env| {
-//!     let limits = Limits::PRODUCTION;
-//!     let lock = StoreLock::open_or_create(&env, &limits, 1).await?;
-//!     let (shard, _recovery) = Shard::open(&env, lock.superblock(), 0, limits).await?;
-//!     let room = ObjectId::from_bytes([7; 32]);
-//!     shard.commit(&room, &Batch::new().put("topic", "mice").delete("old"), None)?.await?;
-//!     let contents = shard.load(&room).await?;
-//!     shard.close().await?;
-//!     Ok::<_, dormouse_engine::Error>(contents.map[&b"topic"[..]].clone())
-//! })?;
-//! assert_eq!(topic.expect("a store"), "mice");
-//! # std::fs::remove_dir_all(dir)
+//! # async fn example(dir: &std::path::Path) -> dormouse_engine::Result<()> {
+//! let store = Store::open(dir, Options::default())?; // any thread, any runtime
+//! let room = store.object(ObjectId::from_bytes([7; 32])); // costs nothing, need not exist
+//! room.commit(Batch::new().put("topic", "mice").delete("old")).await?; // durable when it returns
+//! assert_eq!(room.get("topic").await?.expect("put above"), "mice");
+//! let mut keys = room.list(List::prefix("msg:").reverse().limit(10)); // one consistent state
+//! while let Some((key, value)) = keys.next().await? {
+//!     println!("{key:?}: {} bytes", value.len());
+//! }
+//! let mut objects = store.objects();
+//! while let Some(object) = objects.next().await? {
+//!     println!("{} at version {}", object.id, object.version);
+//! }
+//! store.close().await
 //! # }
+//! # let dir = std::env::temp_dir().join(format!("dormouse-example-{}", std::process::id()));
+//! # dormouse_engine::call::wait(example(&dir)).expect("a store");
+//! # std::fs::remove_dir_all(dir).expect("made above");
 //! ```
+//!
+//! Without async: `room.get("topic").wait()`. Below [`Store`] lies [`Shard`], the single-threaded
+//! core that it and the actor cache build on.
 //!
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
 
 pub mod batch;
+pub mod call;
 pub mod contents;
 pub mod directory;
 pub mod env;
@@ -34,6 +40,7 @@ pub mod format;
 pub mod ids;
 pub mod io;
 pub mod limits;
+pub mod list;
 mod load;
 mod log;
 pub mod mailbox;
@@ -42,15 +49,19 @@ pub mod real;
 mod recover;
 pub mod shard;
 pub mod signal;
+pub mod store;
 pub mod store_lock;
 mod sync;
 
 pub use batch::{AlarmChange, Batch, Op};
+pub use call::Call;
 pub use contents::{Contents, Origin, Resident};
 pub use env::{Env, Host};
 pub use error::{Error, Kind, Result};
 pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
+pub use list::List;
 pub use shard::{Recovery, Shard, Ticket};
+pub use store::{Object, ObjectInfo, Options, Store};
 pub use store_lock::StoreLock;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_channel::oneshot;
 use tokio::net::UnixStream;
 
 use crate::env::{Env, Host};
@@ -203,7 +204,10 @@ pub struct CoreOptions {
 /// A core's thread. It runs until the future that it was started with is done and nothing is in
 /// flight any more.
 #[derive(Debug)]
-pub struct CoreThread<T>(std::thread::JoinHandle<io::Result<T>>);
+pub struct CoreThread<T> {
+    handle: std::thread::JoinHandle<io::Result<T>>,
+    ended: oneshot::Receiver<()>,
+}
 
 impl<T: Send + 'static> CoreThread<T> {
     /// Starts a thread, pins it, and runs `main` on it; everything that `main` spawns through its
@@ -215,14 +219,25 @@ impl<T: Send + 'static> CoreThread<T> {
         main: impl FnOnce(RealEnv) -> F + Send + 'static,
     ) -> io::Result<Self> {
         let builder = std::thread::Builder::new().name(options.name.clone());
-        builder.spawn(move || run(&options, main)).map(Self)
+        let (alive, ended) = oneshot::channel::<()>();
+        let handle = builder.spawn(move || {
+            // Dropped last, also by a panic: then no file is open any more.
+            let _alive = alive;
+            run(&options, main)
+        })?;
+        Ok(Self { handle, ended })
+    }
+
+    /// Returns when [`CoreThread::join`] need not wait any more.
+    pub async fn ended(&mut self) {
+        let _dropped = (&mut self.ended).await;
     }
 
     /// Waits for the thread's end.
     ///
     /// Errors: the runtime could not be set up, or the thread panicked.
     pub fn join(self) -> io::Result<T> {
-        self.0.join().map_err(|_| io::Error::other("a core's thread panicked"))?
+        self.handle.join().map_err(|_| io::Error::other("a core's thread panicked"))?
     }
 }
 

@@ -20,11 +20,12 @@ use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::Disk;
 use crate::limits::Limits;
 pub use crate::log::queue::Ticket;
-use crate::log::queue::{OPEN, Queue};
+use crate::log::queue::{OPEN, Outcome, Queue};
 use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
 pub use crate::recover::Recovery;
 use crate::signal::Signal;
+use crate::store::ObjectInfo;
 
 /// Images up to this size are written again whenever the chain is full.
 const SMALL_IMAGE_BYTES: usize = 16 << 10;
@@ -43,8 +44,9 @@ pub(crate) enum Life {
 /// The newest appended state of an object that is not durable yet.
 pub(crate) struct Pending {
     pub(crate) entry: Option<Entry>,
-    /// The batch that it is in.
+    /// The batch that it is in, and how that will end.
     pub(crate) ordinal: u32,
+    pub(crate) outcome: Rc<Outcome>,
 }
 
 pub(crate) struct State<F> {
@@ -233,12 +235,13 @@ impl<E: Env> Shard<E> {
         Ok(())
     }
 
-    /// Reads the whole object as it is durably, waiting for its commits in flight. One that does
-    /// not exist is empty at [`Version::NONE`].
+    /// Reads the whole object as it is durably, waiting for its commits in flight, but not for those
+    /// made later. One that does not exist is empty at [`Version::NONE`].
     ///
     /// Errors: `Corrupt`, with the object's id and the place; `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
-        let entry = self.durable_entry(id).await?;
+        self.settled(id).await?;
+        let entry = self.0.state.borrow().directory.get(id).copied();
         match entry {
             None => Ok(Contents::default()),
             Some(entry) if entry.damaged => Err(damaged(id)),
@@ -246,25 +249,34 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    async fn durable_entry(&self, id: &ObjectId) -> Result<Option<Entry>> {
-        let settled = || {
-            let state = self.0.state.borrow();
-            if let Some(cause) = &state.poison {
+    /// Waits until every commit of the object that is in flight now has ended. Commits made
+    /// meanwhile are not waited for, so that a busy object is read too.
+    ///
+    /// Errors: `Poisoned`.
+    pub(crate) async fn settled(&self, id: &ObjectId) -> Result<()> {
+        let pending = self.0.state.borrow().pending.get(id).map(|pending| pending.outcome.clone());
+        if let Some(outcome) = pending {
+            // How it ended is for whoever made it; the directory says what is there now.
+            let _ended = outcome.settled().await;
+        }
+        match self.poisoned() {
+            None => Ok(()),
+            Some(cause) => {
                 let what = format!("shard {} refuses all work", self.0.number);
-                return Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())));
+                Err(Error::caused(Kind::Poisoned, what, cause))
             }
-            match state.pending.contains_key(id) {
-                true => None,
-                false => Some(Ok(state.directory.get(id).copied())),
-            }
-        };
-        self.0.changed.until(settled).await
+        }
     }
 
     /// Version and alarm (ms since 1970) of the newest durable state, without I/O.
     pub fn head(&self, id: &ObjectId) -> Option<(Version, Option<u64>)> {
         let state = self.0.state.borrow();
         state.directory.get(id).map(|entry| (entry.version, entry.alarm))
+    }
+
+    /// The version that a commit made now would build on, durable or not.
+    pub(crate) fn appended_version(&self, id: &ObjectId) -> Version {
+        head(&self.0.state.borrow(), id).map_or(Version::NONE, |head| head.version)
     }
 
     /// The earliest durable alarm, in milliseconds since 1970.
@@ -280,6 +292,14 @@ impl<E: Env> Shard<E> {
     /// Ids of all objects that exist durably, sorted.
     pub fn objects(&self) -> Vec<ObjectId> {
         self.0.state.borrow().directory.ids()
+    }
+
+    /// Objects that exist durably, in the order of their ids, from the one after `after` on; at most
+    /// `max`.
+    pub fn page(&self, after: Option<ObjectId>, max: usize) -> Vec<ObjectInfo> {
+        let state = self.0.state.borrow();
+        let page = state.directory.page(after, max).into_iter();
+        page.map(|(id, entry)| ObjectInfo::new(id, &entry)).collect()
     }
 
     /// Ids of all objects that damage made unreadable, sorted (E6).
@@ -302,7 +322,7 @@ impl<E: Env> Shard<E> {
         let state = self.0.state.borrow();
         let bytes = |segment: &crate::log::segments::Segment<_>| u64::from(segment.header.bytes);
         ShardStats {
-            objects: state.directory.ids().len(),
+            objects: state.directory.len(),
             log_bytes: state.log_bytes,
             segments: state.segments.len(),
             segment_bytes: state.segments.values().map(bytes).sum(),
@@ -422,7 +442,8 @@ impl<E: Env> Appending<'_, E> {
         let open = state.queue.last_mut();
         open.updates.push((*self.id, entry));
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
-        state.pending.insert(*self.id, Pending { entry, ordinal });
+        let pending = Pending { entry, ordinal, outcome: outcome.clone() };
+        state.pending.insert(*self.id, pending);
         Ticket { version: self.version, outcome }
     }
 

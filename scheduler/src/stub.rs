@@ -3,8 +3,7 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake};
+use std::task::{Context, Poll};
 
 use futures_channel::oneshot;
 use futures_util::FutureExt;
@@ -134,26 +133,11 @@ impl<R> Future for Call<R> {
     }
 }
 
-struct Unpark(std::thread::Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
 impl<R> Call<R> {
     /// Blocks this thread until the reply is there. Not for use on a core, nor in async code.
     ///
     /// Errors: those of the call.
-    pub fn wait(mut self) -> Result<R> {
-        let waker = Arc::new(Unpark(std::thread::current())).into();
-        let mut context = Context::from_waker(&waker);
-        loop {
-            match self.poll_unpin(&mut context) {
-                Poll::Ready(reply) => return reply,
-                Poll::Pending => std::thread::park(),
-            }
-        }
+    pub fn wait(self) -> Result<R> {
+        dormouse_engine::call::wait(self)
     }
 }

@@ -39,6 +39,16 @@ impl Outcome {
         waiting.into_iter().for_each(Waker::wake);
     }
 
+    /// The result, if there is one.
+    pub(crate) fn result(&self) -> Option<Result<()>> {
+        self.result.borrow().clone()
+    }
+
+    /// Waits for the result.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        std::future::poll_fn(|context| self.poll(context)).await
+    }
+
     /// The result, or a wake-up when there is one.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Result<()>> {
         if let Some(result) = &*self.result.borrow() {

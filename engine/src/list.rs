@@ -1,14 +1,17 @@
 //! [`List`]: which keys a listing gives, and in which order; and the walk that gives them, over
-//! the object's map and the overlays of open transactions (R-219–R-225, R-415).
+//! the object's map and whatever lies over it: open transactions, a batch on its way (R-219–R-225,
+//! R-415).
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
-use dormouse_engine::Result;
 
-use crate::ops::{code, refuse_if};
+use crate::error::{Error, Kind, Result};
+
+/// The [code](Error::code) of a list with a limit below one, or with two starts (R-220, R-223).
+pub const BAD_ARGUMENT: &str = "bad-argument";
 
 /// The order of a listing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub enum Direction {
 /// Which keys to list. The default is all, ascending.
 ///
 /// ```
-/// use dormouse_cache::List;
+/// use dormouse_engine::List;
 /// let newest = List::prefix("msg:").reverse().limit(10);
 /// assert_eq!(newest.limit, Some(10));
 /// ```
@@ -91,13 +94,16 @@ impl List {
 
     /// The bounds of the range, `None` if it is provably empty (R-222). Arguments are checked
     /// first, also for an empty range (R-223).
-    pub(crate) fn resolve(&self) -> Result<Option<Range>> {
-        refuse_if(self.limit.is_some_and(|limit| limit <= 0), code::BAD_ARGUMENT, || {
-            "the limit of a list must be at least 1".into()
-        })?;
-        refuse_if(self.start.is_some() && self.start_after.is_some(), code::BAD_ARGUMENT, || {
-            "a list takes start or start_after, not both".into()
-        })?;
+    ///
+    /// Errors: `Invalid`, [`BAD_ARGUMENT`].
+    pub fn resolve(&self) -> Result<Option<Range>> {
+        let refused = |why: &str| Err(Error::coded(Kind::Invalid, BAD_ARGUMENT, why));
+        if self.limit.is_some_and(|limit| limit <= 0) {
+            return refused("the limit of a list must be at least 1");
+        }
+        if self.start.is_some() && self.start_after.is_some() {
+            return refused("a list takes start or start_after, not both");
+        }
         // A limit beyond the address space is none.
         let limit =
             self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
@@ -138,8 +144,8 @@ fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
 }
 
 /// A checked, nonempty range of keys.
-#[derive(Debug)]
-pub(crate) struct Range {
+#[derive(Clone, Debug)]
+pub struct Range {
     start: Bytes,
     end: Option<Bytes>,
     direction: Direction,
@@ -147,17 +153,17 @@ pub(crate) struct Range {
 }
 
 /// A key, and what an overlay says about it: a value, or that it is deleted.
-pub(crate) type OverlayEntry<'a> = (&'a Bytes, Option<&'a Bytes>);
+pub type OverlayEntry<'a> = (&'a Bytes, Option<&'a Bytes>);
 
 impl Range {
     /// The range's bounds, for `BTreeMap::range`.
-    pub(crate) fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    pub fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
         let end = self.end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         (Bound::Included(&self.start), end)
     }
 
     /// The keys of `map` in the range, in its order, at most its limit.
-    pub(crate) fn select(&self, map: &BTreeMap<Bytes, Bytes>) -> Vec<(Bytes, Bytes)> {
+    pub fn select(&self, map: &BTreeMap<Bytes, Bytes>) -> Vec<(Bytes, Bytes)> {
         let entries = map.range::<[u8], _>(self.bounds());
         match self.direction {
             Direction::Ascending => take(entries, self.limit),
@@ -165,9 +171,28 @@ impl Range {
         }
     }
 
-    /// The same with `overlay` (keys in the range, ascending) over the map: merged, then cut at
+    /// The first key of `map` in what is left of the range, and takes it out of the range: a walk
+    /// that borrows nothing between its steps.
+    pub fn next(&mut self, map: &BTreeMap<Bytes, Bytes>) -> Option<(Bytes, Bytes)> {
+        self.limit = self.limit.checked_sub(1)?;
+        if self.end.as_ref().is_some_and(|end| *end <= self.start) {
+            return None;
+        }
+        let mut entries = map.range::<[u8], _>(self.bounds());
+        let (key, value) = match self.direction {
+            Direction::Ascending => entries.next()?,
+            Direction::Descending => entries.next_back()?,
+        };
+        match self.direction {
+            Direction::Ascending => self.start = successor(key),
+            Direction::Descending => self.end = Some(key.clone()),
+        }
+        Some((key.clone(), value.clone()))
+    }
+
+    /// What [`Range::select`] gives with `overlay` (keys in the range, ascending) over the map: merged, then cut at
     /// the limit (R-415, R-416).
-    pub(crate) fn select_under<'a>(
+    pub fn select_under<'a>(
         &self,
         map: &'a BTreeMap<Bytes, Bytes>,
         overlay: impl DoubleEndedIterator<Item = OverlayEntry<'a>>,

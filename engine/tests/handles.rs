@@ -1,0 +1,254 @@
+//! [`Store`] and [`Object`]: any thread, any runtime, none; what they answer when something is in
+//! the way.
+
+use std::path::Path;
+use std::time::Duration;
+
+use dormouse_engine::real::DiskChoice;
+use dormouse_engine::{Batch, Call, Kind, Limits, List, Object, ObjectId, Options, Store, Version};
+
+const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
+
+fn dir() -> tempfile::TempDir {
+    tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
+}
+
+fn options(disk: DiskChoice) -> Options {
+    let limits = Limits { lock_wait: Duration::from_secs(20), ..Limits::PRODUCTION };
+    Options { cores: Some(2), shards: Some(3), disk, limits, ..Options::default() }
+}
+
+fn open(dir: &Path, options: Options) -> Store {
+    Store::open(dir, options).expect("a store")
+}
+
+fn close(store: &Store) {
+    dormouse_engine::call::wait(store.close()).expect("closed in order");
+}
+
+fn id(number: u8) -> ObjectId {
+    ObjectId::from_bytes([number; 32])
+}
+
+fn keys(object: &Object, list: List) -> Vec<String> {
+    let keys = object.list(list).blocking();
+    keys.map(|key| String::from_utf8_lossy(&key.expect("a key").0).into_owned()).collect()
+}
+
+#[test]
+fn what_is_committed_is_read_by_every_clone_and_after_reopening() {
+    for disk in DISKS {
+        for cache_bytes in [0, 1 << 20] {
+            let dir = dir();
+            let options = Options { cache_bytes, ..options(disk) };
+            let store = open(dir.path(), options.clone());
+            let threads: Vec<_> = (0..4)
+                .map(|number| {
+                    let object = store.object(id(number));
+                    std::thread::Builder::new().spawn(move || {
+                        for count in 0..40_u32 {
+                            let batch = Batch::new()
+                                .put("count", count.to_le_bytes())
+                                .put(format!("key-{:02}", count % 7), [number; 50])
+                                .set_alarm(u64::from(count) + 1);
+                            object.commit(batch).wait().expect("durable");
+                            let read = object.get("count").wait().expect("readable");
+                            assert_eq!(read.expect("put above"), count.to_le_bytes()[..]);
+                        }
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| {
+                thread.expect("a thread").join().expect("no panic");
+            });
+            let look = |store: &Store| {
+                for number in 0..4 {
+                    let object = store.object(id(number));
+                    let (version, alarm) = object.head().wait().expect("a head");
+                    assert!(version > Version::NONE);
+                    assert_eq!(alarm, Some(40));
+                    assert_eq!(
+                        keys(&object, List::prefix("key-").reverse().limit(2)),
+                        ["key-06", "key-05"]
+                    );
+                    assert_eq!(object.contents().wait().expect("readable").map.len(), 8);
+                }
+                assert_eq!(store.object(id(9)).get("count").wait().expect("readable"), None);
+            };
+            look(&store);
+            close(&store);
+            let store = open(dir.path(), options);
+            look(&store);
+            close(&store);
+        }
+    }
+}
+
+#[test]
+fn a_list_shows_one_state_whatever_is_committed_meanwhile() {
+    let dir = dir();
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    let object = store.object(id(1));
+    let batch = (0..10).fold(Batch::new(), |batch, key| batch.put([key], "old"));
+    object.commit(batch).wait().expect("durable");
+    let mut list = object.list(List::all()).blocking();
+    assert_eq!(list.next().expect("ten keys").expect("readable").0[..], [0]);
+    object.commit(Batch::new().delete_all().put([5], "new")).wait().expect("durable");
+    let rest: Vec<_> = list.map(|key| key.expect("readable")).collect();
+    assert_eq!(rest.len(), 9);
+    assert!(rest.iter().all(|(_, value)| value == "old"));
+    assert_eq!(keys(&object, List::all()).len(), 1);
+    let refused = object.list(List::all().limit(0)).blocking().next();
+    let refused = refused.expect("an answer").expect_err("no such list");
+    assert_eq!((refused.kind(), refused.code()), (Kind::Invalid, Some("bad-argument")));
+    close(&store);
+}
+
+/// Reads are answered though the object always has a commit in flight, and see all that was
+/// committed before them.
+#[test]
+fn a_busy_object_is_read() {
+    for cache_bytes in [0, 1 << 20] {
+        let dir = dir();
+        let options = Options { cache_bytes, ..options(DiskChoice::Auto) };
+        let store = open(dir.path(), options);
+        let object = store.object(id(1));
+        let mut commits: Vec<Call<Version>> = Vec::new();
+        for count in 0..300_u32 {
+            commits.push(object.commit(Batch::new().put("count", count.to_le_bytes())));
+            if count % 10 == 9 {
+                let read = object.get("count").wait().expect("readable").expect("put above");
+                assert_eq!(read[..], count.to_le_bytes());
+                let (version, _) = object.head().wait().expect("a head");
+                let commit = commits.pop().expect("pushed above");
+                assert_eq!(commit.wait().expect("durable"), version);
+            }
+        }
+        commits.into_iter().for_each(|commit| {
+            commit.wait().expect("durable");
+        });
+        close(&store);
+    }
+}
+
+#[test]
+fn conflicts_and_limits_are_answered_and_change_nothing() {
+    let dir = dir();
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    let object = store.object(id(1));
+    let first = Batch::new().put("a", "1").only_if(Version::NONE);
+    let version = object.commit(first.clone()).wait().expect("it does not exist yet");
+    let refused = object.commit(first).wait().expect_err("it exists");
+    assert_eq!(refused.kind(), Kind::Conflict);
+    let refused = object.commit(Batch::new().put("a", vec![0; 200_000])).wait();
+    let refused = refused.expect_err("too large");
+    assert_eq!((refused.kind(), refused.code()), (Kind::Invalid, Some("value-too-large")));
+    assert_eq!(object.get("a").wait().expect("readable").expect("put above"), "1");
+    let next = Batch::new().delete("a").only_if(version);
+    object.commit(next).wait().expect("at that version");
+    assert_eq!(object.head().wait().expect("a head"), (Version::NONE, None));
+    assert_eq!(object.contents().wait().expect("readable").version, Version::NONE);
+    close(&store);
+}
+
+#[test]
+fn a_full_mailbox_refuses_at_once_and_what_it_took_happens() {
+    let dir = dir();
+    let store = open(dir.path(), Options { requests_max: 2, ..options(DiskChoice::Auto) });
+    let object = store.object(id(1));
+    let commit = |key: u32| object.commit(Batch::new().put(key.to_be_bytes(), "x"));
+    let mut calls = Vec::new();
+    // Faster than any core takes them.
+    for key in 0..2000 {
+        calls.push((key, commit(key)));
+    }
+    let (mut taken, mut refused) = (Vec::new(), 0);
+    for (key, call) in calls {
+        match call.wait() {
+            Ok(_) => taken.push(key),
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::Overloaded, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    println!("{} taken, {refused} refused", taken.len());
+    assert!(refused > 0 && !taken.is_empty());
+    let found = object.contents().wait().expect("readable");
+    let wanted: Vec<_> = taken.iter().map(|key| key.to_be_bytes().to_vec()).collect();
+    assert_eq!(found.map.keys().map(|key| key.to_vec()).collect::<Vec<_>>(), wanted);
+    close(&store);
+}
+
+#[test]
+fn all_objects_are_listed_over_several_pages() {
+    let dir = dir();
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    let ids: Vec<_> = (0..1000_u32)
+        .map(|number| {
+            let mut bytes = [0; 32];
+            bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_le_bytes());
+            ObjectId::from_bytes(bytes)
+        })
+        .collect();
+    let commits: Vec<_> =
+        ids.iter().map(|id| store.object(*id).commit(Batch::new().set_alarm(7))).collect();
+    commits.into_iter().for_each(|commit| {
+        commit.wait().expect("durable");
+    });
+    let found = dormouse_engine::call::wait(async {
+        let (mut objects, mut found) = (store.objects(), Vec::new());
+        while let Some(object) = objects.next().await.expect("open") {
+            assert_eq!((object.alarm, object.damaged), (Some(7), false));
+            found.push(object.id);
+        }
+        found
+    });
+    let (mut found, mut wanted) = (found, ids);
+    found.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(found, wanted);
+    let stats = dormouse_engine::call::wait(store.stats()).expect("open");
+    assert_eq!(stats.len(), 3);
+    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<usize>(), 1000);
+    close(&store);
+}
+
+#[test]
+fn a_second_opening_is_refused_and_a_closed_store_answers_so() {
+    let dir = dir();
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    let limits = Limits { lock_wait: Duration::from_millis(50), ..Limits::PRODUCTION };
+    let second = Store::open(dir.path(), Options { limits, ..options(DiskChoice::Auto) });
+    let refused = second.err().expect("open elsewhere");
+    assert_eq!((refused.kind(), refused.message()), (Kind::Retry, "the store is open elsewhere"));
+    let object = store.object(id(1));
+    let early = object.commit(Batch::new().put("a", "1"));
+    close(&store);
+    early.wait().expect("taken before the end, so it happened");
+    close(&store);
+    let late = object.commit(Batch::new().put("a", "2")).wait().expect_err("closed");
+    assert_eq!(late.kind(), Kind::Closed);
+    assert_eq!(object.get("a").wait().expect_err("closed").kind(), Kind::Closed);
+    // No waiting for the locks: closing gave them back.
+    let limits = Limits { lock_wait: Duration::ZERO, ..Limits::PRODUCTION };
+    let store = open(dir.path(), Options { limits, ..options(DiskChoice::Auto) });
+    assert_eq!(store.object(id(1)).get("a").wait().expect("readable").expect("kept"), "1");
+    close(&store);
+}
+
+#[test]
+fn a_dropped_store_finishes_and_can_be_opened_again() {
+    let dir = dir();
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    let object = store.object(id(1));
+    let commit = object.commit(Batch::new().put("a", "1"));
+    drop(store);
+    commit.wait().expect("an object keeps its store open");
+    let commit = object.commit(Batch::new().put("a", "2"));
+    drop(object);
+    let store = open(dir.path(), options(DiskChoice::Auto));
+    commit.wait().expect("finished before the locks went");
+    assert_eq!(store.object(id(1)).get("a").wait().expect("readable").expect("kept"), "2");
+    close(&store);
+}
