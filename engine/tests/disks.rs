@@ -1,23 +1,19 @@
 //! The real disks: the conformance suite on each, and a core that is never idle.
 
+mod common;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use common::{dir, disks};
 use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf, conformance};
 use dormouse_engine::real::{DiskChoice, block_on};
 use dormouse_engine::{Env, Host};
 
-const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
-
-/// A directory below target/, which is on a real disk (a temporary one may be in memory).
-fn dir() -> tempfile::TempDir {
-    tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
-}
-
 #[test]
 fn every_disk_conforms() {
-    for choice in DISKS {
+    for choice in disks() {
         let dir = dir();
         let name = block_on(dir.path(), choice, async |env| {
             conformance::run(env.disk()).await;
@@ -31,7 +27,7 @@ fn every_disk_conforms() {
 /// itself: the turn must.
 #[test]
 fn a_write_completes_while_a_thousand_tasks_are_always_ready() {
-    for choice in DISKS {
+    for choice in disks() {
         let dir = dir();
         let turns = block_on(dir.path(), choice, async |env| {
             let open = Open {
@@ -86,7 +82,7 @@ fn a_panic_ends_its_task_alone() {
 
 #[test]
 fn a_panic_of_the_main_task_ends_the_core() {
-    for choice in DISKS {
+    for choice in disks() {
         let dir = dir();
         let ended = block_on(dir.path(), choice, async |env| {
             env.turn_end().await;
@@ -99,7 +95,7 @@ fn a_panic_of_the_main_task_ends_the_core() {
 
 #[test]
 fn a_wake_up_from_another_thread_arrives() {
-    for choice in DISKS {
+    for choice in disks() {
         let dir = dir();
         let count = block_on(dir.path(), choice, async |_env| {
             let mut count = 0;

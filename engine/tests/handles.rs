@@ -1,17 +1,14 @@
 //! [`Store`] and [`Object`]: any thread, any runtime, none; what they answer when something is in
 //! the way.
 
+mod common;
+
 use std::path::Path;
 use std::time::Duration;
 
+use common::{dir, disks};
 use dormouse_engine::real::DiskChoice;
 use dormouse_engine::{Batch, Call, Kind, Limits, List, Object, ObjectId, Options, Store, Version};
-
-const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
-
-fn dir() -> tempfile::TempDir {
-    tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
-}
 
 fn options(disk: DiskChoice) -> Options {
     let limits = Limits { lock_wait: Duration::from_secs(20), ..Limits::PRODUCTION };
@@ -37,7 +34,7 @@ fn keys(object: &Object, list: List) -> Vec<String> {
 
 #[test]
 fn what_is_committed_is_read_by_every_clone_and_after_reopening() {
-    for disk in DISKS {
+    for disk in disks() {
         for cache_bytes in [0, 1 << 20] {
             let dir = dir();
             let options = Options { cache_bytes, ..options(disk) };

@@ -6,14 +6,16 @@
 
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "plays another process")]
 
+mod common;
+
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use common::{dir, disks};
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
 use dormouse_engine::{Batch, Kind, Limits, ObjectId, Result, Shard, StoreLock};
 
-const DISKS: [DiskChoice; 2] = [DiskChoice::Auto, DiskChoice::Posix];
 const ROOM: ObjectId = ObjectId::from_bytes([7; 32]);
 
 /// Opens the store, checks or makes its one commit, and closes it.
@@ -47,8 +49,8 @@ fn lock_all(dir: &Path) -> Vec<File> {
 #[test]
 fn opening_waits_for_the_locks_that_the_dead_still_hold() {
     let held = Duration::from_millis(400);
-    for disk in DISKS {
-        let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    for disk in disks() {
+        let dir = dir();
         visit(dir.path(), disk, Duration::ZERO).expect("a new store");
         let files = lock_all(dir.path());
         let started = Instant::now();
@@ -64,8 +66,8 @@ fn opening_waits_for_the_locks_that_the_dead_still_hold() {
 
 #[test]
 fn a_lock_that_stays_is_an_error_that_says_so() {
-    for disk in DISKS {
-        let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    for disk in disks() {
+        let dir = dir();
         visit(dir.path(), disk, Duration::ZERO).expect("a new store");
         let files = lock_all(dir.path());
         let error = visit(dir.path(), disk, Duration::from_millis(50)).expect_err("locked");

@@ -5,22 +5,21 @@
 //! and ordering, not durability: what the kernel holds survives it. Durability is shown by the
 //! simulator's power cuts, and here by how files are opened (`O_DSYNC`).
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::{dir, disks};
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
 use dormouse_engine::{Batch, Host, Kind, Limits, ObjectId, Shard, StoreLock};
 
 const SHARDS: u16 = 2;
 const OBJECTS: u8 = 16;
 const KILLS: usize = 100;
-
-fn dir() -> tempfile::TempDir {
-    tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
-}
 
 struct Store {
     _lock: StoreLock<RealEnv>,
@@ -63,7 +62,7 @@ fn count_of(contents: &dormouse_engine::Contents) -> u64 {
 
 #[test]
 fn a_closed_store_holds_what_was_committed() {
-    for disk in [DiskChoice::Auto, DiskChoice::Posix] {
+    for disk in disks() {
         let dir = dir();
         let commit = async |env: RealEnv| {
             let store = Store::open(&env).await;
@@ -130,7 +129,7 @@ fn child() {
 fn child_arguments() -> Option<(String, DiskChoice)> {
     let dir = std::env::var("DORMOUSE_KILL_DIR").ok()?;
     let posix = std::env::var("DORMOUSE_KILL_POSIX").is_ok();
-    Some((dir, if posix { DiskChoice::Posix } else { DiskChoice::Auto }))
+    Some((dir, if posix { DiskChoice::Posix } else { DiskChoice::Uring }))
 }
 
 async fn increment(store: &Store, env: &RealEnv, index: u8) {
@@ -208,7 +207,7 @@ fn note(acknowledged: &mut BTreeMap<u8, u64>, line: &str) -> usize {
 
 #[test]
 fn acknowledged_increments_survive_sigkill_on_io_uring() {
-    kill_test(DiskChoice::Auto);
+    disks().into_iter().filter(|disk| *disk == DiskChoice::Uring).for_each(kill_test);
 }
 
 #[test]

@@ -10,6 +10,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -23,8 +24,10 @@ use super::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
 
 /// Blocking threads of one disk.
 const THREADS: usize = 2;
-/// Alignment that every known device takes.
+/// Alignment that every known device takes; used where the file system doesn't say.
 const BLOCK_BYTES: usize = 4096;
+/// Zeros that are written at a time where space can't be taken otherwise.
+const ZERO_BYTES: usize = 1 << 20;
 /// How often a lock that is held elsewhere is tried.
 const LOCK_EVERY: Duration = Duration::from_millis(2);
 
@@ -34,7 +37,7 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Clone)]
 pub struct PosixDisk {
     dir: Arc<PathBuf>,
-    direct: bool,
+    properties: Properties,
     jobs: Sender<Job>,
 }
 
@@ -53,7 +56,7 @@ impl PosixDisk {
                 .name(format!("dormouse-disk-{index}"))
                 .spawn(move || work(&receiver))?;
         }
-        Ok(Self { dir: Arc::new(dir.to_owned()), direct: probe_direct(dir)?, jobs })
+        Ok(Self { dir: Arc::new(dir.to_owned()), properties: probe(dir)?, jobs })
     }
 
     /// Runs a blocking call. It goes on if the future is dropped.
@@ -61,10 +64,23 @@ impl PosixDisk {
         &self,
         job: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
+        self.run_with((), |()| job()).await.0
+    }
+
+    /// Runs a blocking call on something that comes back whatever happens.
+    async fn run_with<B: Send + 'static, T: Send + 'static>(
+        &self,
+        mut lent: B,
+        job: impl FnOnce(&mut B) -> io::Result<T> + Send + 'static,
+    ) -> (io::Result<T>, B) {
         let (reply, result) = oneshot::channel();
-        let job: Job = Box::new(move || drop(reply.send(job())));
-        self.jobs.send(job).map_err(|_| io::Error::other("the disk's threads ended"))?;
-        result.await.map_err(|_| io::Error::other("a disk thread panicked"))?
+        let job: Job = Box::new(move || {
+            let done = catch_unwind(AssertUnwindSafe(|| job(&mut lent)));
+            let done = done.unwrap_or_else(|_| Err(io::Error::other("a disk operation panicked")));
+            drop(reply.send((done, lent)));
+        });
+        assert!(self.jobs.send(job).is_ok(), "disk threads outlive their disk");
+        result.await.expect("a job replies, whatever happens in it")
     }
 }
 
@@ -93,10 +109,11 @@ fn sync_flag() -> i32 {
     i32::try_from(OFlags::DSYNC.bits()).expect("flags fit")
 }
 
-/// Whether the directory's file system takes direct I/O: tried on a file of its own.
-fn probe_direct(dir: &Path) -> io::Result<bool> {
+/// What the directory's file system takes: tried on a file of its own.
+fn probe(dir: &Path) -> io::Result<Properties> {
+    let cached = Properties { block_bytes: BLOCK_BYTES, direct: false, name: "posix" };
     if direct_flag() == 0 {
-        return Ok(false);
+        return Ok(cached);
     }
     static PROBES: AtomicU64 = AtomicU64::new(0);
     // Several cores may look at one directory at the same time.
@@ -105,22 +122,55 @@ fn probe_direct(dir: &Path) -> io::Result<bool> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true).mode(0o600);
     let opened = options.custom_flags(direct_flag()).open(&path);
-    let direct = match opened {
-        Ok(file) => {
-            let block = PageBuf::zeroed(BLOCK_BYTES);
-            file.write_at(&block, 0).is_ok_and(|bytes| bytes == BLOCK_BYTES)
-        }
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => false,
+    let properties = match opened {
+        Ok(file) => probe_file(&file, cached),
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => cached,
         Err(error) => return Err(error),
     };
     fs::remove_file(&path)?;
-    if !direct {
+    if !properties.direct {
         tracing::warn!(dir = %dir.display(), "no direct I/O here: reads go through the page cache");
     }
-    Ok(direct)
+    Ok(properties)
 }
 
-fn open_locked(path: &Path, open: Open, direct: bool) -> io::Result<fs::File> {
+/// The smallest blocks that a file opened for direct I/O takes, if it takes any.
+fn probe_file(file: &fs::File, cached: Properties) -> Properties {
+    let takes = |block_bytes: usize| {
+        let mut block = PageBuf::zeroed(block_bytes);
+        let written = file.write_at(&block, block_bytes as u64);
+        let read = file.read_at(&mut block, block_bytes as u64);
+        [written, read].into_iter().all(|done| done.is_ok_and(|bytes| bytes == block_bytes))
+    };
+    match [direct_alignment(file), BLOCK_BYTES].into_iter().find(|bytes| takes(*bytes)) {
+        Some(block_bytes) => Properties { block_bytes, direct: true, ..cached },
+        None => cached,
+    }
+}
+
+/// The alignment of direct I/O, as the file system says (`STATX_DIOALIGN`, Linux 6.1).
+#[cfg(target_os = "linux")]
+fn direct_alignment(file: &fs::File) -> usize {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    let said = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    match said {
+        Ok(said) if said.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            let align = said.stx_dio_offset_align.max(said.stx_dio_mem_align) as usize;
+            match align.is_power_of_two() && align <= BLOCK_BYTES {
+                true => align.max(512),
+                false => BLOCK_BYTES,
+            }
+        }
+        _ => BLOCK_BYTES,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn direct_alignment(_file: &fs::File) -> usize {
+    BLOCK_BYTES
+}
+
+fn open_file(path: &Path, open: Open, direct: bool) -> io::Result<fs::File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     match open.create {
@@ -132,19 +182,15 @@ fn open_locked(path: &Path, open: Open, direct: bool) -> io::Result<fs::File> {
         let direct = if direct { direct_flag() } else { 0 };
         options.custom_flags(sync_flag() | direct);
     }
-    let file = options.open(path)?;
-    let deadline = Instant::now() + open.lock_wait;
-    loop {
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if Instant::now() >= deadline {
-            let what = format!("{} is locked by another process", path.display());
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
-        }
-        std::thread::sleep(LOCK_EVERY);
+    options.open(path)
+}
+
+/// Whether the lock could be had at once.
+fn try_lock(file: &fs::File) -> io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -152,12 +198,30 @@ impl Disk for PosixDisk {
     type File = PosixFile;
 
     fn properties(&self) -> Properties {
-        Properties { block_bytes: BLOCK_BYTES, direct: self.direct, name: "posix" }
+        self.properties
     }
 
     async fn open(&self, name: &str, open: Open) -> io::Result<PosixFile> {
-        let (path, direct) = (self.dir.join(name), self.direct);
-        let file = self.run(move || open_locked(&path, open, direct)).await?;
+        let (path, direct) = (self.dir.join(name), self.properties.direct);
+        let deadline = Instant::now() + open.lock_wait;
+        let (mut file, mut locked) = self
+            .run(move || {
+                let file = open_file(&path, open, direct)?;
+                let locked = try_lock(&file)?;
+                Ok((file, locked))
+            })
+            .await?;
+        // A thread that slept for the lock would keep other operations from going on.
+        while !locked {
+            if Instant::now() >= deadline {
+                let what =
+                    format!("{} is locked by another process", self.dir.join(name).display());
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
+            }
+            tokio::time::sleep(LOCK_EVERY).await;
+            let (tried, lent) = self.run_with(file, |file| try_lock(file)).await;
+            (file, locked) = (lent, tried?);
+        }
         Ok(PosixFile { disk: self.clone(), file: Arc::new(file), mode: open.mode })
     }
 
@@ -251,30 +315,44 @@ impl PosixFile {
         call: impl FnOnce(&fs::File, &mut [u8]) -> io::Result<usize> + Send + 'static,
     ) -> (io::Result<usize>, PageBuf) {
         let file = self.file.clone();
-        let mut buf = buf;
-        let done = self.disk.run(move || {
-            let result = call(&file, &mut buf);
-            Ok((result, buf))
-        });
-        match done.await {
-            Ok(done) => done,
-            // The buffer went down with the thread; an empty one stands for it.
-            Err(error) => (Err(error), PageBuf::zeroed(1)),
-        }
+        self.disk.run_with(buf, move |buf| call(&file, buf)).await
     }
 }
 
 fn allocate(file: &fs::File, bytes: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
-        Ok(()) => return Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP) => {}
-        Err(error) => return Err(error.into()),
+    loop {
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::OPNOTSUPP) => break,
+            Err(error) => return Err(error.into()),
+        }
     }
-    match file.metadata()?.len() < bytes {
-        true => file.set_len(bytes),
-        false => Ok(()),
+    allocate_by_writing(file, bytes)
+}
+
+/// Takes blocks on a file system that has no call for it. What is there already stays.
+fn allocate_by_writing(file: &fs::File, bytes: u64) -> io::Result<()> {
+    let block = BLOCK_BYTES as u64;
+    let len = file.metadata()?.len();
+    if len >= bytes {
+        return Ok(());
     }
+    let mut at = len.next_multiple_of(block);
+    let mut zeros = PageBuf::zeroed(ZERO_BYTES);
+    while at < bytes {
+        let left = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+        zeros.set_window(0..left.next_multiple_of(BLOCK_BYTES).min(ZERO_BYTES));
+        match file.write_at(&zeros, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            // A transfer that ends inside a block is begun again at that block.
+            Ok(written) => at += written as u64 / block * block,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    file.set_len(bytes)
 }
 
 #[expect(unsafe_code, reason = "a mapping")]
@@ -284,4 +362,94 @@ fn map(file: &fs::File) -> io::Result<memmap2::Mmap> {
     let map = unsafe { memmap2::Mmap::map(file)? };
     map.advise(memmap2::Advice::Random)?;
     Ok(map)
+}
+
+#[cfg(all(test, not(dormouse_loom)))]
+mod tests {
+    use super::*;
+    use crate::real::{DiskChoice, block_on};
+
+    fn dir() -> tempfile::TempDir {
+        // Below the crate and not in a temporary directory, which may be in memory.
+        tempfile::TempDir::new_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
+            .expect("a directory")
+    }
+
+    #[test]
+    fn space_taken_by_writing_is_real_and_what_is_there_stays() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = dir();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(dir.path().join("file"))
+            .expect("create");
+        file.write_all_at(b"here before", 5).expect("write");
+        allocate_by_writing(&file, 3 << 20).expect("allocate");
+        let metadata = file.metadata().expect("metadata");
+        assert_eq!(metadata.len(), 3 << 20);
+        assert!(metadata.blocks() * 512 >= 3 << 20, "{} blocks", metadata.blocks());
+        let mut start = [1; 32];
+        file.read_exact_at(&mut start, 0).expect("read");
+        assert_eq!(&start[..20], b"\0\0\0\0\0here before\0\0\0\0");
+        allocate_by_writing(&file, 1000).expect("nothing to do");
+        assert_eq!(file.metadata().expect("metadata").len(), 3 << 20);
+    }
+
+    #[test]
+    fn a_panic_on_a_disk_thread_is_an_error_and_the_buffer_comes_back() {
+        let dir = dir();
+        let lent = block_on(dir.path(), DiskChoice::Posix, async |env| {
+            let crate::real::RealDisk::Posix(disk) = crate::Env::disk(&env).clone() else {
+                unreachable!("asked for above")
+            };
+            let mut lent = PageBuf::zeroed(5000);
+            for _ in 0..2 * THREADS {
+                let panics = |_: &mut PageBuf| -> io::Result<()> { panic!("on purpose") };
+                let (result, back) = disk.run_with(lent, panics).await;
+                assert!(result.is_err());
+                lent = back;
+            }
+            disk.list().await.expect("the threads live on");
+            lent.len()
+        });
+        assert_eq!(lent.expect("a core"), 5000);
+    }
+
+    #[test]
+    fn waiting_for_a_lock_keeps_no_thread_busy() {
+        let dir = dir();
+        let opened = block_on(dir.path(), DiskChoice::Posix, async |env| {
+            let disk = crate::Env::disk(&env);
+            let wait = Open {
+                create: Create::IfAbsent,
+                mode: Mode::Through,
+                lock_wait: Duration::from_secs(20),
+            };
+            let held = disk.open("held", wait).await.expect("open");
+            let waiting: Vec<_> = (0..2 * THREADS)
+                .map(|_| {
+                    let (disk, opened) =
+                        (disk.clone(), std::rc::Rc::new(std::cell::Cell::new(false)));
+                    let set = opened.clone();
+                    crate::Host::spawn(&env, "waits", async move {
+                        disk.open("held", wait).await.expect("free in the end");
+                        set.set(true);
+                    });
+                    opened
+                })
+                .collect();
+            let other = disk.open("other", wait).await.expect("open");
+            for _ in 0..10 {
+                other.sync().await.expect("goes on");
+            }
+            assert!(waiting.iter().all(|opened| !opened.get()));
+            drop(held);
+            while !waiting.iter().all(|opened| opened.get()) {
+                crate::Host::sleep(&env, LOCK_EVERY).await;
+            }
+        });
+        opened.expect("a core");
+    }
 }
