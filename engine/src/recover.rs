@@ -357,13 +357,14 @@ impl Replay {
                 header.sequence > missing && header.durable >= missing && header.epoch >= self.epoch
             })
         };
-        let behind = here.into_iter().flat_map(|(file, offset)| {
-            let block = files[file].first();
-            (offset..files[file].bytes.len()).step_by(block).map(move |offset| (file, offset))
+        // Also behind the head of a later segment: the head itself may be what is damaged.
+        let (current, first) = here.unwrap_or((0, 0));
+        let mut blocks = (current..files.len()).flat_map(|index| {
+            let block = files[index].first();
+            let start = if index == current { first.max(block) } else { block };
+            (start..files[index].bytes.len()).step_by(block).map(move |offset| (index, offset))
         });
-        let current = here.map_or(0, |(file, _)| file + 1);
-        let heads = (current..files.len()).map(|index| (index, files[index].first()));
-        behind.chain(heads).find(vouches)
+        blocks.find(vouches)
     }
 
     /// Gives up the batches before `next`: whatever their tables name is unreadable. Without the

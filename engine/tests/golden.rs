@@ -158,5 +158,9 @@ fn a_frame_is_believed_only_at_its_place() {
 fn a_newer_format_is_refused_by_name() {
     let mut bytes = superblock().encode();
     bytes[8] = 2;
+    assert_eq!(Superblock::decode(&bytes), Err(Rejected::Checksum), "a damaged byte is none");
+    bytes[12..16].fill(0);
+    let crc = crc32c::crc32c(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(Superblock::decode(&bytes), Err(Rejected::Version(2)));
 }

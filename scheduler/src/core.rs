@@ -91,10 +91,11 @@ impl Core {
         }
         inner.alarms.stop();
         inner.drain().await;
+        let mut closed = Ok(());
         for shard in &inner.shards {
-            shard.close().await?;
+            closed = closed.and(shard.close().await);
         }
-        Ok(())
+        Ok(closed?)
     }
 }
 

@@ -57,6 +57,12 @@ impl Reference {
         unsettled.acknowledged = unsettled.acknowledged.max(upto);
     }
 
+    /// A commit failed in a way that says that it did not happen.
+    pub fn refused(&mut self, id: &ObjectId, version: Version) {
+        let unsettled = self.unsettled.entry(*id).or_default();
+        unsettled.commits.retain(|commit| commit.version != version);
+    }
+
     /// The store was reopened and shows `contents`: what is not in it is gone.
     ///
     /// Errors: says what was expected, if this is no admissible state.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use dormouse_engine::{Env, Host};
 
-use crate::disk::{DiskFaults, DiskState, Landing, SimDisk};
+use crate::disk::{Damage, DiskFaults, DiskState, Landing, SimDisk};
 use crate::random::Random;
 use crate::trace::Trace;
 
@@ -45,6 +45,7 @@ impl Wake for TaskWaker {
 
 struct Spawned {
     process: u64,
+    core: u64,
     waker: Arc<TaskWaker>,
     future: Task,
 }
@@ -54,6 +55,8 @@ pub(crate) enum Event {
     Wake(Waker),
     Disk(u64),
     Land(Landing),
+    /// The core goes on.
+    Resume(u64),
 }
 
 /// What one step of a world did.
@@ -79,6 +82,10 @@ pub(crate) struct Inner {
     events: RefCell<BTreeMap<(u64, u64), Event>>,
     turn_ends: RefCell<Vec<Waker>>,
     panics: RefCell<Vec<String>>,
+    /// A core stands still once in so many polls; 0 for never.
+    stalls: Cell<u64>,
+    /// Cores that stand still, each with its tasks that are ready.
+    stalled: RefCell<BTreeMap<u64, Vec<u64>>>,
     pub(crate) disk: RefCell<DiskState>,
 }
 
@@ -116,6 +123,8 @@ impl World {
             events: RefCell::default(),
             turn_ends: RefCell::default(),
             panics: RefCell::default(),
+            stalls: Cell::new(0),
+            stalled: RefCell::default(),
             disk: RefCell::new(disk),
         }))
     }
@@ -132,6 +141,7 @@ impl World {
         let events = std::mem::take(&mut *self.0.events.borrow_mut());
         drop(events);
         self.0.turn_ends.borrow_mut().clear();
+        self.0.stalled.borrow_mut().clear();
         let ops = self.0.disk.borrow_mut().power_cut();
         drop(ops);
         self.0.trace.borrow_mut().number(0xdead);
@@ -180,6 +190,12 @@ impl World {
 
     fn poll(&self, id: u64) -> Step {
         let Some(mut task) = self.0.tasks.borrow_mut().remove(&id) else { return Step::Advanced };
+        if let Some(ready) = self.0.stalled.borrow_mut().get_mut(&task.core) {
+            ready.push(id);
+            self.0.tasks.borrow_mut().insert(id, task);
+            return Step::Advanced;
+        }
+        self.stall(task.core);
         {
             let mut trace = self.0.trace.borrow_mut();
             trace.number(self.0.now_ns.get());
@@ -208,6 +224,15 @@ impl World {
         Step::Polled
     }
 
+    /// Now and then a core stands still after a poll, as one does that the system puts aside.
+    fn stall(&self, core: u64) {
+        let (stalls, mut random) = (self.0.stalls.get(), self.0.random.borrow_mut());
+        if stalls > 0 && random.one_in(stalls) {
+            self.0.stalled.borrow_mut().insert(core, Vec::new());
+            self.0.after(random.between(10_000, 20_000_000), Event::Resume(core));
+        }
+    }
+
     fn advance(&self) -> Step {
         let Some(((at, _), event)) = self.0.events.borrow_mut().pop_first() else {
             return Step::Idle;
@@ -218,6 +243,10 @@ impl World {
             Event::Wake(waker) => waker.wake(),
             Event::Disk(op) => crate::disk::complete(&self.0, op),
             Event::Land(landing) => self.0.disk.borrow_mut().land(landing),
+            Event::Resume(core) => {
+                let ready = self.0.stalled.borrow_mut().remove(&core).unwrap_or_default();
+                self.0.runnable.borrow_mut().extend(ready);
+            }
         }
         Step::Advanced
     }
@@ -274,6 +303,24 @@ impl World {
         self.0.disk.borrow_mut().set_faults(faults);
     }
 
+    /// From now on a core stands still once in so many polls; 0 for never.
+    pub fn set_stalls(&self, one_in: u64) {
+        self.0.stalls.set(one_in);
+    }
+
+    /// Sectors of 512 bytes that hold something durable: file and number.
+    pub fn used_sectors(&self) -> Vec<(String, usize)> {
+        self.0.disk.borrow().used_sectors()
+    }
+
+    /// Damages a sector.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn damage(&self, sector: &(String, usize), damage: &Damage) {
+        self.0.disk.borrow_mut().damage(sector, damage);
+    }
+
     /// Moves the wall clock.
     pub fn jump_wall_clock(&self, by_ms: i64) {
         self.0.wall_jump_ms.set(self.0.wall_jump_ms.get() + by_ms);
@@ -296,7 +343,8 @@ impl Process {
     /// The process's access to the world, for one of its cores.
     pub fn core(&self) -> SimEnv {
         let disk = SimDisk::new(self.world.clone(), self.id);
-        SimEnv { world: self.world.clone(), process: self.id, disk }
+        let core = self.world.0.next_id();
+        SimEnv { world: self.world.clone(), process: self.id, core, disk }
     }
 
     /// SIGKILL: its tasks are gone; what it had in flight lands later or never, piece by piece,
@@ -319,12 +367,14 @@ impl Process {
 pub struct SimEnv {
     world: World,
     process: u64,
+    core: u64,
     disk: SimDisk,
 }
 
 impl SimEnv {
+    /// For timers of the disk, which spawns nothing.
     pub(crate) fn for_disk(disk: SimDisk, world: World, process: u64) -> Self {
-        Self { world, process, disk }
+        Self { world, process, core: 0, disk }
     }
 
     /// The world that the core is in.
@@ -379,7 +429,8 @@ impl Host for SimEnv {
         let ready = inner.ready.clone();
         let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
         waker.wake_by_ref();
-        let spawned = Spawned { process: self.process, waker, future: Box::pin(task) };
+        let spawned =
+            Spawned { process: self.process, core: self.core, waker, future: Box::pin(task) };
         inner.tasks.borrow_mut().insert(id, spawned);
     }
 

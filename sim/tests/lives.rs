@@ -11,7 +11,9 @@ const STEPS: u64 = 1_000_000;
 
 #[test]
 fn the_simulated_disk_conforms() {
-    for faults in [DiskFaults::default(), DiskFaults { short_io: 3, ..DiskFaults::default() }] {
+    let plain = DiskFaults::default();
+    let large = DiskFaults { large_blocks: true, slow_io: 10, ..plain };
+    for faults in [plain, DiskFaults { short_io: 3, ..plain }, large] {
         let world = World::new(1, faults);
         let env = world.process().core();
         let disk = dormouse_engine::Env::disk(&env).clone();
@@ -72,6 +74,8 @@ fn one_changed_byte_changes_the_hash() {
         cores: 1,
         shards: 1,
         faults: DiskFaults::default(),
+        stalls: 0,
+        damage: false,
         alarms: Vec::new(),
         sessions: vec![session(fill)],
     };

@@ -124,12 +124,12 @@ impl BatchHeader {
         if bytes[..8] != MAGIC {
             return Err(Rejected::Magic);
         }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
         let crc = get_u32(bytes, 12);
         if crc != crc_without(bytes, 12) {
             return Err(Rejected::Checksum);
+        }
+        if get_u16(bytes, 8) > VERSION {
+            return Err(Rejected::Version(get_u16(bytes, 8)));
         }
         if u128::from_le_bytes(get(bytes, 16)) != home.store.0
             || get_u16(bytes, 32) != home.shard

@@ -1,8 +1,11 @@
 //! What lies on disk. Each module opens with its table of bytes.
 //!
 //! All numbers are little-endian. Reserved bytes are written as zero and must be zero. A decoder
-//! gives nothing before magic, version, checksum, store, shard and bounds have been checked (E5),
+//! gives nothing before magic, checksum, version, store, shard and bounds have been checked (E5),
 //! and never panics on what it reads: every `decode` returns a [`Rejected`] that says why.
+//!
+//! Magic, version and checksum of superblock, segment and batch stay where they are, over the same
+//! bytes, in every version to come: so a newer format is told from a damaged byte.
 
 pub mod batch;
 pub mod frame;

@@ -66,11 +66,11 @@ impl SegmentHeader {
         if bytes[..8] != MAGIC {
             return Err(Rejected::Magic);
         }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
         if get_u32(bytes, 12) != crc_without(bytes, 12) {
             return Err(Rejected::Checksum);
+        }
+        if get_u16(bytes, 8) > VERSION {
+            return Err(Rejected::Version(get_u16(bytes, 8)));
         }
         let header = Self {
             store: StoreId(u128::from_le_bytes(get(bytes, 16))),

@@ -57,11 +57,11 @@ impl Superblock {
         if bytes[..8] != MAGIC {
             return Err(Rejected::Magic);
         }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
         if get_u32(bytes, 12) != crc_without(bytes, 12) {
             return Err(Rejected::Checksum);
+        }
+        if get_u16(bytes, 8) > VERSION {
+            return Err(Rejected::Version(get_u16(bytes, 8)));
         }
         let block_bytes = get_u32(bytes, 32) as usize;
         if !block_bytes.is_power_of_two() || !(512..=4096).contains(&block_bytes) {

@@ -119,21 +119,49 @@ impl Contents {
         self.len = self.len.max(bytes);
     }
 
-    /// Chooses what each sector becomes.
-    pub(super) fn power_cut(&mut self, random: &mut Random) {
-        for (sector, versions) in std::mem::take(&mut self.versions) {
-            let old = self.durable_sector(sector);
-            let pick = |random: &mut Random| match random.index(versions.len() + 1) {
-                0 => old,
-                version => versions[version - 1],
+    /// Durable sectors that hold something.
+    pub(super) fn used_sectors(&self) -> Vec<usize> {
+        let sectors = self.durable.chunks(SECTOR_BYTES).enumerate();
+        let used = sectors.filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0));
+        used.map(|(at, _)| at).collect()
+    }
+
+    pub(super) fn sector(&self, at: usize) -> Sector {
+        self.durable_sector(at)
+    }
+
+    pub(super) fn set_sector(&mut self, at: usize, bytes: Sector) {
+        self.settle(at, bytes);
+    }
+
+    /// Chooses what each sector becomes; so many of them stand or fall together.
+    pub(super) fn power_cut(&mut self, random: &mut Random, together: usize) {
+        let versions = std::mem::take(&mut self.versions);
+        let mut blocks: BTreeMap<usize, Vec<(usize, Vec<Sector>)>> = BTreeMap::new();
+        for (sector, versions) in versions {
+            blocks.entry(sector / together).or_default().push((sector, versions));
+        }
+        for sectors in blocks.into_values() {
+            // By age: 0 is what was durable. A sector that was written less often has older ones.
+            let newest = sectors.iter().map(|(_, versions)| versions.len()).max().unwrap_or(0);
+            let mut pick = || random.index(newest + 1);
+            let (first, second) = (pick(), pick());
+            let tear = match random.one_in(3) {
+                true => random.index(together * SECTOR_BYTES),
+                false => together * SECTOR_BYTES,
             };
-            let mut bytes = pick(random);
-            if random.one_in(3) {
-                let other = pick(random);
-                let tear = random.index(SECTOR_BYTES);
-                bytes[tear..].copy_from_slice(&other[tear..]);
+            for (sector, versions) in sectors {
+                let old = self.durable_sector(sector);
+                let version = |age: usize| match age.min(versions.len()) {
+                    0 => old,
+                    age => versions[age - 1],
+                };
+                let mut bytes = version(first);
+                let start = sector % together * SECTOR_BYTES;
+                let kept = tear.saturating_sub(start).min(SECTOR_BYTES);
+                bytes[kept..].copy_from_slice(&version(second)[kept..]);
+                self.settle(sector, bytes);
             }
-            self.settle(sector, bytes);
         }
         // An unsynced length may be lost too, down to the last sector that is durable.
         if random.one_in(2) {

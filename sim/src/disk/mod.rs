@@ -11,6 +11,10 @@
 //! | SIGKILL with an operation in flight | it never happens, or happens later, as a whole; then it is visible and *not* durable, whatever the file: nobody saw it complete |
 //! | power cut | each sector with versions that are not durable, or with a write in flight, becomes the durable bytes, any of the versions, or two of them torn at a byte; names keep a prefix of what was done to them since the last `sync_dir` |
 //! | a write fails | any of its sectors may have become visible |
+//! | a sync fails | nothing became durable by it; a later one may succeed |
+//! | [`Damage`] | one sector has a flipped bit, zeros, or what belongs elsewhere |
+//!
+//! A device that tears at 4,096 bytes keeps or loses eight sectors together.
 //!
 //! Locks belong to open files and to operations in flight, also to those of a dead process (E8).
 
@@ -32,8 +36,6 @@ use crate::random::Random;
 use crate::world::{Event, Inner, World};
 use file::{Contents, SECTOR_BYTES};
 
-/// Alignment that the simulated device asks for.
-const BLOCK_BYTES: usize = 512;
 /// How long a dead process's operation may still take to land, in nanoseconds.
 const LANDING_NS_MAX: u64 = 20_000_000;
 
@@ -45,10 +47,40 @@ pub struct DiskFaults {
     pub short_io: u64,
     /// Writes that fail.
     pub write_error: u64,
+    /// Reads that fail.
+    pub read_error: u64,
+    /// Syncs of files and of the directory that fail.
+    pub sync_error: u64,
+    /// Operations that take milliseconds; some of them seconds.
+    pub slow_io: u64,
+    /// Whether the device's blocks have 4,096 bytes, not 512: alignment, and what a crash tears.
+    pub large_blocks: bool,
     /// Bytes that fit on the disk; 0 for no bound.
     pub capacity: u64,
     /// Whether reads see the device and not a page cache.
     pub buffered: bool,
+}
+
+/// What becomes of a sector that no device should do so to.
+#[derive(Clone, Debug)]
+pub enum Damage {
+    /// This bit is flipped, of 4,096.
+    Flip(usize),
+    /// It reads as zeros, as before anything was written to it.
+    Zero,
+    /// It holds what was meant for this sector of this file, or belongs to it.
+    Copy((String, usize)),
+}
+
+impl DiskFaults {
+    /// Whether operations may fail: then errors are to be expected.
+    pub fn fails(&self) -> bool {
+        self.write_error + self.read_error + self.sync_error + self.capacity > 0
+    }
+
+    fn block_bytes(&self) -> usize {
+        if self.large_blocks { 4096 } else { SECTOR_BYTES }
+    }
 }
 
 /// What an operation does when it completes.
@@ -207,26 +239,65 @@ impl DiskState {
         }
         self.names = self.durable_names.clone();
         for inode in self.names.values() {
-            inode.contents.borrow_mut().power_cut(&mut self.random);
+            let sectors = self.faults.block_bytes() / SECTOR_BYTES;
+            inode.contents.borrow_mut().power_cut(&mut self.random, sectors);
         }
         ops
     }
 
+    fn strikes(&mut self, one_in: u64) -> bool {
+        one_in > 0 && self.random.one_in(one_in)
+    }
+
+    /// Nanoseconds that an operation takes.
+    pub(crate) fn delay_ns(&mut self) -> u64 {
+        match self.strikes(self.faults.slow_io) {
+            true if self.random.one_in(20) => self.random.between(1_000_000_000, 5_000_000_000),
+            true => self.random.between(1_000_000, 200_000_000),
+            false => self.random.between(20_000, 200_000),
+        }
+    }
+
+    /// Sectors that hold something durable, by file.
+    pub(crate) fn used_sectors(&self) -> Vec<(String, usize)> {
+        let used = |inode: &Inode| inode.contents.borrow().used_sectors();
+        let files = self.names.iter().map(|(name, inode)| (name, used(inode)));
+        files.flat_map(|(name, used)| used.into_iter().map(|at| (name.clone(), at))).collect()
+    }
+
+    pub(crate) fn damage(&mut self, (file, at): &(String, usize), damage: &Damage) {
+        let mut bytes = self.names[file].contents.borrow().sector(*at);
+        match damage {
+            Damage::Flip(bit) => bytes[bit / 8] ^= 1 << (bit % 8),
+            Damage::Zero => bytes.fill(0),
+            Damage::Copy((other, from)) => {
+                bytes = self.names[other].contents.borrow().sector(*from);
+            }
+        }
+        self.names[file].contents.borrow_mut().set_sector(*at, bytes);
+    }
+
     fn finish(&mut self, op: &mut Op) -> io::Result<usize> {
-        let write_fails = self.faults.write_error > 0
-            && matches!(op.action, Action::Write { .. })
-            && self.random.one_in(self.faults.write_error);
+        let one_in = match op.action {
+            Action::Read { .. } => self.faults.read_error,
+            Action::Write { .. } => self.faults.write_error,
+            Action::Sync { .. } => self.faults.sync_error,
+            Action::Allocate { .. } => 0,
+        };
+        let fails = self.strikes(one_in);
         let contents = &op.file.contents;
         let window = op.buf.as_ref().map_or(0, |buf| buf.len());
-        let length = match self.faults.short_io > 0 && self.random.one_in(self.faults.short_io) {
+        let length = match self.strikes(self.faults.short_io) {
             true if window > 1 => 1 + self.random.index(window - 1),
             _ => window,
         };
         match (&op.action, &mut op.buf) {
+            (Action::Read { .. }, _) if fails => Err(io::Error::other("simulated read error")),
+            (Action::Sync { .. }, _) if fails => Err(io::Error::other("simulated sync error")),
             (Action::Read { offset }, Some(buf)) => {
                 Ok(contents.borrow().read(*offset, &mut buf[..length]))
             }
-            (Action::Write { offset }, Some(buf)) if write_fails => {
+            (Action::Write { offset }, Some(buf)) if fails => {
                 let kept = self.random.index(length + 1);
                 contents.borrow_mut().write_visible(*offset, &buf[..kept]);
                 Err(io::Error::other("simulated write error"))
@@ -302,8 +373,8 @@ impl Disk for SimDisk {
     type File = SimFile;
 
     fn properties(&self) -> Properties {
-        let direct = !self.world.0.disk.borrow().faults.buffered;
-        Properties { block_bytes: BLOCK_BYTES, direct, name: "sim" }
+        let faults = self.world.0.disk.borrow().faults;
+        Properties { block_bytes: faults.block_bytes(), direct: !faults.buffered, name: "sim" }
     }
 
     async fn open(&self, name: &str, open: Open) -> io::Result<SimFile> {
@@ -368,6 +439,9 @@ impl Disk for SimDisk {
         let covered = self.world.0.disk.borrow().unsynced_names.len();
         self.pause().await;
         let disk = &mut *self.world.0.disk.borrow_mut();
+        if disk.strikes(disk.faults.sync_error) {
+            return Err(io::Error::other("simulated sync error"));
+        }
         let covered = covered.min(disk.unsynced_names.len());
         for change in disk.unsynced_names.drain(..covered) {
             DiskState::apply_names(&mut disk.durable_names, &change);
@@ -395,7 +469,7 @@ impl SimFile {
         let (process, file) = (self.disk.process, self.opened.clone());
         let op = Op { process, file, action, buf, reply: reply.clone() };
         let id = world.next_id();
-        let delay = world.random.borrow_mut().between(20_000, 200_000);
+        let delay = world.disk.borrow_mut().delay_ns();
         world.disk.borrow_mut().ops.insert(id, op);
         world.after(delay, Event::Disk(id));
         std::future::poll_fn(move |context| match reply.done.borrow_mut().take() {
@@ -409,7 +483,8 @@ impl SimFile {
 
     fn check_alignment(&self, buf: &PageBuf, offset: u64) {
         if self.opened.mode == Mode::Through {
-            let aligned = |number: usize| number.is_multiple_of(BLOCK_BYTES);
+            let block = self.disk.properties().block_bytes;
+            let aligned = |number: usize| number.is_multiple_of(block);
             assert!(aligned(to_usize(offset)) && aligned(buf.len()) && aligned(buf.window().start));
         }
     }
@@ -460,5 +535,3 @@ impl File for SimFile {
         Ok(bytes)
     }
 }
-
-const _: () = assert!(BLOCK_BYTES == SECTOR_BYTES);

@@ -10,7 +10,9 @@ use dormouse_engine::{
 
 use super::shared::{Mark, Shared};
 use super::{Life, Running};
+use crate::disk::Damage;
 use crate::plan::{Change, Step, key};
+use crate::random::Random;
 use crate::reference::Reference;
 use crate::world::{SimEnv, World};
 
@@ -20,20 +22,62 @@ impl Life<'_> {
     pub(super) fn open_engine(&mut self, running: Running) -> Running {
         let (env, slot, opened) =
             (running.env.clone(), running.shards.clone(), running.opened.clone());
-        let (shared, shards) = (self.shared.clone(), self.plan.shards);
+        let (shared, shards, failed) =
+            (self.shared.clone(), self.plan.shards, running.failed.clone());
         let checker = self.checker();
         let all = self.objects();
         running.env.spawn("open", async move {
-            let result = async {
-                let shards = open(&env, &shared, shards).await?;
-                checker.check_all(&shards, &all).await?;
-                *slot.borrow_mut() = Some(shards);
-                opened.set(true);
-                Ok(())
-            };
-            shared.check("opening", result.await);
+            match open(&env, &shared, shards).await {
+                Ok((shards, damaged)) => {
+                    if !damaged.is_empty() {
+                        shared.fail(format!("damage without a fault: {damaged:?}"));
+                    }
+                    shared.check("opening", checker.check_all(&shards, &all).await);
+                    *slot.borrow_mut() = Some(shards);
+                    opened.set(true);
+                }
+                Err(error) => {
+                    shared.fail_if_strict(format!("opening: {error:#}"));
+                    failed.set(true);
+                }
+            }
         });
         running
+    }
+
+    /// One sector of the closed store is damaged: every object answers as before, or that it is
+    /// damaged; or the store says that it can't be opened (E5, E6). A damaged object can be made
+    /// anew.
+    pub(super) fn damage(&mut self) -> Result<()> {
+        let mut random = Random::new(self.plan.seed ^ 0xda3a);
+        let sectors = self.world.used_sectors();
+        let mut pick = || &sectors[random.index(sectors.len())];
+        let (sector, other) = (pick(), pick());
+        let damage = match random.below(3) {
+            0 => Damage::Flip(random.index(4096)),
+            1 => Damage::Zero,
+            _ => Damage::Copy(other.clone()),
+        };
+        self.world.damage(sector, &damage);
+        let damage = format!("{sector:?}: {damage:?}");
+        self.shared.note(|| damage.clone());
+        let running = self.start_nothing();
+        let (env, shared, shards) = (running.env.clone(), self.shared.clone(), self.plan.shards);
+        let (checker, all) = (self.checker(), self.objects());
+        let looked = self.spawn(&running, async move {
+            let opened = match open(&env, &shared, shards).await {
+                Ok(opened) => opened,
+                Err(error) if kind(&error) == Some(Kind::Corrupt) => {
+                    return shared.mark(Mark::DamageRefused);
+                }
+                Err(error) => return shared.fail(format!("{damage}: opening: {error:#}")),
+            };
+            let checked = checker.check_damaged(&opened.0, &all, &opened.1).await;
+            shared.check(&damage, checked);
+        });
+        self.until("looking at all objects", || looked.get())?;
+        running.process.kill();
+        Ok(())
     }
 
     fn checker(&self) -> Checker {
@@ -66,10 +110,7 @@ impl Life<'_> {
             for step in steps {
                 shared.note(|| format!("{step:?}"));
                 if let Err(error) = client.step(&step).await {
-                    if !shared.lenient {
-                        shared.fail(format!("{step:?}: {error:#}"));
-                    }
-                    break;
+                    shared.fail_if_strict(format!("{step:?}: {error:#}"));
                 }
             }
             clients.set(clients.get() - 1);
@@ -91,9 +132,8 @@ impl Life<'_> {
         let shared = self.shared.clone();
         let closed = self.spawn(running, async move {
             for shard in shards.iter() {
-                let closed = shard.close().await.context("closing");
-                if !shared.lenient {
-                    shared.check("closing", closed);
+                if let Err(error) = shard.close().await {
+                    shared.fail_if_strict(format!("closing: {error}"));
                 }
             }
         });
@@ -101,12 +141,13 @@ impl Life<'_> {
     }
 }
 
-async fn open(env: &SimEnv, shared: &Shared, shards: u16) -> Result<Shards> {
+/// The shards, and the objects that can't be read.
+async fn open(env: &SimEnv, shared: &Shared, shards: u16) -> Result<(Shards, Vec<ObjectId>)> {
     let limits = Limits::TINY;
     let lock =
         StoreLock::open_or_create(env, &limits, shards).await.context("opening the store")?;
     let superblock = lock.superblock();
-    let mut opened = Vec::new();
+    let (mut opened, mut damaged) = (Vec::new(), Vec::new());
     for number in 0..superblock.shards {
         let (shard, recovery) = Shard::open(env, superblock, number, limits)
             .await
@@ -114,7 +155,7 @@ async fn open(env: &SimEnv, shared: &Shared, shards: u16) -> Result<Shards> {
         if recovery.dropped.is_some() {
             shared.mark(Mark::TailDropped);
         }
-        ensure!(recovery.damaged.is_empty(), "damage without a fault: {recovery:?}");
+        damaged.extend(recovery.damaged);
         opened.push(shard);
     }
     // The lock lives as long as the process.
@@ -124,7 +165,7 @@ async fn open(env: &SimEnv, shared: &Shared, shards: u16) -> Result<Shards> {
         let _env = keeper;
         std::future::pending::<()>().await;
     });
-    Ok(Rc::new(opened))
+    Ok((Rc::new(opened), damaged))
 }
 
 fn object(index: u8) -> ObjectId {
@@ -160,11 +201,50 @@ impl Checker {
     async fn check_all(&self, shards: &Shards, all: &[u8]) -> Result<()> {
         for number in all {
             let id = object(*number);
-            let contents = shard_of(shards, &id).load(&id).await.context("after recovery")?;
+            let contents = self.load(shards, &id).await.context("after recovery")?;
             fold(&self.world, &contents);
             self.reference.borrow_mut().recovered(&id, &contents).context("after recovery")?;
             self.shared.count(false);
         }
+        Ok(())
+    }
+
+    /// Reads an object; where reads fail now and then, until one does not.
+    async fn load(&self, shards: &Shards, id: &ObjectId) -> dormouse_engine::Result<Contents> {
+        loop {
+            match shard_of(shards, id).load(id).await {
+                Err(error) if error.kind() == Kind::Corrupt && self.shared.lenient.get() => {}
+                loaded => return loaded,
+            }
+        }
+    }
+
+    /// Compares every object with the reference after damage; those that answer `Corrupt` are
+    /// made anew.
+    async fn check_damaged(&self, shards: &Shards, all: &[u8], named: &[ObjectId]) -> Result<()> {
+        let mut damaged = 0;
+        for number in all {
+            let id = object(*number);
+            let shard = shard_of(shards, &id);
+            match shard.load(&id).await {
+                Ok(contents) => {
+                    ensure!(!named.contains(&id), "{id} is named as damaged and can be read");
+                    self.reference.borrow_mut().recovered(&id, &contents)?;
+                }
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    ensure!(error.message().contains(&id.to_string()), "which object? {error}");
+                    damaged += 1;
+                    let anew = Batch::new().delete_all().delete_alarm().put("anew", "1");
+                    shard.commit(&id, &anew, None)?.await.context("making it anew")?;
+                    let contents = shard.load(&id).await.context("made anew")?;
+                    ensure!(contents.map.len() == 1 && contents.alarm.is_none(), "{contents:?}");
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.shared.count(false);
+        }
+        let mark = if damaged > 0 { Mark::DamageContained } else { Mark::DamageHarmless };
+        self.shared.mark(mark);
         Ok(())
     }
 }
@@ -193,7 +273,7 @@ impl Client {
 
     async fn load(&self, id: &ObjectId) -> Result<Contents> {
         let checker = &self.checker;
-        let contents = shard_of(&self.shards, id).load(id).await.context("reading")?;
+        let contents = checker.load(&self.shards, id).await.context("reading")?;
         fold(&checker.world, &contents);
         checker.shared.count(false);
         checker.reference.borrow_mut().observed(id, &contents).context("reading")?;
@@ -220,7 +300,7 @@ impl Client {
             let ticket = match self.submit(id, batch, Some(&contents)) {
                 Ok(ticket) => ticket,
                 // Another client was first.
-                Err(error) if is_conflict(&error) => return Ok(()),
+                Err(error) if kind(&error) == Some(Kind::Conflict) => return Ok(()),
                 Err(error) => return Err(error),
             };
             let exists = !contents.map.is_empty() || contents.alarm.is_some();
@@ -239,19 +319,38 @@ impl Client {
     }
 
     async fn acknowledge(&self, id: &ObjectId, tickets: Vec<Ticket>) -> Result<()> {
+        let mut failed = Ok(());
         for ticket in tickets {
-            let version = ticket.await.context("waiting for a commit")?;
+            let version = ticket.version();
+            if let Err(error) = ticket.await {
+                self.refused(id, version, &error);
+                failed = Err(error);
+                continue;
+            }
+            ensure!(failed.is_ok(), "a commit after one that failed is acknowledged");
             self.checker.world.fold(&version.0.to_le_bytes());
             self.checker.shared.count(true);
             self.checker.reference.borrow_mut().acknowledged(id, version);
         }
-        Ok(())
+        failed.context("waiting for a commit")
+    }
+
+    /// A commit failed: after `Unknown` it may be there, otherwise it must never be.
+    fn refused(&self, id: &ObjectId, version: Version, error: &dormouse_engine::Error) {
+        let checker = &self.checker;
+        match error.kind() {
+            Kind::Unknown => checker.shared.mark(Mark::ShardPoisoned),
+            Kind::NoSpace | Kind::Retry => {
+                checker.shared.mark(Mark::RefusedForSpace);
+                checker.reference.borrow_mut().refused(id, version);
+            }
+            other => checker.shared.fail(format!("a commit failed by {other:?}: {error}")),
+        }
     }
 }
 
-fn is_conflict(error: &anyhow::Error) -> bool {
-    let kind = error.downcast_ref::<dormouse_engine::Error>().map(dormouse_engine::Error::kind);
-    kind == Some(Kind::Conflict)
+fn kind(error: &anyhow::Error) -> Option<Kind> {
+    error.downcast_ref::<dormouse_engine::Error>().map(dormouse_engine::Error::kind)
 }
 
 fn batch(changes: &[Change]) -> Batch {

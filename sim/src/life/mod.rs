@@ -93,6 +93,8 @@ struct Running {
     process: Process,
     env: SimEnv,
     opened: Rc<Cell<bool>>,
+    /// It could not be opened.
+    failed: Rc<Cell<bool>>,
     /// Clients that are not done.
     clients: Rc<Cell<usize>>,
     stack: Option<stack::Stack>,
@@ -104,17 +106,23 @@ impl Life<'_> {
         if self.plan.level == Level::Engine {
             self.engine = Some(Rc::new(RefCell::new(crate::reference::Reference::new()?)));
         }
+        self.world.set_stalls(self.plan.stalls);
         for (number, session) in self.plan.sessions.iter().enumerate() {
             let last = number + 1 == self.plan.sessions.len();
             if last {
                 self.world.set_faults(DiskFaults {
                     buffered: self.plan.faults.buffered,
+                    large_blocks: self.plan.faults.large_blocks,
                     ..DiskFaults::default()
                 });
+                self.shared.lenient.set(false);
             }
             self.session(session, last).with_context(|| format!("session {number}"))?;
         }
-        Ok(())
+        match self.plan.damage {
+            true => self.damage().context("after damage"),
+            false => Ok(()),
+        }
     }
 
     fn session(&mut self, session: &Session, last: bool) -> Result<()> {
@@ -137,6 +145,11 @@ impl Life<'_> {
             }
             if started.get() && running.clients.get() == 0 {
                 break;
+            }
+            if running.failed.get() {
+                self.shared.mark(Mark::OpeningFailed);
+                self.end(&running);
+                return Ok(());
             }
             ensure!(steps < STEPS_MAX, "not done after {steps} steps");
             let opened = started.get();
@@ -172,19 +185,25 @@ impl Life<'_> {
     }
 
     fn start(&mut self) -> Running {
-        let process = self.world.process();
-        let env = process.core();
-        let running = Running {
-            env,
-            process,
-            opened: Rc::default(),
-            clients: Rc::default(),
-            stack: None,
-            shards: Rc::default(),
-        };
+        let running = self.start_nothing();
         match self.plan.level {
             Level::Engine => self.open_engine(running),
             Level::Stack => self.open_stack(running),
+        }
+    }
+
+    /// A process that does nothing yet.
+    fn start_nothing(&self) -> Running {
+        let process = self.world.process();
+        let env = process.core();
+        Running {
+            env,
+            process,
+            opened: Rc::default(),
+            failed: Rc::default(),
+            clients: Rc::default(),
+            stack: None,
+            shards: Rc::default(),
         }
     }
 
@@ -205,11 +224,25 @@ impl Life<'_> {
             Level::Stack => self.close_stack(running)?,
         }
         self.shared.note(|| "closed".to_owned());
-        running.process.kill();
-        self.shared.ghosts.borrow_mut().values_mut().for_each(ghost::Ghost::closed);
+        let lenient = self.shared.lenient.get();
+        self.end(running);
+        if lenient {
+            // What it had in flight when it failed may still hold files for a while.
+            return Ok(());
+        }
         let open = self.world.open_files();
         ensure!(open == 0, "{open} files are open when all is closed");
         Ok(())
+    }
+
+    /// The process is gone, in order if the disk let it.
+    fn end(&self, running: &Running) {
+        running.process.kill();
+        let ended = match self.shared.lenient.get() {
+            true => ghost::Ghost::crashed,
+            false => ghost::Ghost::closed,
+        };
+        self.shared.ghosts.borrow_mut().values_mut().for_each(ended);
     }
 
     fn crash(&mut self, end: End, running: &Running) -> Result<()> {

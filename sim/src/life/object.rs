@@ -135,7 +135,7 @@ impl Inner {
         let alarm = storage.get_alarm().await?;
         self.shared.note(|| format!("{} lives: {} keys, alarm {alarm:?}", self.name, pairs.len()));
         let found = Contents { pairs: pairs.into_iter().collect(), alarm };
-        let lenient = self.shared.lenient;
+        let lenient = self.shared.lenient.get();
         let lost = self.shared.on(&self.name, |ghost| {
             ghost.may_lose |= lenient;
             if ghost.may_lose && alarm.is_some() {
@@ -367,7 +367,7 @@ impl Inner {
 
     fn tolerate(&self, result: Result<()>) {
         if let Err(error) = result
-            && !self.shared.lenient
+            && !self.shared.lenient.get()
             && !self.shared.closing.get()
         {
             self.shared.fail(format!("{}: {error:?}", self.name));

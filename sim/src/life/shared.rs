@@ -36,11 +36,17 @@ pub enum Mark {
     CrashWhileOpening,
     TailDropped,
     Conflict,
+    OpeningFailed,
+    ShardPoisoned,
+    RefusedForSpace,
+    DamageRefused,
+    DamageContained,
+    DamageHarmless,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 27] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -62,6 +68,12 @@ impl Mark {
         Self::CrashWhileOpening,
         Self::TailDropped,
         Self::Conflict,
+        Self::OpeningFailed,
+        Self::ShardPoisoned,
+        Self::RefusedForSpace,
+        Self::DamageRefused,
+        Self::DamageContained,
+        Self::DamageHarmless,
     ];
 }
 
@@ -81,7 +93,7 @@ pub(super) struct Shared {
     /// Nothing more is to be asked of alarms.
     pub(super) quiet: Cell<bool>,
     /// The disk fails: errors are to be expected, and resets at any time.
-    pub(super) lenient: bool,
+    pub(super) lenient: Cell<bool>,
     pub(super) closing: Cell<bool>,
     /// The latest time that the wall clock showed.
     pub(super) wall_max_ms: Cell<u64>,
@@ -103,11 +115,6 @@ pub(super) fn shared() -> Rc<Shared> {
 
 impl Shared {
     pub(super) fn new(world: World, plan: &Plan, keep_log: bool) -> Rc<Self> {
-        let plain = crate::disk::DiskFaults {
-            short_io: plan.faults.short_io,
-            buffered: plan.faults.buffered,
-            ..Default::default()
-        };
         Rc::new(Self {
             world,
             ghosts: RefCell::default(),
@@ -117,7 +124,7 @@ impl Shared {
             next: Cell::new(1),
             alarms: plan.alarms.clone(),
             quiet: Cell::new(false),
-            lenient: plan.faults != plain,
+            lenient: Cell::new(plan.faults.fails()),
             closing: Cell::new(false),
             wall_max_ms: Cell::new(0),
             operations: Cell::new(0),
@@ -137,6 +144,13 @@ impl Shared {
     pub(super) fn fail(&self, text: impl Display) {
         self.note(|| format!("FAILED {text}"));
         self.failure.borrow_mut().get_or_insert_with(|| text.to_string());
+    }
+
+    /// What happened is wrong, unless the disk fails.
+    pub(super) fn fail_if_strict(&self, text: impl Display) {
+        if !self.lenient.get() {
+            self.fail(text);
+        }
     }
 
     pub(super) fn check(&self, what: &str, result: Result<()>) {

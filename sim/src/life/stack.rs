@@ -45,12 +45,14 @@ impl Life<'_> {
         NAMESPACE.set(Some(topology.namespace::<Actor>()));
         let stack = Stack { topology, ended: Rc::default() };
         let cores = (0..self.plan.cores).map(|_| running.process.core()).collect();
-        let (opened, shared) = (running.opened.clone(), self.shared.clone());
+        let (opened, failed) = (running.opened.clone(), running.failed.clone());
+        let shared = self.shared.clone();
         let open = open(running.env.clone(), cores, stack.clone(), self.plan.shards, opened);
         running.stack = Some(stack);
         running.env.spawn("open", async move {
             if let Err(error) = open.await {
-                shared.fail(format!("opening: {error}"));
+                shared.fail_if_strict(format!("opening: {error}"));
+                failed.set(true);
             }
         });
         running
@@ -130,7 +132,7 @@ async fn open(
         let ended = stack.ended.clone();
         env.spawn("core", async move {
             if let Err(error) = core.serve().await
-                && !shared().lenient
+                && !shared().lenient.get()
             {
                 shared().fail(format!("closing: {error}"));
             }
@@ -204,7 +206,7 @@ fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
     match reply {
         Ok(got) => shared.answered(token, Some(got)),
         Err(error) if error.kind() == Kind::User => shared.answered(token, None),
-        Err(error) if error.reset() || shared.lenient => shared.count(false),
+        Err(error) if error.reset() || shared.lenient.get() => shared.count(false),
         Err(error) => shared.fail(format!("request {token}: {error:?}")),
     }
 }

@@ -75,15 +75,35 @@ impl Plan {
         }
         let cores = if level == Level::Stack { random.index(3) + 1 } else { 1 };
         let shards = u16::try_from(random.between(1, 3)).expect("small");
-        Self { seed, level, cores, shards, faults, alarms, sessions }
+        let stalls = if random.one_in(4) { random.between(20, 400) } else { 0 };
+        let damage = level == Level::Engine && random.one_in(3);
+        Self { seed, level, cores, shards, faults, stalls, damage, alarms, sessions }
     }
 }
 
 fn faults(random: &mut Random) -> DiskFaults {
+    let short_io = if random.one_in(3) { 10 } else { 0 };
+    let slow_io = if random.one_in(5) { random.between(5, 100) } else { 0 };
+    let (buffered, large_blocks) = (random.one_in(6), random.one_in(5));
+    let fails = random.one_in(4);
+    let mut error = || match fails && random.one_in(3) {
+        true => random.between(20, 300),
+        false => 0,
+    };
+    let (write_error, read_error, sync_error) = (error(), error(), error());
+    let capacity = match fails && random.one_in(3) {
+        true => random.between(60_000, 600_000),
+        false => 0,
+    };
     DiskFaults {
-        short_io: if random.one_in(3) { 10 } else { 0 },
-        buffered: random.one_in(6),
-        ..DiskFaults::default()
+        short_io,
+        slow_io,
+        buffered,
+        large_blocks,
+        write_error,
+        read_error,
+        sync_error,
+        capacity,
     }
 }
 

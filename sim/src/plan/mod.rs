@@ -30,6 +30,12 @@ pub struct Plan {
     pub shards: u16,
     /// What the disk does wrong until the last session, which has none of it.
     pub faults: DiskFaults,
+    /// A core stands still once in so many polls; 0 for never.
+    #[serde(default)]
+    pub stalls: u64,
+    /// Whether, after it all, a sector of the closed store is damaged: at [`Level::Engine`].
+    #[serde(default)]
+    pub damage: bool,
     /// What objects do when their alarm fires, one after the other.
     pub alarms: Vec<Turn>,
     /// Processes, one after the other.

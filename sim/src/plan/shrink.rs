@@ -43,8 +43,8 @@ pub fn shrink(plan: &Plan, tries: u64, mut fails: impl FnMut(&Plan) -> bool) -> 
 
 impl Plan {
     /// How plain it is, where its text is no shorter.
-    fn shape(&self) -> (usize, u16) {
-        (self.cores, self.shards)
+    fn shape(&self) -> (usize, u16, u64, bool) {
+        (self.cores, self.shards, self.stalls.min(1), self.damage)
     }
 }
 
@@ -58,7 +58,15 @@ fn candidates(plan: &Plan) -> impl Iterator<Item = Plan> {
     let mut all = vec![
         with(&|plan| plan.faults = DiskFaults::default()),
         with(&|plan| plan.faults.short_io = 0),
+        with(&|plan| plan.faults.slow_io = 0),
+        with(&|plan| plan.faults.write_error = 0),
+        with(&|plan| plan.faults.read_error = 0),
+        with(&|plan| plan.faults.sync_error = 0),
+        with(&|plan| plan.faults.capacity = 0),
         with(&|plan| plan.faults.buffered = false),
+        with(&|plan| plan.faults.large_blocks = false),
+        with(&|plan| plan.stalls = 0),
+        with(&|plan| plan.damage = false),
         with(&|plan| plan.cores = 1),
         with(&|plan| plan.shards = 1),
         with(&|plan| plan.alarms.clear()),
