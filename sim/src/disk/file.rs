@@ -45,6 +45,13 @@ impl Contents {
     pub(super) fn read(&self, offset: usize, out: &mut [u8]) -> usize {
         let end = (offset + out.len()).min(self.len);
         let mut at = offset;
+        if self.versions.is_empty() && at < end {
+            // What is not there yet reads as zero.
+            let there = self.durable.get(at..end.min(self.durable.len())).unwrap_or_default();
+            out[..there.len()].copy_from_slice(there);
+            out[there.len()..end - offset].fill(0);
+            at = end;
+        }
         while at < end {
             let bytes = self.visible_sector(at / SECTOR_BYTES);
             let within = at % SECTOR_BYTES;
@@ -64,8 +71,15 @@ impl Contents {
             let sector = at / SECTOR_BYTES;
             let within = at % SECTOR_BYTES;
             let count = (SECTOR_BYTES - within).min(end - at);
-            let mut new = self.visible_sector(sector);
-            new[within..within + count].copy_from_slice(&bytes[at - offset..at - offset + count]);
+            let part = &bytes[at - offset..at - offset + count];
+            let new = match Sector::try_from(part) {
+                Ok(whole) => whole,
+                Err(_) => {
+                    let mut new = self.visible_sector(sector);
+                    new[within..within + count].copy_from_slice(part);
+                    new
+                }
+            };
             set(self, sector, new);
             at += count;
         }
@@ -80,6 +94,15 @@ impl Contents {
 
     /// Writes for good.
     pub(super) fn write_durable(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        if self.versions.is_empty() && end.is_multiple_of(SECTOR_BYTES) {
+            self.len = self.len.max(end);
+            if self.durable.len() < end {
+                self.durable.resize(end, 0);
+            }
+            self.durable[offset..end].copy_from_slice(bytes);
+            return;
+        }
         self.each_sector(offset, bytes, Self::settle);
     }
 

@@ -336,7 +336,7 @@ pub(crate) fn complete(world: &Inner, id: u64) {
         let mut trace = world.trace.borrow_mut();
         trace.number(id);
         trace.number(result.as_ref().map_or(u64::MAX, |bytes| *bytes as u64));
-        if let Some(buf) = &op.buf {
+        if let (Action::Write { .. }, Some(buf)) = (&op.action, &op.buf) {
             trace.bytes(buf);
         }
     }
