@@ -9,8 +9,8 @@
 //!
 //! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for.
 //! - The map holds no change of an open transaction; those are in `overlays`.
-//! - `alarm` is what storage will hold once all that is dirty is written. While `deferred`, the
-//!   alarm's handler runs and the object sees none.
+//! - `alarm` is what storage will hold once all that is dirty is written, `durable_alarm` what it
+//!   holds now. While `deferred`, the alarm's handler runs and the object sees none.
 //! - A deferred alarm was not set or deleted since its handler started.
 
 use std::collections::BTreeMap;
@@ -31,11 +31,12 @@ pub(crate) struct State {
     map: BTreeMap<Bytes, Bytes>,
     map_bytes: usize,
     alarm: Option<u64>,
+    durable_alarm: Option<u64>,
     deferred: bool,
     origin: Origin,
     version: Version,
     dirty: Dirty,
-    in_flight: Option<Dirty>,
+    in_flight: Option<InFlight>,
     gate: OutputGate,
     pub(crate) overlays: Overlays,
 }
@@ -48,6 +49,14 @@ struct Dirty {
     bytes: usize,
     delete_all: bool,
     alarm: bool,
+}
+
+/// A flush on its way.
+#[derive(Debug)]
+struct InFlight {
+    taken: Dirty,
+    /// The alarm that storage holds once it is durable.
+    alarm: Option<u64>,
 }
 
 impl Dirty {
@@ -81,6 +90,7 @@ impl State {
             map_bytes: contents.bytes(),
             map: contents.map,
             alarm: contents.alarm,
+            durable_alarm: contents.alarm,
             deferred: false,
             origin: contents.origin,
             version: contents.version,
@@ -161,7 +171,7 @@ impl State {
         }
         if concerns(&self.dirty) {
             self.gate.written(confirmation);
-        } else if self.in_flight.as_ref().is_some_and(concerns) {
+        } else if self.in_flight.as_ref().is_some_and(|flush| concerns(&flush.taken)) {
             self.gate.confirm_in_flight();
         }
     }
@@ -213,14 +223,14 @@ impl State {
         self.gate.written(confirmation);
     }
 
-    /// The alarm's handler is to run.
+    /// The alarm's handler is to run: for the alarm that is set, or for one whose change is not
+    /// durable yet (R-626, T-147, T-148).
     pub(crate) fn alarm_begin(&mut self, scheduled_ms: u64) -> AlarmRun {
         assert!(!self.deferred, "one handler of an object runs at a time (R-614)");
-        let in_flight = self.in_flight.as_ref().is_some_and(|dirty| dirty.alarm);
         if self.alarm == Some(scheduled_ms) {
             self.deferred = true;
             AlarmRun::Run
-        } else if self.dirty.alarm || in_flight {
+        } else if self.durable_alarm == Some(scheduled_ms) {
             AlarmRun::Run
         } else {
             AlarmRun::Cancelled
@@ -264,7 +274,7 @@ impl State {
 
     /// What counts for backpressure.
     pub(crate) fn dirty_bytes(&self) -> usize {
-        self.dirty.bytes + self.in_flight.as_ref().map_or(0, |dirty| dirty.bytes)
+        self.dirty.bytes + self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes)
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -297,22 +307,24 @@ impl State {
                 None => batch.delete_alarm(),
             };
         }
-        self.in_flight = Some(taken);
+        let alarm = if taken.alarm { self.alarm } else { self.durable_alarm };
+        self.in_flight = Some(InFlight { taken, alarm });
         self.gate.started();
         batch
     }
 
     /// The flush is durable. The gate is told by the caller, once nothing is borrowed.
     pub(crate) fn finish_flush(&mut self, version: Version) {
-        assert!(self.in_flight.take().is_some());
+        let flush = self.in_flight.take().expect("a flush is in flight");
+        self.durable_alarm = flush.alarm;
         assert!(version > self.version, "every commit raises the version");
         self.version = version;
     }
 
     /// The flush did not happen: what it took is dirty again, under what was written since.
     pub(crate) fn retake_flush(&mut self) {
-        let taken = self.in_flight.take().expect("a flush is in flight");
-        self.dirty.put_under(taken);
+        let flush = self.in_flight.take().expect("a flush is in flight");
+        self.dirty.put_under(flush.taken);
     }
 
     /// A flush failed for good: what was not written is lost by design.

@@ -1,11 +1,19 @@
-//! Hostile bytes into the decoders: each target's body is a plain function, which the fuzzer calls
-//! with what it makes up and `cargo test` with the kept corpus.
+//! Hostile bytes into the decoders, hostile programs into the whole stack: each target's body is a
+//! plain function, which the fuzzer calls with what it makes up and `cargo test` with the kept
+//! corpus and some changes of it.
 
-use dormouse_engine::format::batch::{BatchHeader, Home, Trailer};
+use dormouse_engine::format::batch::{BatchHeader, Home, Role, Seal, Trailer, batch_bytes, seal};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::superblock::Superblock;
 use dormouse_engine::format::{frame, segment};
-use dormouse_engine::ids::{Incarnation, StoreId};
+use dormouse_engine::ids::{Epoch, Incarnation, ObjectId, Sequence, StoreId};
+use dormouse_sim::plan::Plan;
+
+/// A target's body.
+pub type Target = fn(&[u8]);
+/// Every target by its name, which is also its corpus's.
+pub const TARGETS: [(&str, Target); 4] =
+    [("log", log), ("sealed", sealed), ("plan", plan), ("life", life)];
 
 /// The store that the corpus was written for.
 pub const SUPERBLOCK: Superblock =
@@ -43,5 +51,67 @@ fn frames(bytes: &[u8], offset: usize) {
             assert!(frame.payload.len() <= len);
         }
         at += len;
+    }
+}
+
+/// Reads bytes as the frames of a batch whose checksums all fit: what lies behind the checksums
+/// must not panic either.
+pub fn sealed(bytes: &[u8]) {
+    // One frame each, as long as the input lasts; the first byte says how long.
+    let mut frames = Vec::new();
+    let mut ids = Vec::new();
+    let base = 512 + dormouse_engine::format::batch::HEADER_BYTES;
+    let mut rest = bytes;
+    while let Some((len, after)) = rest.split_first() {
+        let len = (usize::from(*len) * 4).min(after.len());
+        let (body, after) = after.split_at(len);
+        rest = after;
+        let start = frames.len();
+        frames.extend_from_slice(body);
+        let Ok(claimed) = frame::peek_bytes(&frames[start..]) else {
+            frames.truncate(start);
+            continue;
+        };
+        ids.push(ObjectId::from_bytes([len.to_le_bytes()[0]; ObjectId::BYTES]));
+        let Ok(place) = u32::try_from(base + start) else { return };
+        frame::set_crc(&mut frames[start..start + claimed], HOME.incarnation, place);
+        frames.truncate(start + claimed);
+        if let Ok(frame) = frame::decode(&frames[start..], HOME.incarnation, place) {
+            assert!(frame.payload.len() <= claimed);
+            frame.ops().for_each(drop);
+        }
+    }
+    let mut batch = vec![0; batch_bytes(ids.len(), frames.len(), HOME.block_bytes)];
+    let table = ids.len() * ObjectId::BYTES;
+    let at = dormouse_engine::format::batch::HEADER_BYTES + table;
+    batch[at..at + frames.len()].copy_from_slice(&frames);
+    let fields = Seal {
+        role: Role::Commits,
+        epoch: Epoch(1),
+        sequence: Sequence(2),
+        previous_crc: 0,
+        durable: Sequence(1),
+        wall_ms: 0,
+    };
+    seal(&mut batch, &HOME, &fields, &ids, frames.len());
+    let header = BatchHeader::decode(&batch, &HOME).expect("sealed above");
+    header.check_body(&batch).expect("sealed above");
+    assert_eq!(header.table(&batch).expect("sealed above"), ids);
+    assert_eq!(Trailer::decode(&batch, &HOME).expect("sealed above").ids, ids);
+}
+
+/// Reads bytes as the text of a plan: refused, or printed as a text that is the same plan.
+pub fn plan(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(plan) = Plan::parse(text) else { return };
+    assert_eq!(Plan::parse(&plan.print()).expect("printed"), plan);
+}
+
+/// Takes bytes as the choices of a plan, and lives it on the whole stack: every check of the
+/// simulator must hold.
+pub fn life(bytes: &[u8]) {
+    let report = dormouse_sim::life::play(&Plan::of_bytes(bytes), false);
+    if let Some(failure) = report.failure {
+        panic!("{failure}\n{}", Plan::of_bytes(bytes).print());
     }
 }

@@ -10,14 +10,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_engine::{Host, ObjectId};
-use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::select;
 
 use crate::core::Inner;
 use crate::host::AlarmBell;
 use crate::id::Id;
-use crate::instance::{AlarmCall, AlarmEnd, Work};
+use crate::instance::{AlarmCall, AlarmEnd, AlarmReply, Work};
 use crate::object::AlarmInfo;
 
 /// Counted retries before an alarm is abandoned.
@@ -122,19 +121,13 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
     let is_retry = retry_count > 0;
     let info = AlarmInfo { scheduled_ms: run.scheduled_ms, retry_count, is_retry };
     let last = retry_count >= RETRIES_MAX;
-    let (done, ended) = oneshot::channel();
-    let began = Rc::new(Cell::new(false));
+    let (done, ended) = AlarmReply::new();
     run.again = None;
     core.alarms.runs.borrow_mut().insert(id, run);
-    core.deliver(
-        Id::unnamed(id),
-        class,
-        Work::Alarm(AlarmCall { info, last, began: began.clone(), done }),
-    );
+    core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, done }));
     let core = core.clone();
     core.host.clone().spawn("alarm", async move {
-        // Dropped unanswered: the object was reset, or could not be read.
-        let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: began.get() });
+        let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: false });
         ended_with(&core, id, end);
         core.alarms.ring();
     });

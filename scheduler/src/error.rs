@@ -97,6 +97,12 @@ impl Error {
         self.engine_kind() == Some(engine::Kind::Overloaded)
     }
 
+    /// Whether storage failed, through no fault of the object's: neither its code nor a limit
+    ///
+    pub(crate) fn is_storage_failure(&self) -> bool {
+        self.reset() && self.engine_kind().is_some_and(|kind| kind != engine::Kind::Overloaded)
+    }
+
     fn engine_kind(&self) -> Option<engine::Kind> {
         self.0.engine.as_ref().map(engine::Error::kind)
     }
@@ -153,6 +159,15 @@ mod tests {
         assert!(full.is_overloaded() && !full.is_retryable() && !full.reset());
         let large = engine::Error::coded(engine::Kind::Invalid, "key-too-large", "key");
         assert_eq!(Error::from(large).code(), Some("key-too-large"));
+    }
+
+    #[test]
+    fn storage_failures_are_told_from_what_objects_do() {
+        let failed = |kind| Error::reset_by(engine::Error::new(kind, "a commit"));
+        assert!(failed(engine::Kind::Unknown).is_storage_failure());
+        assert!(!failed(engine::Kind::Overloaded).is_storage_failure());
+        assert!(!Error::aborted("why").is_storage_failure());
+        assert!(!Error::object_reset("a panic").is_storage_failure());
     }
 
     #[test]

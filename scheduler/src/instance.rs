@@ -52,9 +52,38 @@ pub(crate) struct AlarmCall {
     pub(crate) info: AlarmInfo,
     /// Whether a failure is the last one.
     pub(crate) last: bool,
+    pub(crate) done: AlarmReply,
+}
+
+/// Where the end of a run is told. Dropped without one, it says that the run failed.
+pub(crate) struct AlarmReply {
+    sender: Option<oneshot::Sender<AlarmEnd>>,
     /// Set once the handler runs: a failure before that does not count.
-    pub(crate) began: Rc<Cell<bool>>,
-    pub(crate) done: oneshot::Sender<AlarmEnd>,
+    began: bool,
+    verdict: Option<Verdict>,
+}
+
+impl AlarmReply {
+    pub(crate) fn new() -> (Self, oneshot::Receiver<AlarmEnd>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self { sender: Some(sender), began: false, verdict: None }, receiver)
+    }
+
+    fn send(mut self, end: AlarmEnd) {
+        if let Some(sender) = self.sender.take() {
+            let _gone = sender.send(end);
+        }
+    }
+}
+
+impl Drop for AlarmReply {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            let verdict = self.verdict.as_ref().and_then(|verdict| verdict.get());
+            let excused = verdict.is_some_and(Error::is_storage_failure);
+            let _gone = sender.send(AlarmEnd::Failed { counted: self.began && !excused });
+        }
+    }
 }
 
 /// How a run of the alarm handler ended.
@@ -114,8 +143,10 @@ impl Instance {
     }
 
     pub(crate) fn push(&self, mut work: Work) {
-        if let Work::Call(call) = &mut work {
-            call.bind(&self.verdict);
+        match &mut work {
+            Work::Call(call) => call.bind(&self.verdict),
+            Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
+            Work::Task(_) => {}
         }
         self.inbox.borrow_mut().push_back(work);
         self.wake();
@@ -275,13 +306,13 @@ impl Instance {
     }
 
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
-        let AlarmCall { info, last, began, done } = call;
+        let AlarmCall { info, last, mut done } = call;
         let this = self.clone();
         let handler = async move {
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
-                return AlarmEnd::Over;
+                return (done, AlarmEnd::Over);
             }
-            began.set(true);
+            done.began = true;
             let result = (class.alarm)(object, info).await;
             let (outcome, end) = match result {
                 Ok(()) => (Outcome::Succeeded, AlarmEnd::Over),
@@ -292,20 +323,16 @@ impl Instance {
                 tracing::warn!(object = %this.id, %error, last, "an alarm handler failed");
             }
             this.cache.alarm_end(outcome);
-            end
+            (done, end)
         };
         let event = self.new_event();
-        let end = match self.gated(event, handler).await {
-            Ok(end) => end,
-            Err(_) => AlarmEnd::Failed { counted: true },
-        };
+        // A broken gate resets the instance, and the dropped reply says what that means.
+        let Ok((done, end)) = self.gated(event, handler).await else { return };
         // Told only when the deletion of the alarm is durable.
-        let end = match self.cache.output_gate().wait().await {
-            Ok(()) => end,
-            Err(_) => AlarmEnd::Failed { counted: false },
-        };
-        if self.verdict.get().is_none() {
-            let _gone = done.send(end);
+        if let Err(reason) = self.cache.output_gate().wait().await {
+            self.reset(Error::reset_by(reason));
+        } else if self.verdict.get().is_none() {
+            done.send(end);
         }
     }
 }

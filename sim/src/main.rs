@@ -1,6 +1,7 @@
 //! `cargo sim`: runs seeds, says what was found, and explains it.
 
 mod cli {
+    pub(crate) mod canary;
     pub(crate) mod explain;
     pub(crate) mod run;
 }
@@ -13,6 +14,7 @@ use clap::{Parser, Subcommand};
 use dormouse_sim::conform::{Outcome, conform};
 use dormouse_sim::plan::Plan;
 
+use crate::cli::canary::{self, Canaries};
 use crate::cli::explain;
 use crate::cli::run::{Range, SEEDS_DEFAULT, run};
 
@@ -70,6 +72,8 @@ enum Verb {
         /// The other.
         b: PathBuf,
     },
+    /// Builds deliberate bugs and counts the seeds that it takes to find each.
+    Canary(Canaries),
     /// Replays recorded traces on the whole stack and compares what is observed.
     Conform {
         /// Trace files; see sim/traces/FORMAT.md.
@@ -104,6 +108,7 @@ fn main() -> Result<ExitCode> {
             explain::shorten(&plan, tries, out.as_deref())?
         }
         Verb::Diff { seed, a, b } => explain::diff(seed, &a, &b)?,
+        Verb::Canary(canaries) => canary::run(&canaries)?,
         Verb::Conform { files, seed } => conform_all(&files, seed),
     })
 }

@@ -102,6 +102,20 @@ fn a_delivery_of_another_time_runs_only_while_the_change_is_not_durable() {
     assert_eq!(world.cache.alarm_begin(7), AlarmRun::Run);
 }
 
+/// T-148: an alarm that is durably gone does not fire, though another one is dirty.
+#[test]
+fn a_delivery_of_an_alarm_that_is_durably_another_is_cancelled_while_a_third_is_dirty() {
+    let world = armed(5);
+    set(&world, None);
+    world.settle();
+    set(&world, Some(7));
+    assert_eq!(world.cache.alarm_begin(5), AlarmRun::Cancelled, "dirty");
+    let commit = world.commit();
+    assert_eq!(world.cache.alarm_begin(5), AlarmRun::Cancelled, "in flight");
+    commit.succeed();
+    assert_eq!(world.cache.alarm_begin(7), AlarmRun::Run);
+}
+
 /// A time set back to the stored one while dirty is still written, though its handler runs.
 #[test]
 fn a_dirty_alarm_that_runs_is_written_until_the_run_ends() {

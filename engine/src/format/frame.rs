@@ -165,9 +165,10 @@ impl Frame<'_> {
         bytes
     }
 
-    /// The puts and deletes of the payload.
-    pub(crate) fn ops(&self) -> crate::batch::Ops<'_> {
-        crate::batch::Ops::new(self.payload)
+    /// The puts and deletes of the payload; ends with `Err` at the first that is malformed.
+    pub fn ops(&self) -> impl Iterator<Item = Result<crate::batch::Op<'_>, Rejected>> {
+        let ops = crate::batch::Ops::new(self.payload);
+        ops.map(|op| op.map_err(|_| Rejected::Malformed("operations")))
     }
 }
 

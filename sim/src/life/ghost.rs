@@ -381,8 +381,15 @@ impl Ghost {
         Ok(())
     }
 
-    /// The handler ended; `retry` is what it was told. Whether the alarm was given up.
-    pub(super) fn alarm_ends(&mut self, event: u64, retry: u32, succeeded: bool) -> Result<bool> {
+    /// The handler ended; `retry` is what it was told, `counts` whether a failure is certain to
+    /// count. Whether the alarm was given up.
+    pub(super) fn alarm_ends(
+        &mut self,
+        event: u64,
+        retry: u32,
+        succeeded: bool,
+        counts: bool,
+    ) -> Result<bool> {
         let Some(run) = self.run.take_if(|run| run.event == event) else { return Ok(false) };
         let last = retry >= 6;
         if run.hidden && (succeeded || last) {
@@ -392,7 +399,7 @@ impl Ghost {
         }
         // A reset before the end is durable makes it a failure after all; and whether an
         // alarm set meanwhile for the same time counts anew is left open.
-        let known = !succeeded && !last && run.hidden;
+        let known = !succeeded && !last && run.hidden && counts;
         self.failed = Some((run.scheduled_ms, known.then_some(retry + 1)));
         Ok(!succeeded && last)
     }

@@ -93,9 +93,11 @@ impl DurableObject for Actor {
             true => Ok(()),
             false => this.clone().turn(event, &plans[runs % plans.len()]).await,
         };
+        // Whether its writes were durable decides whether a failure counts.
+        let counts = !this.shared.lenient.get();
         let given_up = this.shared.on(&this.name, |ghost| {
             ghost.pause();
-            ghost.alarm_ends(event, info.retry_count, result.is_ok())
+            ghost.alarm_ends(event, info.retry_count, result.is_ok(), counts)
         });
         if given_up {
             this.shared.mark(Mark::AlarmGivenUp);

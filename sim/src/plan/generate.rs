@@ -39,7 +39,15 @@ struct Swarm {
 impl Plan {
     /// The life of this seed.
     pub fn of(seed: u64) -> Self {
-        let mut random = Random::new(seed);
+        Self::draw(seed, Random::new(seed))
+    }
+
+    /// The life that these bytes decide, for a fuzzer: each choice of the plan takes some of them.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self::draw(0, Random::from_tape(bytes))
+    }
+
+    fn draw(seed: u64, mut random: Random) -> Self {
         // The stack has more to go wrong in; the engine alone sees more commits.
         let level = if random.one_in(3) { Level::Engine } else { Level::Stack };
         let mut flag = |odds| random.one_in(odds);
@@ -86,11 +94,13 @@ fn faults(random: &mut Random) -> DiskFaults {
     let slow_io = if random.one_in(5) { random.between(5, 100) } else { 0 };
     let (buffered, large_blocks) = (random.one_in(6), random.one_in(5));
     let fails = random.one_in(4);
-    let mut error = || match fails && random.one_in(3) {
-        true => random.between(20, 300),
+    let mut error = |low, high| match fails && random.one_in(3) {
+        true => random.between(low, high),
         false => 0,
     };
-    let (write_error, read_error, sync_error) = (error(), error(), error());
+    let (write_error, read_error) = (error(20, 300), error(20, 300));
+    // Syncs are rare: a segment and an opening need a few each.
+    let sync_error = error(3, 40);
     let capacity = match fails && random.one_in(3) {
         true => random.between(60_000, 600_000),
         false => 0,
@@ -261,7 +271,7 @@ impl Swarm {
             16..18 if self.transactions => {
                 let close = [Close::Commit, Close::Commit, Close::Rollback, Close::Fail]
                     [self.random.index(4)];
-                Op::Transaction(self.ops(2, true), close)
+                Op::Transaction(self.ops(4, true), close)
             }
             18 if self.sections && !inside => Op::Section(self.ops(3, true)),
             19 if self.beside && !inside => Op::Beside(self.ops(4, true)),
