@@ -86,7 +86,7 @@ enum Verb {
 }
 
 fn main() -> Result<ExitCode> {
-    let all = || Range { seeds: None, from: 0, seconds: None, jobs: 2, until_failure: false };
+    let all = || Range { jobs: 2, ..Range::default() };
     Ok(match Args::parse().command.unwrap_or_else(|| Verb::Run(all())) {
         Verb::Run(mut range) => {
             if range.seeds.is_none() && range.seconds.is_none() {

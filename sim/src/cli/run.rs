@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub(crate) const SEEDS_DEFAULT: u64 = 4000;
 
 /// Which seeds to run.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct Range {
     /// How many seeds.
     #[arg(long)]
@@ -31,6 +31,9 @@ pub(crate) struct Range {
     /// Stop at the first seed that fails.
     #[arg(long)]
     pub(crate) until_failure: bool,
+    /// Print how often each state that a long run should see was seen.
+    #[arg(long)]
+    pub(crate) marks: bool,
 }
 
 #[derive(Default)]
@@ -42,7 +45,7 @@ struct Totals {
 
 #[expect(clippy::disallowed_methods, reason = "the command's own time limit, not a life's")]
 pub(crate) fn run(range: &Range) -> ExitCode {
-    let Range { seeds, from, seconds, jobs, until_failure } = *range;
+    let Range { seeds, from, seconds, jobs, until_failure, marks } = *range;
     let started = Instant::now();
     let deadline = seconds.map(|seconds| started + Duration::from_secs(seconds));
     let end = seeds.map_or(u64::MAX, |seeds| from.saturating_add(seeds));
@@ -78,7 +81,7 @@ pub(crate) fn run(range: &Range) -> ExitCode {
     });
     bar.finish_and_clear();
     let totals = totals.into_inner().expect("no worker panics");
-    print(&totals, started.elapsed())
+    print(&totals, started.elapsed(), marks)
 }
 
 fn add(totals: &mut Totals, report: &Report) {
@@ -100,7 +103,7 @@ fn say(seed: u64, failure: &str) {
     println!("replay: cargo sim replay {seed}");
 }
 
-fn print(totals: &Totals, elapsed: Duration) -> ExitCode {
+fn print(totals: &Totals, elapsed: Duration, marks: bool) -> ExitCode {
     let Totals { seeds, report, failures } = totals;
     let percent = |part: u64, whole: u64| part * 100 / whole.max(1);
     println!(
@@ -109,6 +112,11 @@ fn print(totals: &Totals, elapsed: Duration) -> ExitCode {
         percent(report.crashes_in_recovery, report.crashes),
         percent(report.writes, report.operations),
     );
+    if marks {
+        for mark in Mark::ALL {
+            println!("{:>12} {mark:?}", report.marks[mark as usize]);
+        }
+    }
     let never: Vec<_> =
         Mark::ALL.iter().filter(|mark| report.marks[**mark as usize] == 0).collect();
     if !never.is_empty() {

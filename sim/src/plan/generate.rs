@@ -93,16 +93,16 @@ fn faults(random: &mut Random) -> DiskFaults {
     let short_io = if random.one_in(3) { 10 } else { 0 };
     let slow_io = if random.one_in(5) { random.between(5, 100) } else { 0 };
     let (buffered, large_blocks) = (random.one_in(6), random.one_in(5));
-    let fails = random.one_in(4);
-    let mut error = |low, high| match fails && random.one_in(3) {
+    let fails = random.one_in(3);
+    let mut error = |low, high| match fails && random.one_in(2) {
         true => random.between(low, high),
         false => 0,
     };
     let (write_error, read_error) = (error(20, 300), error(20, 300));
     // Syncs are rare: a segment and an opening need a few each.
     let sync_error = error(3, 40);
-    let capacity = match fails && random.one_in(3) {
-        true => random.between(60_000, 600_000),
+    let capacity = match fails && random.one_in(2) {
+        true => random.between(60_000, 400_000),
         false => 0,
     };
     DiskFaults {
