@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
 use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
@@ -153,7 +152,7 @@ impl Inner {
             }
         };
         let home = Home { shard, id: object, bell: self.alarms.bell() };
-        let cache = Cache::new(&self.host, home, contents, CacheLimits::PRODUCTION);
+        let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
         let instance = Instance::new(id, self.host.clone(), cache);
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));

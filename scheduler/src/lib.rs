@@ -54,7 +54,7 @@ pub use runtime::{Runtime, RuntimeBuilder};
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
-pub use topology::{Topology, TopologyBuilder};
+pub use topology::{StackLimits, Topology, TopologyBuilder};
 
 /// All that a program of objects names.
 pub mod prelude {

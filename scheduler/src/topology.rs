@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
 use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
 use dormouse_engine::{Env, Limits, ObjectId, Superblock};
@@ -18,8 +19,19 @@ use crate::object::{AlarmInfo, DurableObject};
 use crate::state::State;
 use crate::stub::Namespace;
 
-/// Messages that one core's mailbox holds.
-const MAILBOX: usize = 4096;
+/// Bounds of one core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackLimits {
+    /// Of each object's cache.
+    pub cache: CacheLimits,
+    /// Messages that its mailbox holds; beyond, calls are refused (`Overloaded`).
+    pub mailbox: usize,
+}
+
+impl StackLimits {
+    /// For use.
+    pub const PRODUCTION: Self = Self { cache: CacheLimits::PRODUCTION, mailbox: 4096 };
+}
 
 /// A type of objects.
 #[derive(Clone)]
@@ -58,6 +70,7 @@ struct Shared {
     receivers: Mutex<Vec<Option<Receiver<Mail>>>>,
     /// Known once the first core has opened the store.
     shards: OnceLock<u16>,
+    limits: StackLimits,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -69,6 +82,7 @@ pub struct Topology(Arc<Shared>);
 pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
+    limits: StackLimits,
 }
 
 impl TopologyBuilder {
@@ -92,15 +106,23 @@ impl TopologyBuilder {
         self
     }
 
+    /// The bounds of each core; [`StackLimits::PRODUCTION`] unless said.
+    #[must_use]
+    pub fn limits(mut self, limits: StackLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The topology. `entropy` gives the random bits of new unique ids.
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
-            (0..self.cores).map(|_| mailbox(MAILBOX)).unzip::<_, _, Vec<_>, Vec<_>>();
+            (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
         Topology(Arc::new(Shared {
             classes: self.classes,
             mailboxes,
             receivers: Mutex::new(receivers.into_iter().map(Some).collect()),
             shards: OnceLock::new(),
+            limits: self.limits,
             entropy: Box::new(entropy),
         }))
     }
@@ -109,7 +131,7 @@ impl TopologyBuilder {
 impl Topology {
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
-        TopologyBuilder { classes: Vec::new(), cores: 1 }
+        TopologyBuilder { classes: Vec::new(), cores: 1, limits: StackLimits::PRODUCTION }
     }
 
     /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
@@ -154,6 +176,10 @@ impl Topology {
     /// Lets all cores end: no new calls; those that are there are answered.
     pub fn shutdown(&self) {
         self.0.mailboxes.iter().for_each(Sender::close);
+    }
+
+    pub(crate) fn limits(&self) -> StackLimits {
+        self.0.limits
     }
 
     pub(crate) fn cores(&self) -> usize {

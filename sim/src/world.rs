@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Land(Landing),
     /// The core goes on.
     Resume(u64),
+    /// The task is ready, and its core hears of it now.
+    Ready(u64),
 }
 
 /// What one step of a world did.
@@ -84,6 +86,10 @@ pub(crate) struct Inner {
     panics: RefCell<Vec<String>>,
     /// A core stands still once in so many polls; 0 for never.
     stalls: Cell<u64>,
+    /// A wake-up from another core takes a while once in so many; 0 for never.
+    late_wakes: Cell<u64>,
+    /// The core of the task that was polled last.
+    polled_core: Cell<u64>,
     /// Cores that stand still, each with its tasks that are ready.
     stalled: RefCell<BTreeMap<u64, Vec<u64>>>,
     pub(crate) disk: RefCell<DiskState>,
@@ -124,6 +130,8 @@ impl World {
             turn_ends: RefCell::default(),
             panics: RefCell::default(),
             stalls: Cell::new(0),
+            late_wakes: Cell::new(0),
+            polled_core: Cell::new(0),
             stalled: RefCell::default(),
             disk: RefCell::new(disk),
         }))
@@ -162,8 +170,8 @@ impl World {
     pub fn step(&self) -> Step {
         let inner = &self.0;
         let task = {
+            self.hear_of_ready();
             let mut runnable = inner.runnable.borrow_mut();
-            runnable.append(&mut inner.ready.lock().expect("one thread"));
             let mut random = inner.random.borrow_mut();
             // A turn ends when nothing is ready, or now and then before (its budget).
             let turn_ends = inner.turn_ends.borrow().len();
@@ -188,6 +196,27 @@ impl World {
         }
     }
 
+    /// Moves the tasks that were woken among those that can run; some of those that another core
+    /// woke only after a while, as mail takes that is on its way.
+    fn hear_of_ready(&self) {
+        let inner = &self.0;
+        let mut runnable = inner.runnable.borrow_mut();
+        let mut woken = inner.ready.lock().expect("one thread");
+        let one_in = inner.late_wakes.get();
+        if one_in == 0 {
+            return runnable.append(&mut woken);
+        }
+        let tasks = inner.tasks.borrow();
+        let mut random = inner.random.borrow_mut();
+        for id in woken.drain(..) {
+            let elsewhere = |task: &Spawned| task.core != inner.polled_core.get();
+            match tasks.get(&id).is_some_and(elsewhere) && random.one_in(one_in) {
+                true => inner.after(random.between(1_000, 2_000_000), Event::Ready(id)),
+                false => runnable.push(id),
+            }
+        }
+    }
+
     fn poll(&self, id: u64) -> Step {
         let Some(mut task) = self.0.tasks.borrow_mut().remove(&id) else { return Step::Advanced };
         if let Some(ready) = self.0.stalled.borrow_mut().get_mut(&task.core) {
@@ -196,6 +225,7 @@ impl World {
             return Step::Advanced;
         }
         self.stall(task.core);
+        self.0.polled_core.set(task.core);
         {
             let mut trace = self.0.trace.borrow_mut();
             trace.number(self.0.now_ns.get());
@@ -242,6 +272,7 @@ impl World {
         match event {
             Event::Wake(waker) => waker.wake(),
             Event::Disk(op) => crate::disk::complete(&self.0, op),
+            Event::Ready(id) => self.0.runnable.borrow_mut().push(id),
             Event::Land(landing) => self.0.disk.borrow_mut().land(landing),
             Event::Resume(core) => {
                 let ready = self.0.stalled.borrow_mut().remove(&core).unwrap_or_default();
@@ -306,6 +337,21 @@ impl World {
     /// From now on a core stands still once in so many polls; 0 for never.
     pub fn set_stalls(&self, one_in: u64) {
         self.0.stalls.set(one_in);
+    }
+
+    /// From now on a wake-up from another core takes a while once in so many; 0 for never.
+    pub fn set_late_wakes(&self, one_in: u64) {
+        self.0.late_wakes.set(one_in);
+    }
+
+    /// Tasks that a core has.
+    pub fn tasks_of(&self, core: &SimEnv) -> usize {
+        self.0.tasks.borrow().values().filter(|task| task.core == core.core).count()
+    }
+
+    /// From now on the disk remembers what each sector held before, for [`Damage::Stale`].
+    pub fn keep_history(&self) {
+        self.0.disk.borrow_mut().keep_history();
     }
 
     /// Sectors of 512 bytes that hold something durable: file and number.

@@ -17,9 +17,15 @@ pub(super) struct Contents {
     len: usize,
     /// For each sector what was written to it and is not durable, oldest first.
     versions: BTreeMap<usize, Vec<Sector>>,
+    /// What each sector held durably before its last write, where that is kept.
+    before: Option<BTreeMap<usize, Sector>>,
 }
 
 impl Contents {
+    pub(super) fn new(history: bool) -> Self {
+        Self { before: history.then(BTreeMap::new), ..Self::default() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -95,7 +101,8 @@ impl Contents {
     /// Writes for good.
     pub(super) fn write_durable(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
-        if self.versions.is_empty() && end.is_multiple_of(SECTOR_BYTES) {
+        let plain = self.versions.is_empty() && self.before.is_none();
+        if plain && end.is_multiple_of(SECTOR_BYTES) {
             self.len = self.len.max(end);
             if self.durable.len() < end {
                 self.durable.resize(end, 0);
@@ -108,6 +115,10 @@ impl Contents {
 
     fn settle(&mut self, sector: usize, bytes: Sector) {
         self.versions.remove(&sector);
+        let old = self.before.is_some().then(|| self.durable_sector(sector));
+        if let (Some(before), Some(old)) = (&mut self.before, old) {
+            before.insert(sector, old);
+        }
         let end = (sector + 1) * SECTOR_BYTES;
         if self.durable.len() < end {
             self.durable.resize(end, 0);
@@ -151,6 +162,14 @@ impl Contents {
 
     pub(super) fn sector(&self, at: usize) -> Sector {
         self.durable_sector(at)
+    }
+
+    pub(super) fn sector_before(&self, at: usize) -> Sector {
+        self.before
+            .as_ref()
+            .and_then(|before| before.get(&at))
+            .copied()
+            .unwrap_or([0; SECTOR_BYTES])
     }
 
     pub(super) fn set_sector(&mut self, at: usize, bytes: Sector) {

@@ -12,7 +12,7 @@
 //! | power cut | each sector with versions that are not durable, or with a write in flight, becomes the durable bytes, any of the versions, or two of them torn at a byte; names keep a prefix of what was done to them since the last `sync_dir` |
 //! | a write fails | any of its sectors may have become visible |
 //! | a sync fails | nothing became durable by it; a later one may succeed |
-//! | [`Damage`] | one sector has a flipped bit, zeros, or what belongs elsewhere |
+//! | [`Damage`] | one sector has a flipped bit, zeros, what belongs elsewhere, or what it held before |
 //!
 //! A device that tears at 4,096 bytes keeps or loses eight sectors together.
 //!
@@ -70,6 +70,8 @@ pub enum Damage {
     Zero,
     /// It holds what was meant for this sector of this file, or belongs to it.
     Copy((String, usize)),
+    /// It holds what it held before the last write to it: that write was lost.
+    Stale,
 }
 
 impl DiskFaults {
@@ -152,6 +154,7 @@ pub(crate) struct DiskState {
     unsynced_names: Vec<NameChange>,
     ops: BTreeMap<u64, Op>,
     landings: BTreeMap<u64, LateWrite>,
+    history: bool,
 }
 
 impl DiskState {
@@ -164,7 +167,12 @@ impl DiskState {
             unsynced_names: Vec::new(),
             ops: BTreeMap::new(),
             landings: BTreeMap::new(),
+            history: false,
         }
+    }
+
+    pub(crate) fn keep_history(&mut self) {
+        self.history = true;
     }
 
     pub(crate) fn writes_in_flight(&self) -> usize {
@@ -266,14 +274,17 @@ impl DiskState {
     }
 
     pub(crate) fn damage(&mut self, (file, at): &(String, usize), damage: &Damage) {
-        let mut bytes = self.names[file].contents.borrow().sector(*at);
+        let contents = self.names[file].contents.borrow();
+        let mut bytes = contents.sector(*at);
         match damage {
             Damage::Flip(bit) => bytes[bit / 8] ^= 1 << (bit % 8),
             Damage::Zero => bytes.fill(0),
             Damage::Copy((other, from)) => {
                 bytes = self.names[other].contents.borrow().sector(*from);
             }
+            Damage::Stale => bytes = contents.sector_before(*at),
         }
+        drop(contents);
         self.names[file].contents.borrow_mut().set_sector(*at, bytes);
     }
 
@@ -386,7 +397,8 @@ impl Disk for SimDisk {
                 (Some(inode), _) => inode,
                 (None, Create::Never) => return Err(io::ErrorKind::NotFound.into()),
                 (None, _) => {
-                    let inode = Inode { contents: Rc::default(), locked: Rc::default() };
+                    let contents = Rc::new(RefCell::new(Contents::new(disk.history)));
+                    let inode = Inode { contents, locked: Rc::default() };
                     disk.change_names(NameChange::Set(name.to_owned(), inode.clone()));
                     inode
                 }

@@ -53,9 +53,10 @@ impl Life<'_> {
         let sectors = self.world.used_sectors();
         let mut pick = || &sectors[random.index(sectors.len())];
         let (sector, other) = (pick(), pick());
-        let damage = match random.below(3) {
+        let damage = match random.below(4) {
             0 => Damage::Flip(random.index(4096)),
             1 => Damage::Zero,
+            2 => Damage::Stale,
             _ => Damage::Copy(other.clone()),
         };
         self.world.damage(sector, &damage);

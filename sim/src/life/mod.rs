@@ -107,6 +107,10 @@ impl Life<'_> {
             self.engine = Some(Rc::new(RefCell::new(crate::reference::Reference::new()?)));
         }
         self.world.set_stalls(self.plan.stalls);
+        self.world.set_late_wakes(self.plan.late_wakes);
+        if self.plan.damage {
+            self.world.keep_history();
+        }
         for (number, session) in self.plan.sessions.iter().enumerate() {
             let last = number + 1 == self.plan.sessions.len();
             if last {

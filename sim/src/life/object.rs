@@ -1,6 +1,9 @@
 //! The object of a life: it does what a [`Turn`] says, and tells the ghost as it does it.
 
+use std::cell::Cell;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -9,7 +12,7 @@ use dormouse_cache::AlarmToo;
 use dormouse_scheduler::Kind;
 use dormouse_scheduler::prelude::*;
 use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{Either, LocalBoxFuture, select};
 
 use super::ghost::{Contents, Effect, Ghost};
 use super::shared::{Mark, Shared, shared};
@@ -388,6 +391,7 @@ impl Inner {
             Ok(got) => self.shared.answered(token, Some(got)),
             Err(error) if error.kind() == Kind::User => self.shared.answered(token, None),
             Err(error) if error.reset() => {}
+            Err(error) if error.is_overloaded() => self.shared.mark(Mark::RefusedByAFullMailbox),
             Err(error) => self.tolerate(Err(error)),
         }
     }
@@ -490,7 +494,7 @@ impl Inner {
         ops: &[Op],
         close: Close,
     ) -> Result<()> {
-        let had = std::cell::Cell::new(None);
+        let (had, given_up) = (Cell::new(None), Cell::new(false));
         let work = async |txn: &Transaction| {
             self.on(event, |ghost| {
                 had.set(ghost.exclusive.replace(event));
@@ -509,10 +513,28 @@ impl Inner {
                     self.on(event, Ghost::rollback);
                     return Err(planned());
                 }
+                Close::Drop => {
+                    given_up.set(true);
+                    std::future::pending::<()>().await;
+                }
             }
             Ok(())
         };
-        let result = storage.transaction(work).await;
+        let done = Box::pin(storage.transaction(work));
+        let dropped = poll_fn(|_| match given_up.get() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        let result = match select(done, dropped).await {
+            Either::Left((result, _)) => result,
+            Either::Right(((), transaction)) => {
+                // As whoever waits no longer does, in the middle of it.
+                drop(transaction);
+                self.on(event, Ghost::rollback);
+                self.shared.mark(Mark::TransactionDropped);
+                Ok(())
+            }
+        };
         self.on(event, |ghost| {
             ghost.exclusive = had.get();
             Ok(())

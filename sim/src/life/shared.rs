@@ -39,6 +39,8 @@ pub enum Mark {
     OpeningFailed,
     ShardPoisoned,
     RefusedForSpace,
+    RefusedByAFullMailbox,
+    TransactionDropped,
     DamageRefused,
     DamageContained,
     DamageHarmless,
@@ -46,7 +48,7 @@ pub enum Mark {
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -71,6 +73,8 @@ impl Mark {
         Self::OpeningFailed,
         Self::ShardPoisoned,
         Self::RefusedForSpace,
+        Self::RefusedByAFullMailbox,
+        Self::TransactionDropped,
         Self::DamageRefused,
         Self::DamageContained,
         Self::DamageHarmless,

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use dormouse_cache::CacheLimits;
 use dormouse_engine::{Host, Limits, StoreLock};
-use dormouse_scheduler::{Error, Kind, Namespace, Stub, Topology};
+use dormouse_scheduler::{Error, Kind, Namespace, StackLimits, Stub, Topology};
 use futures_util::FutureExt;
 
 use super::object::{Actor, Request, name};
@@ -33,6 +34,7 @@ pub(super) struct Stack {
     topology: Topology,
     /// Cores that came to their end.
     ended: Rc<Cell<usize>>,
+    cores: Rc<[SimEnv]>,
 }
 
 impl Life<'_> {
@@ -41,10 +43,11 @@ impl Life<'_> {
         let topology = Topology::builder()
             .namespace::<Actor>("actors")
             .cores(self.plan.cores)
+            .limits(self.stack_limits())
             .build(move || ids.fetch_add(1, Ordering::Relaxed));
         NAMESPACE.set(Some(topology.namespace::<Actor>()));
-        let stack = Stack { topology, ended: Rc::default() };
-        let cores = (0..self.plan.cores).map(|_| running.process.core()).collect();
+        let cores: Vec<_> = (0..self.plan.cores).map(|_| running.process.core()).collect();
+        let stack = Stack { topology, ended: Rc::default(), cores: cores.clone().into() };
         let (opened, failed) = (running.opened.clone(), running.failed.clone());
         let shared = self.shared.clone();
         let open = open(running.env.clone(), cores, stack.clone(), self.plan.shards, opened);
@@ -56,6 +59,14 @@ impl Life<'_> {
             }
         });
         running
+    }
+
+    fn stack_limits(&self) -> StackLimits {
+        let production = StackLimits::PRODUCTION;
+        StackLimits {
+            cache: if self.plan.tiny_caches { CacheLimits::TINY } else { production.cache },
+            mailbox: if self.plan.mailbox > 0 { self.plan.mailbox } else { production.mailbox },
+        }
     }
 
     pub(super) fn start_stack_client(&mut self, running: &Running, number: u64, steps: Vec<Step>) {
@@ -113,7 +124,10 @@ impl Life<'_> {
         self.until("closing", || stack.ended.get() == cores)?;
         let live = self.shared.ghosts.borrow().values().filter_map(|ghost| ghost.instance).count();
         ensure!(live == 0, "{live} objects outlive their runtime");
-        Ok(())
+        // What is on its way may come to its end; nothing may wait forever.
+        let world = self.world.clone();
+        let tasks = || stack.cores.iter().map(|core| world.tasks_of(core)).sum::<usize>();
+        self.until("the last tasks of the cores", || tasks() == 0)
     }
 }
 
@@ -206,6 +220,7 @@ fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
     match reply {
         Ok(got) => shared.answered(token, Some(got)),
         Err(error) if error.kind() == Kind::User => shared.answered(token, None),
+        Err(error) if error.is_overloaded() => shared.mark(Mark::RefusedByAFullMailbox),
         Err(error) if error.reset() || shared.lenient.get() => shared.count(false),
         Err(error) => shared.fail(format!("request {token}: {error:?}")),
     }

@@ -11,6 +11,16 @@ const CLIENTS: u64 = 5;
 /// Operations planned for the last session, which nothing cuts short.
 const LAST_OPS_MIN: usize = 240;
 
+/// In what an operation stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    Event,
+    /// Nothing is asked of others.
+    Section,
+    /// And nothing waits.
+    Transaction,
+}
+
 /// What a seed decides for its whole life.
 struct Swarm {
     random: Random,
@@ -50,12 +60,14 @@ impl Plan {
     fn draw(seed: u64, mut random: Random) -> Self {
         // The stack has more to go wrong in; the engine alone sees more commits.
         let level = if random.one_in(3) { Level::Engine } else { Level::Stack };
+        let faults = faults(&mut random);
         let mut flag = |odds| random.one_in(odds);
         let mut swarm = Swarm {
             level,
             odd_keys: flag(4),
             delete_all: flag(2),
-            alarms: flag(2),
+            // Where commits are refused, retries of alarms are what goes on.
+            alarms: flag(2) || faults.capacity > 0,
             transactions: flag(2),
             sections: flag(3),
             calls: flag(2),
@@ -73,7 +85,6 @@ impl Plan {
             bytes_max: [8, 100, 512][random.index(3)],
             random: random.fork(),
         };
-        let faults = faults(&mut random);
         let count = random.between(4, 10);
         let mut sessions: Vec<Session> = (0..count).map(|_| swarm.session()).collect();
         sessions.push(swarm.last_session());
@@ -84,8 +95,24 @@ impl Plan {
         let cores = if level == Level::Stack { random.index(3) + 1 } else { 1 };
         let shards = u16::try_from(random.between(1, 3)).expect("small");
         let stalls = if random.one_in(4) { random.between(20, 400) } else { 0 };
+        let late_wakes = if random.one_in(4) { random.between(2, 40) } else { 0 };
+        let mailbox = if random.one_in(8) { random.index(4) + 1 } else { 0 };
+        let tiny_caches = random.one_in(3);
         let damage = level == Level::Engine && random.one_in(3);
-        Self { seed, level, cores, shards, faults, stalls, damage, alarms, sessions }
+        Self {
+            seed,
+            level,
+            cores,
+            shards,
+            faults,
+            stalls,
+            late_wakes,
+            mailbox,
+            tiny_caches,
+            damage,
+            alarms,
+            sessions,
+        }
     }
 }
 
@@ -241,7 +268,7 @@ impl Swarm {
 
     fn turn(&mut self, depth: u32) -> Turn {
         let count = self.random.between(1, 8);
-        let ops = (0..count).map(|_| self.op(depth, false)).collect();
+        let ops = (0..count).map(|_| self.op(depth, Inside::Event)).collect();
         let fate = match self.random.below(12) {
             0 if self.fates => Fate::Error,
             1 if self.fates => Fate::Abort,
@@ -251,9 +278,10 @@ impl Swarm {
         Turn { ops, fate }
     }
 
-    /// `depth`: how many calls to others may be nested. Inside a transaction or section nothing
-    /// is asked of others.
-    fn op(&mut self, depth: u32, inside: bool) -> Op {
+    /// `depth`: how many calls to others may be nested.
+    fn op(&mut self, depth: u32, within: Inside) -> Op {
+        let inside = within != Inside::Event;
+        let waits = within != Inside::Transaction;
         match self.random.below(32) {
             0..4 => Op::Get(self.key()),
             4 => Op::GetMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
@@ -265,16 +293,20 @@ impl Swarm {
             7 => Op::PutMany((0..self.random.between(1, 5)).map(|_| self.put()).collect()),
             8 => Op::DeleteMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
             9 if self.alarms => Op::GetAlarm,
-            10 if !inside => Op::Sync,
-            11..14 if !inside => Op::Pause(u16::try_from(self.random.below(1500)).expect("small")),
+            10 if waits => Op::Sync,
+            11..14 if waits => Op::Pause(u16::try_from(self.random.below(1500)).expect("small")),
             14..16 => Op::Increment(self.key()),
             16..18 if self.transactions => {
-                let close = [Close::Commit, Close::Commit, Close::Rollback, Close::Fail]
-                    [self.random.index(4)];
-                Op::Transaction(self.ops(4, true), close)
+                let close = match self.random.below(9) {
+                    0..4 => Close::Commit,
+                    4..6 => Close::Rollback,
+                    6..8 => Close::Fail,
+                    _ => Close::Drop,
+                };
+                Op::Transaction(self.ops(4, Inside::Transaction), close)
             }
-            18 if self.sections && !inside => Op::Section(self.ops(3, true)),
-            19 if self.beside && !inside => Op::Beside(self.ops(4, true)),
+            18 if self.sections && !inside => Op::Section(self.ops(5, Inside::Section)),
+            19 if self.beside && !inside => Op::Beside(self.ops(4, Inside::Section)),
             20 if self.calls && !inside && depth > 0 => {
                 Op::Call(self.object(), self.turn(depth - 1))
             }
@@ -290,8 +322,8 @@ impl Swarm {
         }
     }
 
-    fn ops(&mut self, max: u64, inside: bool) -> Vec<Op> {
-        (0..self.random.between(1, max)).map(|_| self.op(0, inside)).collect()
+    fn ops(&mut self, max: u64, within: Inside) -> Vec<Op> {
+        (0..self.random.between(1, max)).map(|_| self.op(0, within)).collect()
     }
 }
 

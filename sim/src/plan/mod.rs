@@ -33,6 +33,15 @@ pub struct Plan {
     /// A core stands still once in so many polls; 0 for never.
     #[serde(default)]
     pub stalls: u64,
+    /// A wake-up from another core takes a while once in so many; 0 for never.
+    #[serde(default)]
+    pub late_wakes: u64,
+    /// Messages that a core's mailbox holds; 0 for as many as in use.
+    #[serde(default)]
+    pub mailbox: usize,
+    /// Whether the caches have bounds of a few keys.
+    #[serde(default)]
+    pub tiny_caches: bool,
     /// Whether, after it all, a sector of the closed store is damaged: at [`Level::Engine`].
     #[serde(default)]
     pub damage: bool,
@@ -184,6 +193,8 @@ pub enum Close {
     Rollback,
     /// It fails, which takes it back.
     Fail,
+    /// Its future is dropped before it ends, which takes it back.
+    Drop,
 }
 
 /// One change of an object.

@@ -43,8 +43,9 @@ pub fn shrink(plan: &Plan, tries: u64, mut fails: impl FnMut(&Plan) -> bool) -> 
 
 impl Plan {
     /// How plain it is, where its text is no shorter.
-    fn shape(&self) -> (usize, u16, u64, bool) {
-        (self.cores, self.shards, self.stalls.min(1), self.damage)
+    fn shape(&self) -> (usize, u16, u64, bool, bool) {
+        let stalls = self.stalls.min(1) + self.late_wakes.min(1) + (self.mailbox as u64).min(1);
+        (self.cores, self.shards, stalls, self.damage, self.tiny_caches)
     }
 }
 
@@ -66,6 +67,9 @@ fn candidates(plan: &Plan) -> impl Iterator<Item = Plan> {
         with(&|plan| plan.faults.buffered = false),
         with(&|plan| plan.faults.large_blocks = false),
         with(&|plan| plan.stalls = 0),
+        with(&|plan| plan.late_wakes = 0),
+        with(&|plan| plan.mailbox = 0),
+        with(&|plan| plan.tiny_caches = false),
         with(&|plan| plan.damage = false),
         with(&|plan| plan.cores = 1),
         with(&|plan| plan.shards = 1),
