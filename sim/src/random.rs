@@ -45,7 +45,9 @@ impl Random {
 
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        if let Some(number) = self.next_of_tape(8) {
+        if self.tape.is_some()
+            && let Some(number) = self.next_of_tape(8)
+        {
             return number;
         }
         let [a, b, c, d] = &mut self.state;
@@ -66,9 +68,11 @@ impl Random {
     /// If `bound` is zero.
     pub fn below(&mut self, bound: u64) -> u64 {
         assert!(bound > 0);
-        let bytes = (u64::BITS - (bound - 1).leading_zeros()).div_ceil(8);
-        if let Some(number) = self.next_of_tape(bytes.max(1)) {
-            return number % bound;
+        if self.tape.is_some() {
+            let bytes = (u64::BITS - (bound - 1).leading_zeros()).div_ceil(8);
+            if let Some(number) = self.next_of_tape(bytes.max(1)) {
+                return number % bound;
+            }
         }
         // The high half of the product; its bias is below 2^-32 for the bounds used here.
         let product = u128::from(self.bits()) * u128::from(bound);

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use anyhow::{Result, bail, ensure};
 use dormouse_engine::{AlarmChange, Batch, Contents, ObjectId, Op, Version};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 struct Submitted {
     batch: Batch,
@@ -28,12 +29,23 @@ pub struct Reference {
     unsettled: BTreeMap<ObjectId, Unsettled>,
 }
 
+/// An empty database in memory, for one thread at a time.
+pub(crate) fn in_memory() -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_MEMORY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_in_memory_with_flags(flags)?;
+    // Else a statement is prepared anew for each value that it is given.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(connection)
+}
+
 impl Reference {
     /// An empty store.
     ///
     /// Errors: SQLite's.
     pub fn new() -> Result<Self> {
-        let sqlite = Connection::open_in_memory()?;
+        let sqlite = in_memory()?;
         sqlite.execute_batch(
             "CREATE TABLE pair (object BLOB, key BLOB, value BLOB, PRIMARY KEY (object, key))
              WITHOUT ROWID;

@@ -7,7 +7,9 @@
 //! state after a prefix of these groups which holds all that was acknowledged (E1, E2); only a
 //! crash or a reset may make it shorter than the whole.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Deref;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -62,7 +64,7 @@ struct AlarmRun {
 
 /// What is known of one object.
 pub(super) struct Ghost {
-    sqlite: Connection,
+    sqlite: Database,
     settled: Contents,
     groups: VecDeque<Group>,
     /// Groups that were ever settled: the index of the first of `groups`.
@@ -88,7 +90,7 @@ pub(super) struct Ghost {
 impl Ghost {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            sqlite: connection()?,
+            sqlite: Database::take()?,
             settled: Contents::default(),
             groups: VecDeque::new(),
             first: 0,
@@ -162,7 +164,7 @@ impl Ghost {
 
     fn make_live(&mut self, contents: &Contents) -> Result<()> {
         if !self.overlays.is_empty() {
-            self.sqlite.execute_batch("ROLLBACK")?;
+            self.run_sql("ROLLBACK", &[])?;
             self.overlays.clear();
         }
         self.run_sql("DELETE FROM kv", params![])?;
@@ -322,11 +324,7 @@ impl Ghost {
 
     pub(super) fn begin(&mut self) -> Result<()> {
         self.pause();
-        self.sqlite.execute_batch(if self.overlays.is_empty() {
-            "BEGIN"
-        } else {
-            "SAVEPOINT s"
-        })?;
+        self.run_sql(if self.overlays.is_empty() { "BEGIN" } else { "SAVEPOINT s" }, &[])?;
         self.overlays.push((Vec::new(), self.run.as_ref().is_some_and(|run| run.hidden)));
         Ok(())
     }
@@ -336,10 +334,10 @@ impl Ghost {
         match self.overlays.last_mut() {
             Some((outer, _)) => {
                 outer.extend(effects);
-                self.sqlite.execute_batch("RELEASE s")?;
+                self.run_sql("RELEASE s", &[])?;
             }
             None => {
-                self.sqlite.execute_batch("COMMIT")?;
+                self.run_sql("COMMIT", &[])?;
                 self.open = effects;
                 self.open_confirmed = true;
                 self.pause();
@@ -353,8 +351,13 @@ impl Ghost {
         if let Some(run) = &mut self.run {
             run.hidden = hidden;
         }
-        let sql = if self.overlays.is_empty() { "ROLLBACK" } else { "ROLLBACK TO s; RELEASE s" };
-        Ok(self.sqlite.execute_batch(sql)?)
+        if self.overlays.is_empty() {
+            self.run_sql("ROLLBACK", &[])?;
+        } else {
+            self.run_sql("ROLLBACK TO s", &[])?;
+            self.run_sql("RELEASE s", &[])?;
+        }
+        Ok(())
     }
 
     /// The alarm's handler starts.
@@ -405,8 +408,45 @@ impl Ghost {
     }
 }
 
+thread_local! {
+    /// Empty databases of lives that are over: making one takes longer than most lives use it.
+    static DATABASES: RefCell<Vec<Connection>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A database that is empty at first, and is used again by another life afterwards.
+struct Database(Option<Connection>);
+
+impl Database {
+    fn take() -> Result<Self> {
+        let used = DATABASES.with_borrow_mut(Vec::pop);
+        Ok(Self(Some(used.map_or_else(connection, Ok)?)))
+    }
+}
+
+impl Deref for Database {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let connection = self.0.take().expect("dropped once");
+        let open = !connection.is_autocommit();
+        let rolled_back = if open { connection.execute_batch("ROLLBACK") } else { Ok(()) };
+        let emptied = rolled_back
+            .and_then(|()| connection.execute_batch("DELETE FROM kv; DELETE FROM alarm"));
+        // One that can't be emptied is not used again.
+        if emptied.is_ok() {
+            let _thread_ends = DATABASES.try_with(|used| used.borrow_mut().push(connection));
+        }
+    }
+}
+
 fn connection() -> Result<Connection> {
-    let sqlite = Connection::open_in_memory()?;
+    let sqlite = crate::reference::in_memory()?;
     sqlite.set_prepared_statement_cache_capacity(32);
     sqlite.execute_batch(
         "PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF;
