@@ -41,6 +41,8 @@ struct Swarm {
     clock: bool,
     /// Clients that wait for minutes: retries of alarms come to their end.
     patient: bool,
+    /// Alarms within milliseconds, and many changes of them: they meet what runs.
+    eager: bool,
     pipelined: bool,
     resident: bool,
     large: bool,
@@ -76,7 +78,8 @@ impl Plan {
             fates: flag(2),
             evictions: flag(2),
             clock: flag(6),
-            patient: flag(4),
+            patient: flag(4) || (faults.capacity > 0 && flag(2)),
+            eager: flag(3),
             pipelined: flag(2),
             resident: flag(2),
             large: flag(3),
@@ -230,6 +233,12 @@ impl Swarm {
     }
 
     fn change(&mut self) -> Change {
+        if self.alarms && self.eager && self.random.one_in(3) {
+            return match self.random.below(3) {
+                0 => Change::NoAlarm,
+                _ => Change::Alarm(u32::try_from(self.random.below(3)).expect("small")),
+            };
+        }
         match self.random.below(24) {
             0 if self.delete_all => Change::DeleteAll(self.random.one_in(2)),
             1..4 if self.alarms => {
