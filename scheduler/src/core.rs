@@ -3,7 +3,7 @@
 //! Invariant: at most one instance of an object is live, and only its own core has it. A
 //! new one reads its state only after all commits of the one before are settled.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
@@ -42,8 +42,10 @@ pub(crate) struct Inner {
     shard_count: u16,
     objects: RefCell<IdMap<Slot>>,
     pub(crate) alarms: Alarms,
-    /// An object left.
-    left: Signal,
+    /// The core is to end: an object leaves as soon as it can, also one that starts only now.
+    draining: Cell<bool>,
+    /// An object became live, or left.
+    moved: Signal,
 }
 
 /// One core's objects and shards.
@@ -73,7 +75,8 @@ impl Core {
             shard_count: superblock.shards,
             objects: RefCell::default(),
             alarms: Alarms::default(),
-            left: Signal::default(),
+            draining: Cell::default(),
+            moved: Signal::default(),
         });
         Ok(Self { inner, mail })
     }
@@ -105,15 +108,21 @@ impl Inner {
             Mail::Evict { id, done } => {
                 let inner = self.clone();
                 self.host.spawn("evict", async move {
+                    // One that is being started is there as well.
+                    inner.moved.until(|| (!inner.starts(id)).then_some(())).await;
                     if let Some(instance) = inner.live(id) {
                         instance.evict();
                         let gone = || inner.live(id).is_none_or(|now| !Rc::ptr_eq(&now, &instance));
-                        inner.left.until(|| gone().then_some(())).await;
+                        inner.moved.until(|| gone().then_some(())).await;
                     }
                     let _nobody_waits = done.send(());
                 });
             }
         }
+    }
+
+    fn starts(&self, id: ObjectId) -> bool {
+        matches!(self.objects.borrow().get(&id), Some(Slot::Starting(_)))
     }
 
     fn live(&self, id: ObjectId) -> Option<Rc<Instance>> {
@@ -148,7 +157,7 @@ impl Inner {
             Ok(contents) => contents,
             Err(error) => {
                 refuse(queue, &Error::from(error));
-                return self.left.notify();
+                return self.moved.notify();
             }
         };
         let home = Home { shard, id: object, bell: self.alarms.bell() };
@@ -156,13 +165,18 @@ impl Inner {
         let instance = Instance::new(id, self.host.clone(), cache);
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
+        if self.draining.get() {
+            instance.evict();
+        }
+        self.moved.notify();
         instance.run(self.topology.class(class)).await;
         self.objects.borrow_mut().remove(&object);
-        self.left.notify();
+        self.moved.notify();
     }
 
     /// Waits until every object has left; those that take too long are reset.
     async fn drain(&self) {
+        self.draining.set(true);
         for instance in self.instances() {
             instance.evict();
         }
@@ -177,7 +191,7 @@ impl Inner {
     }
 
     async fn empty(&self) {
-        self.left.until(|| self.objects.borrow().is_empty().then_some(())).await;
+        self.moved.until(|| self.objects.borrow().is_empty().then_some(())).await;
     }
 
     /// All live ones, in the order of their ids: the map's order must not show.

@@ -62,6 +62,7 @@ enum Do {
     Commit,
     SetAlarm(Duration),
     FailSection,
+    AddLater(Duration),
 }
 impl Handler<Do> for Counter {
     type Reply = u64;
@@ -99,6 +100,13 @@ impl Handler<Do> for Counter {
                     .await?;
             }
             Do::SetAlarm(delay) => storage.set_alarm(In(delay)).await?,
+            Do::AddLater(delay) => {
+                let state = self.state.clone();
+                self.state.wait_until(async move {
+                    state.sleep(delay).await;
+                    state.storage().put("n", &100).await.expect("the instance is alive");
+                });
+            }
             Do::FailSection => {
                 let section = async || Err::<(), _>(Error::user("section"));
                 self.state.block_concurrency_while(section).await?;
@@ -228,6 +236,43 @@ fn an_evicted_object_is_built_anew_from_what_is_durable() {
     block_on(runtime.evict(stub.id()));
     assert_eq!(stub.call(Do::Calls).wait().unwrap(), 0);
     assert_eq!(stub.call(Add(0)).wait().unwrap(), 3);
+}
+
+/// It is there already: it leaves when it has answered.
+#[test]
+fn an_object_that_is_being_started_is_evicted_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let stub = counter(&runtime);
+    stub.call(Add(1)).wait().unwrap();
+    block_on(runtime.evict(stub.id()));
+    // Now it is read from the disk.
+    let added = stub.call(Add(2));
+    block_on(runtime.evict(stub.id()));
+    assert_eq!(added.wait().unwrap(), 3);
+    assert_eq!(stub.call(Do::Calls).wait().unwrap(), 0, "a new instance");
+}
+
+#[test]
+fn an_evicted_object_leaves_when_what_it_wrote_since_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let stub = counter(&runtime);
+    stub.call(Do::AddLater(Duration::from_millis(50))).wait().unwrap();
+    block_on(runtime.evict(stub.id()));
+    assert_eq!(stub.call(Add(0)).wait().unwrap(), 100);
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test on the real clock")]
+fn closing_answers_an_object_that_is_being_started_and_does_not_wait_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let added = counter(&runtime).call(Add(3));
+    let begun = std::time::Instant::now();
+    runtime.close().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(added.wait().unwrap(), 3);
 }
 
 fn block_on(future: impl Future<Output = ()>) {
