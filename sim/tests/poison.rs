@@ -1,7 +1,7 @@
 //! E4: after a failed write nothing is ever acknowledged again through the same handle, and no
 //! other shard notices. A full disk is another matter: it refuses, and goes on once there is room.
 
-use dormouse_engine::{Batch, Kind, Limits, ObjectId, Shard, StoreLock};
+use dormouse_engine::{Batch, Host, Kind, Limits, ObjectId, Shard, StoreLock};
 use dormouse_sim::{DiskFaults, SimEnv, World};
 
 const STEPS: u64 = 1_000_000;
@@ -106,4 +106,25 @@ fn a_full_disk_refuses_and_goes_on_once_there_is_room() {
     });
     assert_eq!(world.take_panics(), [] as [String; 0]);
     done.expect("done");
+}
+
+/// A log that stays quiet without room for its close record does not ask for room again and again.
+#[test]
+fn a_full_disk_leaves_an_idle_shard_idle() {
+    let world = World::new(2, DiskFaults::default());
+    let env = world.process().core();
+    let (machine, core) = (world.clone(), env.clone());
+    let filled = world.block_on(&env, STEPS, async move {
+        let opened = open(&core).await;
+        machine.set_faults(DiskFaults { capacity: 1, ..DiskFaults::default() });
+        // A block each, as a close record, for which no room is left then.
+        let batch = Batch::new().put("key", [1]);
+        while opened.1.commit(&object_of(0), &batch, None).expect("accepted").await.is_ok() {}
+        opened
+    });
+    let opened = filled.expect("the disk is full");
+    let idle = Host::sleep(&env, std::time::Duration::from_secs(300));
+    // Five minutes: some forty tries of a few steps each.
+    assert!(world.block_on(&env, 4000, idle).is_some(), "an idle shard keeps its core busy");
+    drop(opened);
 }

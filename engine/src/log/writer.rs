@@ -5,6 +5,7 @@
 //! told (E4). A log that stays quiet gets a close record.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
@@ -16,6 +17,9 @@ use crate::format::batch::{Role, Seal};
 use crate::ids::{SegmentNumber, Sequence};
 use crate::io::write_all_at;
 use crate::shard::{Inner, Life};
+
+/// The longest pause between two tries to write a close record.
+const QUIET_MAX: Duration = Duration::from_secs(10);
 
 /// What the writer knows of the log's end.
 #[derive(Clone, Copy, Debug)]
@@ -55,9 +59,11 @@ enum Work {
 pub(crate) async fn run<E: Env>(inner: Rc<Inner<E>>) {
     // A panic of the engine itself poisons its shard.
     let guard = PanicGuard(&inner);
+    let mut quiet = inner.limits.quiet;
     loop {
-        let done = match next_work(&inner).await {
+        let done = match next_work(&inner, quiet).await {
             Work::Write => {
+                quiet = inner.limits.quiet;
                 inner.env.turn_end().await;
                 let batch = inner.state.borrow_mut().queue.pop();
                 match batch {
@@ -65,7 +71,15 @@ pub(crate) async fn run<E: Env>(inner: Rc<Inner<E>>) {
                     None => false,
                 }
             }
-            Work::Quiet => write_close(&inner).await.is_err(),
+            Work::Quiet => {
+                let written = write_close(&inner).await;
+                // Without room for it, as on a full disk, it is tried less and less often.
+                quiet = match inner.state.borrow().tail.vouched {
+                    true => inner.limits.quiet,
+                    false => (quiet * 2).min(QUIET_MAX),
+                };
+                written.is_err()
+            }
             Work::Close => {
                 let vouched = inner.state.borrow().tail.vouched;
                 if !vouched {
@@ -95,7 +109,7 @@ impl<E: Env> Drop for PanicGuard<'_, E> {
     }
 }
 
-async fn next_work<E: Env>(inner: &Rc<Inner<E>>) -> Work {
+async fn next_work<E: Env>(inner: &Rc<Inner<E>>, quiet: Duration) -> Work {
     let ready = || {
         let state = inner.state.borrow();
         match (state.queue.is_empty(), state.life) {
@@ -108,7 +122,7 @@ async fn next_work<E: Env>(inner: &Rc<Inner<E>>) -> Work {
     if inner.state.borrow().tail.vouched {
         return changed.await;
     }
-    let quiet = inner.env.sleep(inner.limits.quiet);
+    let quiet = inner.env.sleep(quiet);
     match select(Box::pin(changed), Box::pin(quiet)).await {
         Either::Left((work, _)) => work,
         Either::Right(_) => ready().unwrap_or(Work::Quiet),

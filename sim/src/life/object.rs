@@ -18,6 +18,10 @@ use super::ghost::{Contents, Effect, Ghost};
 use super::shared::{Mark, Shared, shared};
 use crate::plan::{Change, Close, Fate, Op, Turn, key};
 
+/// Runs after which an alarm's handler does nothing more: one that sets itself again and again would
+/// fill a life whose clients wait for minutes.
+const ALARM_RUNS_MAX: usize = 400;
+
 /// What an object is asked to do.
 pub(super) struct Request {
     /// Which request it is: a number for each, rising.
@@ -92,7 +96,8 @@ impl DurableObject for Actor {
         this.shared.mark(if info.is_retry { Mark::AlarmRetried } else { Mark::AlarmFired });
         this.shared.count(true);
         let plans = &this.shared.alarms;
-        let result = match this.shared.quiet.get() || plans.is_empty() {
+        let spent = runs > ALARM_RUNS_MAX || this.shared.quiet.get();
+        let result = match spent || plans.is_empty() {
             true => Ok(()),
             false => this.clone().turn(event, &plans[runs % plans.len()]).await,
         };
