@@ -31,6 +31,7 @@
 
 pub mod batch;
 pub mod call;
+mod checkpoint;
 pub mod contents;
 pub mod directory;
 pub mod env;

@@ -22,6 +22,13 @@ pub struct Limits {
     pub segment_bytes_max: u32,
     /// Alignment and unit of batches in bytes (*format*). At least what the disk needs.
     pub block_bytes: usize,
+    /// Bytes of the log after which a checkpoint is made.
+    pub checkpoint_bytes: u64,
+    /// Bytes of the log behind the last checkpoint above which it waits for the next one, if one is
+    /// being made: what recovery replays at most, and a batch or two.
+    pub replay_bytes_max: u64,
+    /// Bytes of each slot of a new manifest: it bounds the segments that a shard may have.
+    pub manifest_slot_bytes: usize,
     /// How long the log stays quiet before a close record vouches for its end.
     pub quiet: Duration,
     /// How long opening waits for the locks of another or dead process (E8).
@@ -39,6 +46,9 @@ impl Limits {
         segment_bytes_min: 1 << 20,
         segment_bytes_max: 64 << 20,
         block_bytes: 4096,
+        checkpoint_bytes: 2 << 20,
+        replay_bytes_max: 3 << 20,
+        manifest_slot_bytes: 64 << 10,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
     };
@@ -53,6 +63,9 @@ impl Limits {
         segment_bytes_min: 16 << 10,
         segment_bytes_max: 64 << 10,
         block_bytes: 512,
+        checkpoint_bytes: 12 << 10,
+        replay_bytes_max: 32 << 10,
+        manifest_slot_bytes: 8 << 10,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
     };
@@ -73,6 +86,8 @@ impl Limits {
         assert!(self.key_bytes_max <= u16::MAX as usize);
         // Any one operation fits in a batch, beside everything else that a frame may carry.
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
+        assert!(self.checkpoint_bytes <= self.replay_bytes_max);
+        assert!(self.manifest_slot_bytes.is_multiple_of(4096));
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

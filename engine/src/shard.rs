@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use crate::batch::{AlarmChange, Batch, Op, split_ops};
+use crate::checkpoint::{self, Progress};
 use crate::contents::{Contents, Origin, Resident};
 use crate::directory::{Directory, Entry, IdMap};
 use crate::env::Env;
@@ -17,10 +18,10 @@ use crate::format::batch::batch_bytes;
 use crate::format::frame::{self, Address, Frame};
 use crate::format::superblock::Superblock;
 use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
-use crate::io::Disk;
+use crate::io::{Disk, File};
 use crate::limits::Limits;
 pub use crate::log::queue::Ticket;
-use crate::log::queue::{OPEN, Outcome, Queue};
+use crate::log::queue::{OPEN, Outcome, Queue, Update};
 use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
 pub use crate::recover::Recovery;
@@ -49,8 +50,9 @@ pub(crate) struct Pending {
     pub(crate) outcome: Rc<Outcome>,
 }
 
-pub(crate) struct State<F> {
-    pub(crate) directory: Directory,
+pub(crate) struct State<F: File> {
+    pub(crate) directory: Directory<F>,
+    pub(crate) progress: Progress<F>,
     pub(crate) pending: IdMap<Pending>,
     pub(crate) queue: Queue,
     pub(crate) segments: Segments<F>,
@@ -107,13 +109,17 @@ impl<E: Env> Clone for Shard<E> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShardStats {
     /// Objects that exist durably.
-    pub objects: usize,
+    pub objects: u64,
     /// Bytes of all batches in the log.
     pub log_bytes: u64,
     /// Files of the log.
     pub segments: usize,
     /// Bytes of those files.
     pub segment_bytes: u64,
+    /// Checkpoints that were made since the store was created.
+    pub checkpoints: u64,
+    /// Files of the directory.
+    pub runs: usize,
 }
 
 impl<E: Env> Shard<E> {
@@ -140,11 +146,20 @@ impl<E: Env> Shard<E> {
             work: Signal::default(),
             changed: Signal::default(),
         });
-        writer::start_spare(&inner);
         env.spawn("log writer", writer::run(inner.clone()));
         let shard = Self(inner);
-        if !env.disk().properties().direct {
-            shard.rewrite_all().await?;
+        let direct = env.disk().properties().direct;
+        if !direct {
+            shard.rewrite_changed().await?;
+        }
+        if !direct || recovery.segments > checkpoint::SEGMENTS_MAX {
+            match checkpoint::make(&shard.0).await {
+                // It can wait: what there is to replay is still there.
+                Err(error) if error.kind() == Kind::NoSpace => {
+                    tracing::warn!(shard = number, %error, "no room for a checkpoint");
+                }
+                made => made?,
+            }
         }
         Ok((shard, recovery))
     }
@@ -168,7 +183,12 @@ impl<E: Env> Shard<E> {
         self.check_limits(id, batch)?;
         let (ticket, consolidate) = {
             let state = &mut *inner.state.borrow_mut();
-            let head = head(state, id);
+            let (head, unknown) = match head(state, id) {
+                Ok(head) => (head, false),
+                // Nothing that is there is needed.
+                Err(_) if batch.deletes_all() => (None, true),
+                Err(error) => return Err(named(id, &error)),
+            };
             let version_now = head.map_or(Version::NONE, |head| head.version);
             if batch.required_version().is_some_and(|required| required != version_now) {
                 let what = format!("object {id} is at version {version_now}");
@@ -184,7 +204,8 @@ impl<E: Env> Shard<E> {
                 AlarmChange::Clear => None,
                 AlarmChange::Set(at) => Some(at),
             };
-            let commit = Appending { inner, id, version, alarm, head, rewrite: false };
+            let existed = head.is_some() || unknown;
+            let commit = Appending { inner, id, version, alarm, head, existed, rewrite: false };
             let ticket = commit.append(state, batch, resident);
             let depth = state.pending[id].entry.map_or(0, |entry| entry.depth);
             (ticket, depth >= NESTED_CHAINS_MAX)
@@ -241,8 +262,8 @@ impl<E: Env> Shard<E> {
     /// Errors: `Corrupt`, with the object's id and the place; `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
         self.settled(id).await?;
-        let entry = self.0.state.borrow().directory.get(id).copied();
-        match entry {
+        let entry = self.0.state.borrow().directory.get(id);
+        match entry.map_err(|error| named(id, &error))? {
             None => Ok(Contents::default()),
             Some(entry) if entry.damaged => Err(damaged(id)),
             Some(entry) => crate::load::load(&self.0, id, &entry).await,
@@ -268,15 +289,19 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Version and alarm (ms since 1970) of the newest durable state, without I/O.
-    pub fn head(&self, id: &ObjectId) -> Option<(Version, Option<u64>)> {
-        let state = self.0.state.borrow();
-        state.directory.get(id).map(|entry| (entry.version, entry.alarm))
+    /// Version and alarm (ms since 1970) of the newest durable state.
+    ///
+    /// Errors: `Corrupt`, if that part of the directory is damaged.
+    pub fn head(&self, id: &ObjectId) -> Result<Option<(Version, Option<u64>)>> {
+        let entry = self.0.state.borrow().directory.get(id);
+        let entry = entry.map_err(|error| named(id, &error))?;
+        Ok(entry.map(|entry| (entry.version, entry.alarm)))
     }
 
     /// The version that a commit made now would build on, durable or not.
     pub(crate) fn appended_version(&self, id: &ObjectId) -> Version {
-        head(&self.0.state.borrow(), id).map_or(Version::NONE, |head| head.version)
+        let head = head(&self.0.state.borrow(), id).unwrap_or(None);
+        head.map_or(Version::NONE, |head| head.version)
     }
 
     /// The earliest durable alarm, in milliseconds since 1970.
@@ -289,22 +314,18 @@ impl<E: Env> Shard<E> {
         self.0.state.borrow().directory.alarms_due(now_ms, max)
     }
 
-    /// Ids of all objects that exist durably, sorted.
-    pub fn objects(&self) -> Vec<ObjectId> {
-        self.0.state.borrow().directory.ids()
-    }
-
-    /// Objects that exist durably, in the order of their ids, from the one after `after` on; at most
-    /// `max`.
+    /// Objects that exist durably, in an order of the shard's own, from the one after `after` on; at
+    /// most `max`. Those of a damaged block of the directory are left out, which is logged.
     pub fn page(&self, after: Option<ObjectId>, max: usize) -> Vec<ObjectInfo> {
         let state = self.0.state.borrow();
-        let page = state.directory.page(after, max).into_iter();
-        page.map(|(id, entry)| ObjectInfo::new(id, &entry)).collect()
-    }
-
-    /// Ids of all objects that damage made unreadable, sorted (E6).
-    pub fn damaged(&self) -> Vec<ObjectId> {
-        self.0.state.borrow().directory.damaged()
+        let entries = state.directory.entries(after).filter_map(|entry| match entry {
+            Ok((key, entry)) => Some(ObjectInfo::new(key.id, &entry?)),
+            Err(error) => {
+                tracing::error!(shard = self.0.number, %error, "objects can't be listed");
+                None
+            }
+        });
+        entries.take(max).collect()
     }
 
     /// The error that every call meets since a write failed, if one did.
@@ -323,6 +344,8 @@ impl<E: Env> Shard<E> {
         let bytes = |segment: &crate::log::segments::Segment<_>| u64::from(segment.header.bytes);
         ShardStats {
             objects: state.directory.len(),
+            checkpoints: state.progress.generation,
+            runs: state.directory.run_refs().len(),
             log_bytes: state.log_bytes,
             segments: state.segments.len(),
             segment_bytes: state.segments.values().map(bytes).sum(),
@@ -345,6 +368,7 @@ impl<E: Env> Shard<E> {
             let state = self.0.state.borrow();
             match (&state.poison, state.life, &state.spare) {
                 (_, _, Spare::Preparing) => None,
+                _ if state.progress.running => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))
@@ -365,15 +389,15 @@ impl<E: Env> Shard<E> {
         }
         let ticket = {
             let state = &mut *self.0.state.borrow_mut();
-            let Some(head) = head(state, id).filter(|head| head.version == contents.version) else {
-                return Ok(());
-            };
+            let head = head(state, id)?.filter(|head| head.version == contents.version);
+            let Some(head) = head else { return Ok(()) };
             let commit = Appending {
                 inner: &self.0,
                 id,
                 version: contents.version,
                 alarm: contents.alarm,
                 head: Some(head),
+                existed: true,
                 rewrite: true,
             };
             commit.append(state, &Batch::new(), Some(&contents))
@@ -382,9 +406,10 @@ impl<E: Env> Shard<E> {
         ticket.await.map(|_| ())
     }
 
-    /// E9 where reads may come from the page cache: everything is written again.
-    async fn rewrite_all(&self) -> Result<()> {
-        for id in self.objects() {
+    /// E9 where reads may come from the page cache: what was replayed is written again.
+    async fn rewrite_changed(&self) -> Result<()> {
+        let changed = self.0.state.borrow().directory.changed();
+        for id in changed {
             match self.rewrite(&id).await {
                 Err(error) if error.kind() != Kind::Corrupt => return Err(error),
                 _ => {}
@@ -398,10 +423,15 @@ fn damaged(id: &ObjectId) -> Error {
     Error::corrupt(format!("object {id}: a frame that it needs was lost"))
 }
 
-fn head<F>(state: &State<F>, id: &ObjectId) -> Option<Entry> {
+/// The error of an object whose part of the directory can't be read.
+fn named(id: &ObjectId, error: &Error) -> Error {
+    Error::corrupt(format!("object {id}: {}", error.message()))
+}
+
+fn head<F: File>(state: &State<F>, id: &ObjectId) -> Result<Option<Entry>> {
     match state.pending.get(id) {
-        Some(pending) => pending.entry,
-        None => state.directory.get(id).copied(),
+        Some(pending) => Ok(pending.entry),
+        None => state.directory.get(id),
     }
 }
 
@@ -412,6 +442,8 @@ struct Appending<'a, E: Env> {
     version: Version,
     alarm: Option<u64>,
     head: Option<Entry>,
+    /// Whether there was an entry, known or not.
+    existed: bool,
     rewrite: bool,
 }
 
@@ -440,7 +472,7 @@ impl<E: Env> Appending<'_, E> {
             }
         };
         let open = state.queue.last_mut();
-        open.updates.push((*self.id, entry));
+        open.updates.push(Update { id: *self.id, existed: self.existed, entry });
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
         let pending = Pending { entry, ordinal, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);

@@ -5,7 +5,9 @@
 use dormouse_engine::Batch;
 use dormouse_engine::contents::Origin;
 use dormouse_engine::format::batch::{self, BatchHeader, Home, Role, Seal, Trailer};
+use dormouse_engine::format::checkpoint::{Checkpoint, RunRef, SegmentRef};
 use dormouse_engine::format::frame::{self, Address, Frame, Kind};
+use dormouse_engine::format::run::{self, BlockBuilder, Key, RunHeader};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::{Rejected, superblock::Superblock};
 use dormouse_engine::ids::{
@@ -164,3 +166,90 @@ fn a_newer_format_is_refused_by_name() {
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     assert_eq!(Superblock::decode(&bytes), Err(Rejected::Version(2)));
 }
+
+fn checkpoint() -> Checkpoint {
+    let incarnation = HOME.incarnation;
+    let segment = |number, frames_bytes| SegmentRef {
+        number: SegmentNumber(number),
+        bytes: 16 << 10,
+        frames_bytes,
+        incarnation,
+    };
+    Checkpoint {
+        generation: 4,
+        epoch: Epoch(2),
+        last: Sequence(11),
+        last_crc: 0xdead_beef,
+        segment: SegmentNumber(7),
+        offset: 1536,
+        next_version: 40,
+        objects: 3,
+        log_bytes: 70_000,
+        wall_ms: 1_700_000_000_002,
+        next_run: 6,
+        segments: vec![segment(5, 900), segment(7, 0)],
+        runs: vec![RunRef { number: 5, incarnation }, RunRef { number: 2, incarnation }],
+    }
+}
+
+#[test]
+fn a_checkpoint_is_what_it_was_and_every_flipped_bit_is_noticed() {
+    let checkpoint = checkpoint();
+    let mut bytes = vec![0; checkpoint.bytes()];
+    checkpoint.encode(&mut bytes, STORE, 3);
+    assert_eq!(bytes.len(), 128 + 2 * 24 + 2 * 16);
+    assert_eq!(&bytes[..12], b"DMCHECKP\x01\x00\x03\x00");
+    // The checksum stands for all the others.
+    assert_eq!(bytes[12..16], CHECKPOINT_CRC, "{:02x?}", &bytes[12..16]);
+    assert_eq!(Checkpoint::decode(&bytes, STORE, 3), Ok(checkpoint));
+    assert_eq!(Checkpoint::decode(&bytes, STORE, 4), Err(Rejected::Foreign));
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(Checkpoint::decode(&flipped, STORE, 3).is_err(), "bit {bit}");
+    }
+}
+
+#[test]
+fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
+    let incarnation = HOME.incarnation;
+    let header = RunHeader {
+        store: STORE,
+        shard: 3,
+        number: 5,
+        incarnation,
+        entry_blocks: 1,
+        alarm_blocks: 1,
+    };
+    let encoded = header.encode();
+    assert_eq!(&encoded[..12], b"DMDIRRUN\x01\x00\x03\x00");
+    assert_eq!(encoded[12..16], RUN_CRC, "{:02x?}", &encoded[12..16]);
+    assert_eq!(RunHeader::decode(&encoded, STORE, 3), Ok(header));
+    assert_eq!(Key::new(STORE, id()).hash, KEY_HASH, "{:#x}", Key::new(STORE, id()).hash);
+
+    let address = Address { segment: 6, offset: 512, bytes: 104 };
+    let entry = dormouse_engine::directory::Entry::image(address, Version(9), Some(77));
+    let mut builder = BlockBuilder::default();
+    assert!(builder.push_entry(&id(), Some(&entry)));
+    assert!(builder.push_entry(&ObjectId::from_bytes([1; 32]), None));
+    let mut block = vec![0; run::BLOCK_BYTES];
+    builder.finish(&mut block, incarnation, 1);
+    assert_eq!(block[..4], BLOCK_CRC, "{:02x?}", &block[..4]);
+    let entries = vec![(id(), Some(entry)), (ObjectId::from_bytes([1; 32]), None)];
+    assert_eq!(run::entries(&block, incarnation, 1), Ok(entries));
+    assert_eq!(run::entries(&block, incarnation, 2), Err(Rejected::Checksum), "another place");
+    assert!(builder.push_alarm(77, &id()));
+    let mut alarms = vec![0; run::BLOCK_BYTES];
+    builder.finish(&mut alarms, incarnation, 2);
+    assert_eq!(run::alarms(&alarms, incarnation, 2), Ok(vec![(77, id())]));
+    for bit in 0..block.len() * 8 {
+        block[bit / 8] ^= 1 << (bit % 8);
+        assert!(run::entries(&block, incarnation, 1).is_err(), "bit {bit}");
+        block[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+const CHECKPOINT_CRC: [u8; 4] = [0xbb, 0x75, 0x45, 0x06];
+const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
+const BLOCK_CRC: [u8; 4] = [0x56, 0x05, 0x3d, 0x01];
+const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

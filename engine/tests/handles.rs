@@ -207,7 +207,7 @@ fn all_objects_are_listed_over_several_pages() {
     assert_eq!(found, wanted);
     let stats = dormouse_engine::call::wait(store.stats()).expect("open");
     assert_eq!(stats.len(), 3);
-    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<usize>(), 1000);
+    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<u64>(), 1000);
     close(&store);
 }
 

@@ -3,6 +3,8 @@
 //! corpus and some changes of it.
 
 use dormouse_engine::format::batch::{BatchHeader, Home, Role, Seal, Trailer, batch_bytes, seal};
+use dormouse_engine::format::checkpoint::Checkpoint;
+use dormouse_engine::format::run::{self, RunHeader};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::superblock::Superblock;
 use dormouse_engine::format::{frame, segment};
@@ -22,12 +24,16 @@ pub const SUPERBLOCK: Superblock =
 pub const HOME: Home =
     Home { store: StoreId(1), shard: 0, incarnation: Incarnation(7), block_bytes: 512 };
 
-/// Reads bytes as everything that a log may hold, at every block. Nothing may panic, and what is
+/// Reads bytes as everything that a log, a manifest or a run may hold, at every block. Nothing may panic, and what is
 /// accepted must lie within the bytes.
 pub fn log(bytes: &[u8]) {
     // An error is an answer; only panics are findings.
     let _ = Superblock::decode(bytes);
     let _ = SegmentHeader::decode(bytes, &SUPERBLOCK, HOME.shard);
+    let _ = Checkpoint::decode(bytes, HOME.store, HOME.shard);
+    let _ = RunHeader::decode(bytes, HOME.store, HOME.shard);
+    let _ = run::entries(bytes, HOME.incarnation, 1);
+    let _ = run::alarms(bytes, HOME.incarnation, 1);
     assert!(bytes.len() >= segment::BYTES || SegmentHeader::decode(bytes, &SUPERBLOCK, 0).is_err());
     for at in (0..bytes.len()).step_by(HOME.block_bytes) {
         let rest = &bytes[at..];

@@ -8,7 +8,9 @@
 //! bytes, in every version to come: so a newer format is told from a damaged byte.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod frame;
+pub mod run;
 pub mod segment;
 pub mod superblock;
 

@@ -84,6 +84,15 @@ impl Future for Ticket {
     }
 }
 
+/// A change of the directory.
+pub(crate) struct Update {
+    pub(crate) id: ObjectId,
+    /// Whether there was an entry before.
+    pub(crate) existed: bool,
+    /// What there is afterwards.
+    pub(crate) entry: Option<Entry>,
+}
+
 /// One batch that is still open.
 pub(crate) struct OpenBatch {
     pub(crate) ordinal: u32,
@@ -94,8 +103,8 @@ pub(crate) struct OpenBatch {
     ids: Vec<ObjectId>,
     /// Offsets in `frames` of addresses that may be open.
     fixups: Vec<u32>,
-    /// What the directory learns when the batch is durable; `None` removes.
-    pub(crate) updates: Vec<(ObjectId, Option<Entry>)>,
+    /// What the directory learns when the batch is durable.
+    pub(crate) updates: Vec<Update>,
     pub(crate) outcome: Rc<Outcome>,
 }
 
@@ -115,6 +124,11 @@ impl OpenBatch {
 
     pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
         batch_bytes(self.ids.len(), self.frames.len(), block_bytes)
+    }
+
+    /// Bytes of its frames.
+    pub(crate) fn frames_bytes(&self) -> u32 {
+        len_u32(self.frames.len())
     }
 
     fn has_room(&self, frame_bytes: usize, block_bytes: usize, bytes_max: usize) -> bool {
@@ -250,8 +264,11 @@ impl Queue {
             let frame = &mut batch.frames[*start as usize..end as usize];
             frame::set_crc(frame, home.incarnation, base + start);
         }
-        for (_, entry) in &mut batch.updates {
-            entry.iter_mut().for_each(|entry| entry.resolve(|open| self.bases.resolve(open)));
+        for update in &mut batch.updates {
+            update
+                .entry
+                .iter_mut()
+                .for_each(|entry| entry.resolve(|open| self.bases.resolve(open)));
         }
         if self.batches.is_empty() {
             // No frame that waits can name a batch before this one by an open address.

@@ -27,6 +27,8 @@ pub(crate) struct Segment<F> {
     pub(crate) file: F,
     pub(crate) name: String,
     pub(crate) header: SegmentHeader,
+    /// Bytes of frames that were written to it.
+    pub(crate) frames_bytes: u32,
 }
 
 impl<F> Segment<F> {
@@ -86,7 +88,7 @@ pub(crate) async fn prepare<E: Env>(
         block_bytes: superblock.block_bytes,
     };
     match write_new(env, &name, &header, limits).await {
-        Ok(file) => Ok(Segment { file, name, header }),
+        Ok(file) => Ok(Segment { file, name, header, frames_bytes: 0 }),
         Err(source) => {
             // Best effort: a file that stays is taken away by the next recovery.
             let _ = env.disk().remove(&name).await;

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use super::queue::OpenBatch;
+use super::queue::{OpenBatch, Update};
 use super::segments::{self, FileOf, Segment};
+use crate::checkpoint;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Role, Seal};
@@ -136,6 +137,9 @@ async fn write_close<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
 
 /// Writes one batch and settles it. An error means that the writer is done for good.
 async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()> {
+    // What would have to be replayed stays bounded.
+    let caught_up = || (!inner.state.borrow().checkpoint_lags(&inner.limits)).then_some(());
+    inner.changed.until(caught_up).await;
     let block_bytes = inner.superblock.block_bytes;
     let bytes = batch.bytes(block_bytes);
     let (segment, offset) = match room(inner, bytes).await {
@@ -162,8 +166,9 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
         };
         let place = (segment.header.number, offset);
         let (buf, crc) = state.queue.seal(&mut batch, &segment.home(), &fields, place);
-        for (id, _) in &batch.updates {
-            let entry = state.pending.get_mut(id).and_then(|pending| pending.entry.as_mut());
+        for update in &batch.updates {
+            let entry =
+                state.pending.get_mut(&update.id).and_then(|pending| pending.entry.as_mut());
             entry.into_iter().for_each(|entry| state.queue.resolve(entry, batch.ordinal));
         }
         (buf, crc, sequence)
@@ -188,19 +193,30 @@ fn settle<E: Env>(
     sequence: Sequence,
     bytes: usize,
 ) {
-    let state = &mut *inner.state.borrow_mut();
+    let mut borrowed = inner.state.borrow_mut();
+    let state = &mut *borrowed;
     assert_eq!(sequence, state.tail.last.next());
     state.tail.offset += crate::format::len_u32(bytes);
     state.tail.last = sequence;
     state.tail.last_crc = crc;
     state.tail.vouched = batch.role == Role::Close;
     state.log_bytes += bytes as u64;
-    for (id, entry) in batch.updates {
-        state.directory.set(id, entry);
+    let frames_bytes = batch.frames_bytes();
+    let segment = state.segments.get_mut(&state.tail.segment.0).expect("it was written to");
+    segment.frames_bytes += frames_bytes;
+    let half_full = state.tail.offset > segment.header.bytes / 2;
+    for Update { id, existed, entry } in batch.updates {
+        state.directory.set(id, existed, entry);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
         }
     }
+    let spare = half_full && matches!(state.spare, Spare::None);
+    drop(borrowed);
+    if spare {
+        start_spare(inner);
+    }
+    checkpoint::start_if_due(inner);
     batch.outcome.resolve(Ok(()));
     inner.changed.notify();
 }
@@ -223,7 +239,6 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         state.tail.offset = offset;
         state.segments.insert(segment.header.number.0, segment.clone());
     }
-    start_spare(inner);
     Ok((segment, offset))
 }
 

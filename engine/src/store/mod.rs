@@ -124,7 +124,7 @@ impl Store {
         Object::new(self.clone(), id)
     }
 
-    /// All objects that exist, shard by shard in the order of their ids; each is there as it is
+    /// All objects that exist, shard by shard in an order of the store's own; each is there as it is
     /// when the walk comes by.
     pub fn objects(&self) -> Objects {
         Objects { store: self.clone(), shard: 0, page: Vec::new().into_iter(), after: None }

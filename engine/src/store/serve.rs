@@ -137,7 +137,7 @@ impl<E: Env> Served<E> {
                 let shard = self.shard(&id).clone();
                 let head = async move {
                     shard.settled(&id).await?;
-                    Ok(shard.head(&id).unwrap_or_default())
+                    Ok(shard.head(&id)?.unwrap_or_default())
                 };
                 self.answer("head", reply, head);
             }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Error, Limits, ObjectId, Result, Shard, StoreLock, Superblock};
+use dormouse_engine::{Error, Limits, ObjectId, ObjectInfo, Result, Shard, StoreLock, Superblock};
 
 /// Looks into a store. It must not be open elsewhere; an interrupted one is recovered first.
 #[derive(Parser)]
@@ -24,7 +24,7 @@ enum Command {
         /// The store's directory.
         dir: PathBuf,
     },
-    /// All objects: id, version, alarm (milliseconds since 1970, or -).
+    /// All objects, in the store's own order: id, version, alarm (milliseconds since 1970, or -).
     Ls {
         /// The store's directory.
         dir: PathBuf,
@@ -67,6 +67,9 @@ fn parse(id: &str) -> Option<ObjectId> {
     Some(ObjectId::from_bytes(bytes))
 }
 
+/// Objects asked for at a time.
+const PAGE: usize = 1024;
+
 #[derive(Clone, Copy)]
 enum Show {
     Stat,
@@ -107,15 +110,33 @@ async fn look_into(env: &RealEnv, superblock: Superblock, number: u16, show: Sho
 
 fn stat(shard: &Shard<RealEnv>, number: u16) {
     let stats = shard.stats();
+    let damaged: Vec<_> = objects(shard).filter(|object| object.damaged).collect();
     println!(
-        "shard {number}: {} objects, {} bytes of log in {} segments of {} bytes, {} objects damaged",
+        "shard {number}: {} objects, {} bytes of log so far, {} segments of {} bytes, \
+         {} checkpoints, {} runs, {} objects damaged",
         stats.objects,
         stats.log_bytes,
         stats.segments,
         stats.segment_bytes,
-        shard.damaged().len(),
+        stats.checkpoints,
+        stats.runs,
+        damaged.len(),
     );
-    shard.damaged().iter().for_each(|id| println!("  damaged: {id}"));
+    damaged.iter().for_each(|object| println!("  damaged: {}", object.id));
+}
+
+/// All objects, in the directory's order.
+fn objects(shard: &Shard<RealEnv>) -> impl Iterator<Item = ObjectInfo> + '_ {
+    let mut page = shard.page(None, PAGE).into_iter();
+    let mut last = None;
+    std::iter::from_fn(move || {
+        let next = page.next().or_else(|| {
+            page = shard.page(Some(last?), PAGE).into_iter();
+            page.next()
+        });
+        last = next.map(|object| object.id);
+        next
+    })
 }
 
 fn shown(alarm: Option<u64>) -> String {
@@ -123,9 +144,8 @@ fn shown(alarm: Option<u64>) -> String {
 }
 
 fn ls(shard: &Shard<RealEnv>) {
-    for id in shard.objects() {
-        let (version, alarm) = shard.head(&id).expect("it was listed");
-        println!("{id} {version:?} {}", shown(alarm));
+    for object in objects(shard) {
+        println!("{} {:?} {}", object.id, object.version, shown(object.alarm));
     }
 }
 

@@ -1,0 +1,306 @@
+//! Checkpoints: the directory as of a durable batch made permanent, so that replay stays short and
+//! what is no longer needed can go (docs/design.md, 3.4).
+//!
+//! A checkpoint freezes the overlay between two batches, writes it as a run, and then writes a slot
+//! of the shard's manifest: the older of the two, so that the other one is the truth until this one
+//! is durable. Nothing is removed before: a file goes when neither slot needs it. One that fails
+//! changes nothing, and another is made after some more of the log.
+//!
+//! | a crash while | leaves |
+//! |---|---|
+//! | the run is written | a file that no slot names; the next recovery removes it |
+//! | the slot is written | a torn slot, or the new one, with everything that it names |
+//! | files are removed | files that no slot names |
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::directory::{Keyed, Run, write_run};
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::checkpoint::{Checkpoint, SegmentRef};
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
+use crate::limits::Limits;
+use crate::log::segments::{FileOf, Segment};
+use crate::shard::{Inner, Life, State};
+
+/// Segments since the last checkpoint after which opening makes one: so that crash after crash
+/// leaves no more of them.
+pub(crate) const SEGMENTS_MAX: usize = 4;
+/// Bytes of the log of which one block of directory entries is thought to be the outcome.
+const LOG_BYTES_PER_BLOCK: u64 = 16 << 10;
+
+/// The name of a shard's manifest.
+pub(crate) fn manifest_name(shard: u16) -> String {
+    format!("shard-{shard:04}-manifest")
+}
+
+/// What a slot needs on the disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Needs {
+    /// Segments from this number on.
+    pub(crate) replay_from: u32,
+    pub(crate) segments: BTreeSet<u32>,
+    pub(crate) runs: BTreeSet<u32>,
+}
+
+impl Needs {
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        Self {
+            replay_from: checkpoint.segment.0,
+            segments: checkpoint.segments.iter().map(|segment| segment.number.0).collect(),
+            runs: checkpoint.runs.iter().map(|run| run.number).collect(),
+        }
+    }
+
+    pub(crate) fn segment(&self, number: u32) -> bool {
+        number >= self.replay_from || self.segments.contains(&number)
+    }
+}
+
+/// The manifest, and how far checkpoints have come.
+pub(crate) struct Progress<F> {
+    pub(crate) manifest: F,
+    pub(crate) slot_bytes: usize,
+    /// The slot that is written next.
+    pub(crate) next_slot: usize,
+    pub(crate) generation: u64,
+    /// What each slot needs, or, if its last write failed, may need.
+    pub(crate) needs: [Vec<Needs>; 2],
+    pub(crate) next_run: u32,
+    pub(crate) runs_on_disk: BTreeSet<u32>,
+    /// `log_bytes` when the last one was begun.
+    pub(crate) begun_at: u64,
+    pub(crate) running: bool,
+}
+
+/// The two slots of a manifest, as they were read: `None` where a slot is not valid.
+pub(crate) struct Manifest<F> {
+    pub(crate) file: F,
+    pub(crate) slot_bytes: usize,
+    pub(crate) slots: [Option<Checkpoint>; 2],
+}
+
+/// Opens and reads a shard's manifest, or makes an empty one.
+///
+/// Errors: `Retry`, `NoSpace`.
+pub(crate) async fn read_manifest<E: Env>(
+    env: &E,
+    superblock: &crate::Superblock,
+    shard: u16,
+    limits: &Limits,
+) -> Result<Manifest<FileOf<E>>> {
+    let name = manifest_name(shard);
+    let failed = |source: std::io::Error| {
+        let kind = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+            _ => Kind::Retry,
+        };
+        Error::io(kind, format!("opening {name}"), source)
+    };
+    let open = Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let file = env.disk().open(&name, open).await.map_err(failed)?;
+    let block = superblock.block_bytes;
+    let bytes = usize::try_from(file.len().await.map_err(failed)?).expect("an address space");
+    let slot_bytes = match bytes {
+        0 => {
+            file.allocate(2 * limits.manifest_slot_bytes as u64).await.map_err(failed)?;
+            limits.manifest_slot_bytes
+        }
+        bytes => bytes / 2 / block * block,
+    };
+    // E9: what a dead process left visible must be durable before it is built upon.
+    file.sync().await.map_err(failed)?;
+    env.disk().sync_dir().await.map_err(failed)?;
+    let buf = PageBuf::zeroed((2 * slot_bytes).max(block));
+    let (result, buf) = read_full_at(&file, buf, 0, block).await;
+    result.map_err(failed)?;
+    let slot = |index: usize| {
+        let bytes = buf.get(index * slot_bytes..(index + 1) * slot_bytes)?;
+        Checkpoint::decode(bytes, superblock.store, shard).ok()
+    };
+    let slots = [slot(0), slot(1)];
+    Ok(Manifest { file, slot_bytes, slots })
+}
+
+impl<F: File> State<F> {
+    fn checkpoint_due(&self, limits: &Limits) -> bool {
+        let since = self.log_bytes - self.progress.begun_at;
+        since >= limits.checkpoint_bytes && !self.progress.running
+    }
+
+    /// Whether so much was written since the last checkpoint that the log should wait for the one
+    /// that is being made.
+    pub(crate) fn checkpoint_lags(&self, limits: &Limits) -> bool {
+        self.progress.running
+            && self.log_bytes - self.progress.begun_at >= limits.replay_bytes_max
+            && self.poison.is_none()
+    }
+}
+
+/// Begins a checkpoint if the log has grown by enough. To be called between two batches.
+pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
+    let state = inner.state.borrow();
+    if !state.checkpoint_due(&inner.limits) || state.life != Life::Open || state.poison.is_some() {
+        return;
+    }
+    drop(state);
+    let begun = begin(inner);
+    let task_inner = inner.clone();
+    inner.env.spawn("checkpoint", async move {
+        let inner = task_inner;
+        if let Err(error) = finish(&inner, begun).await {
+            tracing::warn!(shard = inner.number, %error, "a checkpoint failed; one is made later");
+        }
+    });
+}
+
+/// Makes a checkpoint now, after the one that is being made.
+///
+/// Errors: why there is none; the shard is as before.
+pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let idle = || (!inner.state.borrow().progress.running).then_some(());
+    inner.changed.until(idle).await;
+    let begun = begin(inner);
+    finish(inner, begun).await
+}
+
+/// What a checkpoint holds, as of the moment at which it was begun.
+struct Begun<F: File> {
+    checkpoint: Checkpoint,
+    frozen: Vec<Keyed>,
+    merged: Vec<Rc<Run<F>>>,
+    all: bool,
+}
+
+fn begin<E: Env>(inner: &Rc<Inner<E>>) -> Begun<FileOf<E>> {
+    let state = &mut *inner.state.borrow_mut();
+    assert!(!state.progress.running);
+    state.progress.running = true;
+    let grown = state.log_bytes - state.progress.begun_at;
+    state.progress.begun_at = state.log_bytes;
+    let frozen = state.directory.freeze();
+    let merged = state.directory.to_merge(1 + grown / LOG_BYTES_PER_BLOCK);
+    let run = state.progress.next_run;
+    state.progress.next_run += 1;
+    let tail = state.tail;
+    let needed = |segment: &&Segment<_>| {
+        let number = segment.header.number;
+        number == tail.segment || (number < tail.segment && segment.frames_bytes > 0)
+    };
+    let segments = state.segments.values().filter(needed).map(|segment| SegmentRef {
+        number: segment.header.number,
+        bytes: segment.header.bytes,
+        frames_bytes: segment.frames_bytes,
+        incarnation: segment.header.incarnation,
+    });
+    let checkpoint = Checkpoint {
+        generation: state.progress.generation + 1,
+        epoch: state.epoch,
+        last: tail.last,
+        last_crc: tail.last_crc,
+        segment: tail.segment,
+        offset: tail.offset,
+        next_version: state.next_version,
+        objects: state.directory.len(),
+        log_bytes: state.log_bytes,
+        wall_ms: inner.env.wall_ms(),
+        next_run: run + 1,
+        segments: segments.collect(),
+        runs: Vec::new(),
+    };
+    let all = state.directory.are_all(merged.len());
+    Begun { checkpoint, frozen, merged, all }
+}
+
+async fn finish<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
+    let written = write(inner, begun).await;
+    if written.is_err() {
+        inner.state.borrow_mut().directory.thaw();
+    }
+    if written.is_ok() {
+        remove_unneeded(inner).await;
+    }
+    inner.state.borrow_mut().progress.running = false;
+    inner.changed.notify();
+    written
+}
+
+/// Writes run and slot; what is written takes its place in the directory.
+async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
+    let Begun { mut checkpoint, frozen, mut merged, mut all } = begun;
+    let place = (inner.number, checkpoint.next_run - 1);
+    let (env, superblock, limits) = (&inner.env, &inner.superblock, &inner.limits);
+    let mut run = write_run(env, superblock, place, frozen.clone(), &merged, all, limits).await;
+    if run.as_ref().is_err_and(|error| error.kind() == Kind::Corrupt) {
+        // A damaged run stays as it is, so that what it holds is not forgotten.
+        merged.clear();
+        all = false;
+        run = write_run(env, superblock, place, frozen, &merged, all, limits).await;
+    }
+    let run = run?;
+    let newest = run.as_ref().map(Run::to_ref);
+    let number = newest.map(|newest| newest.number);
+    inner.state.borrow_mut().progress.runs_on_disk.extend(number);
+    let kept = inner.state.borrow().directory.run_refs().into_iter().skip(merged.len());
+    checkpoint.runs = newest.into_iter().chain(kept).collect();
+    write_slot(inner, &checkpoint).await?;
+    let state = &mut *inner.state.borrow_mut();
+    state.directory.install(run, merged.len());
+    let progress = &mut state.progress;
+    progress.needs[progress.next_slot] = vec![Needs::of(&checkpoint)];
+    progress.generation = checkpoint.generation;
+    progress.next_slot = 1 - progress.next_slot;
+    Ok(())
+}
+
+async fn write_slot<E: Env>(inner: &Rc<Inner<E>>, checkpoint: &Checkpoint) -> Result<()> {
+    let (manifest, slot, slot_bytes) = {
+        let state = &mut *inner.state.borrow_mut();
+        if let Some(cause) = &state.poison {
+            return Err(Error::caused(Kind::Poisoned, "making a checkpoint", cause.clone()));
+        }
+        let progress = &mut state.progress;
+        // Also one whose write fails may be there afterwards, until another one takes its place.
+        progress.needs[progress.next_slot].push(Needs::of(checkpoint));
+        (progress.manifest.clone(), progress.next_slot, progress.slot_bytes)
+    };
+    let block = inner.superblock.block_bytes;
+    let bytes = checkpoint.bytes().next_multiple_of(block);
+    if bytes > slot_bytes {
+        let (segments, runs) = (checkpoint.segments.len(), checkpoint.runs.len());
+        let what = format!("{segments} segments and {runs} runs do not fit a slot of {slot_bytes}");
+        return Err(Error::new(Kind::Retry, what));
+    }
+    let mut buf = PageBuf::zeroed(bytes);
+    checkpoint.encode(&mut buf, inner.superblock.store, inner.number);
+    let offset = slot as u64 * slot_bytes as u64;
+    let (result, _buf) = write_all_at(&manifest, buf, offset, block).await;
+    result.map_err(|source| {
+        Error::io(Kind::Retry, format!("writing {}", manifest_name(inner.number)), source)
+    })
+}
+
+/// Removes the segments and runs that neither slot needs.
+async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
+    let names = {
+        let state = &mut *inner.state.borrow_mut();
+        let State { progress, segments, .. } = state;
+        let slots = || progress.needs.iter().flatten();
+        let unneeded = |number: &u32| !slots().any(|needs| needs.segment(*number));
+        let gone: Vec<u32> = segments.keys().copied().filter(unneeded).collect();
+        let gone = gone.into_iter().filter_map(|number| Some(segments.remove(&number)?.name));
+        let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();
+        let runs = runs.into_iter().filter(|run| !slots().any(|needs| needs.runs.contains(run)));
+        let runs: Vec<u32> = runs.collect();
+        runs.iter().for_each(|run| assert!(progress.runs_on_disk.remove(run)));
+        let runs = runs.into_iter().map(|run| crate::directory::file_name(inner.number, run));
+        gone.chain(runs).collect::<Vec<_>>()
+    };
+    for name in names {
+        // Nothing needs the file; the next recovery tries again.
+        if let Err(error) = inner.env.disk().remove(&name).await {
+            tracing::warn!(name, %error, "could not remove what no checkpoint needs");
+        }
+    }
+}

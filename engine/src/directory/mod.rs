@@ -1,0 +1,335 @@
+//! From an object's id to where its newest state lies, and its alarm.
+//!
+//! What changed since the last checkpoint is an overlay in memory; the rest lies in immutable sorted
+//! runs on disk ([`crate::format::run`]). A checkpoint freezes the overlay, writes it as a run,
+//! together with the youngest runs where that keeps their number small, and puts it in their place.
+//!
+//! Invariants:
+//!
+//! - It changes when a batch is durable, never before.
+//! - The newest of overlay, frozen overlay and runs, youngest first, that knows an object decides.
+//! - `alarms` are those of the objects that overlay or frozen overlay know.
+
+mod merge;
+mod run;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::format::checkpoint::RunRef;
+use crate::format::frame::{Address, Frame, Kind};
+use crate::format::run::Key;
+use crate::ids::{ObjectId, StoreId, Version};
+use crate::io::File;
+
+pub(crate) use merge::Merge;
+pub(crate) use run::Run;
+pub(crate) use write::{file_name, number_in_name, write_run};
+
+/// Addresses that one entry holds at most.
+pub const CHAIN_MAX: usize = 4;
+
+/// A map keyed by object ids with a fixed hash. Its order means nothing: never show it.
+#[expect(clippy::disallowed_types, reason = "the hasher is fixed, and no order is shown")]
+pub type IdMap<V> = std::collections::HashMap<ObjectId, V, foldhash::fast::FixedState>;
+
+/// Where one object's state lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    chain: [Option<Address>; CHAIN_MAX],
+    /// The newest commit's version.
+    pub version: Version,
+    /// The alarm, ms since 1970.
+    pub alarm: Option<u64>,
+    /// Bytes of the image at the start of the chain, as far as known.
+    pub image_bytes: u32,
+    /// Bytes of the deltas after it.
+    pub delta_bytes: u32,
+    /// How many chains are nested in the first frame.
+    pub depth: u16,
+    /// Whether a frame that it needs was lost: the object answers `Corrupt`.
+    pub damaged: bool,
+}
+
+impl Entry {
+    /// The entry of an object whose whole state is one image.
+    pub fn image(address: Address, version: Version, alarm: Option<u64>) -> Self {
+        let chain = [Some(address), None, None, None];
+        let image_bytes = address.bytes;
+        Self { chain, version, alarm, image_bytes, delta_bytes: 0, depth: 0, damaged: false }
+    }
+
+    /// The entry of an object of which nothing can be read any more.
+    pub fn lost(version: Version) -> Self {
+        Self {
+            chain: [None; CHAIN_MAX],
+            version,
+            alarm: None,
+            image_bytes: 0,
+            delta_bytes: 0,
+            depth: 0,
+            damaged: true,
+        }
+    }
+
+    /// The frames to read, oldest first.
+    pub fn chain(&self) -> impl DoubleEndedIterator<Item = Address> + '_ {
+        self.chain.iter().flatten().copied()
+    }
+
+    /// The newest frame.
+    pub fn newest(&self) -> Option<Address> {
+        self.chain().next_back()
+    }
+
+    /// Whether a further delta must carry the chain itself.
+    pub fn is_full(&self) -> bool {
+        self.chain[CHAIN_MAX - 1].is_some()
+    }
+
+    /// The entry after a delta at `address`; `nested`: the delta carries the chain itself.
+    pub fn with_delta(
+        &self,
+        address: Address,
+        version: Version,
+        alarm: Option<u64>,
+        nested: bool,
+    ) -> Self {
+        assert!(version > self.version);
+        let mut entry = *self;
+        entry.version = version;
+        entry.alarm = alarm;
+        entry.delta_bytes = entry.delta_bytes.saturating_add(address.bytes);
+        if nested {
+            entry.chain = [Some(address), None, None, None];
+            entry.depth = entry.depth.saturating_add(1);
+        } else {
+            let free = entry.chain.iter_mut().find(|slot| slot.is_none());
+            *free.expect("the writer nests a full chain") = Some(address);
+        }
+        entry
+    }
+
+    pub(crate) fn set_chain(&mut self, chain: [Option<Address>; CHAIN_MAX]) {
+        self.chain = chain;
+    }
+
+    /// Replaces addresses, as `resolve` says.
+    pub(crate) fn resolve(&mut self, resolve: impl Fn(Address) -> Address) {
+        for address in self.chain.iter_mut().flatten() {
+            *address = resolve(*address);
+        }
+    }
+}
+
+/// An object's key and its entry; `None` if it was deleted.
+pub(crate) type Keyed = (Key, Option<Entry>);
+
+/// The directory of one shard.
+pub(crate) struct Directory<F: File> {
+    store: StoreId,
+    overlay: IdMap<Option<Entry>>,
+    /// The overlay that a checkpoint is being made of.
+    frozen: IdMap<Option<Entry>>,
+    /// Youngest first.
+    runs: Vec<Rc<Run<F>>>,
+    alarms: BTreeSet<(u64, ObjectId)>,
+    objects: u64,
+}
+
+impl<F: File> Directory<F> {
+    /// The directory that these runs make up, youngest first, with so many objects.
+    pub(crate) fn new(store: StoreId, runs: Vec<Rc<Run<F>>>, objects: u64) -> Self {
+        let (overlay, frozen, alarms) = Default::default();
+        Self { store, overlay, frozen, runs, alarms, objects }
+    }
+
+    /// What overlay and frozen overlay know of an object.
+    fn recent(&self, id: &ObjectId) -> Option<&Option<Entry>> {
+        self.overlay.get(id).or_else(|| self.frozen.get(id))
+    }
+
+    /// The object's entry.
+    ///
+    /// Errors: `Corrupt`, if it would be in a damaged block of a run.
+    pub(crate) fn get(&self, id: &ObjectId) -> Result<Option<Entry>> {
+        match self.recent(id) {
+            Some(entry) => Ok(*entry),
+            None if self.runs.is_empty() => Ok(None),
+            None => self.find(id, &self.runs).map(Option::flatten),
+        }
+    }
+
+    fn find(&self, id: &ObjectId, runs: &[Rc<Run<F>>]) -> Result<Option<Option<Entry>>> {
+        let key = Key::new(self.store, *id);
+        runs.iter().find_map(|run| run.find(&key).transpose()).transpose()
+    }
+
+    /// Sets or removes the object's entry; `existed` is whether there was one.
+    pub(crate) fn set(&mut self, id: ObjectId, existed: bool, entry: Option<Entry>) {
+        self.objects += u64::from(entry.is_some());
+        self.objects = self.objects.saturating_sub(u64::from(existed));
+        let old_alarm = self.recent(&id).and_then(|old| old.as_ref()?.alarm);
+        old_alarm.into_iter().for_each(|at| assert!(self.alarms.remove(&(at, id))));
+        let new_alarm = entry.and_then(|new| new.alarm);
+        new_alarm.into_iter().for_each(|at| assert!(self.alarms.insert((at, id))));
+        match entry.is_none() && self.frozen.is_empty() && self.runs.is_empty() {
+            true => self.overlay.remove(&id),
+            false => self.overlay.insert(id, entry),
+        };
+    }
+
+    /// Marks an object as unreadable: a frame that it needs was in a lost batch.
+    pub(crate) fn damage(&mut self, id: ObjectId) {
+        let entry = self.get(&id).unwrap_or(None);
+        let damaged = match entry {
+            Some(entry) => Entry { damaged: true, ..entry },
+            None => Entry::lost(Version(1)),
+        };
+        self.set(id, entry.is_some(), Some(damaged));
+    }
+
+    /// Enters a frame that replay accepted. A part counts only through its commit's last frame, a
+    /// rewrite only if it holds the version that is there.
+    pub(crate) fn replay(&mut self, frame: &Frame<'_>, address: Address) {
+        if frame.part {
+            return;
+        }
+        let (before, unknown) = match self.get(&frame.object) {
+            Ok(before) => (before, false),
+            Err(_) => (None, true),
+        };
+        let after = match (frame.kind, before) {
+            (Kind::Image, Some(before)) if frame.rewrite && before.version != frame.version => {
+                return;
+            }
+            (Kind::Image, None) if frame.rewrite && !unknown => return,
+            (Kind::Image, _) => {
+                let empty = frame.payload.is_empty() && frame.chain.is_none();
+                let exists = !empty || frame.alarm.is_some();
+                exists.then(|| Entry::image(address, frame.version, frame.alarm))
+            }
+            (Kind::Delta, Some(before)) if before.damaged => {
+                Some(Entry { version: frame.version, alarm: frame.alarm, ..before })
+            }
+            (Kind::Delta, Some(before)) if frame.chain.is_some() || !before.is_full() => {
+                let nested = frame.chain.is_some();
+                Some(before.with_delta(address, frame.version, frame.alarm, nested))
+            }
+            (Kind::Delta, _) => Some(Entry::lost(frame.version)),
+        };
+        self.set(frame.object, before.is_some() || unknown, after);
+    }
+
+    /// The earliest alarm.
+    pub(crate) fn next_alarm(&self) -> Option<(u64, ObjectId)> {
+        self.alarms_due(u64::MAX, 1).first().copied()
+    }
+
+    /// Alarms at or before `now_ms`, earliest first, at most `max`.
+    pub(crate) fn alarms_due(&self, now_ms: u64, max: usize) -> Vec<(u64, ObjectId)> {
+        let due = |(at_ms, _): &&(u64, ObjectId)| *at_ms <= now_ms;
+        let mut all: Vec<_> = self.alarms.iter().take_while(due).take(max).copied().collect();
+        for (index, run) in self.runs.iter().enumerate() {
+            let (mut passed, mut count) = (Some(0), 0);
+            for alarm in run.alarms().iter().take_while(due) {
+                // Whoever knows the object better has its alarm too; also where that can't be read.
+                let newer = self.recent(&alarm.1).is_some()
+                    || !matches!(self.find(&alarm.1, &self.runs[..index]), Ok(None));
+                match newer {
+                    true => passed = passed.map(|passed| passed + 1),
+                    false => {
+                        run.pass(passed.take().unwrap_or(0));
+                        all.push(*alarm);
+                        count += 1;
+                    }
+                }
+                if count == max {
+                    break;
+                }
+            }
+            run.pass(passed.unwrap_or(0));
+        }
+        all.sort_unstable();
+        all.truncate(max);
+        all
+    }
+
+    /// Number of objects.
+    pub(crate) fn len(&self) -> u64 {
+        self.objects
+    }
+
+    /// Objects that changed since the last checkpoint began.
+    pub(crate) fn changed(&self) -> Vec<ObjectId> {
+        let mut ids: Vec<_> = self.overlay.keys().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// All entries behind `after`, in the directory's own order. A damaged block is given as an error.
+    pub(crate) fn entries(&self, after: Option<ObjectId>) -> Merge<'_, F> {
+        let after = after.map(|id| Key::new(self.store, id));
+        let recent = [&self.overlay, &self.frozen].map(|map| self.sorted(map, after.as_ref()));
+        Merge::new(recent.into(), &self.runs, after.as_ref())
+    }
+
+    fn sorted(&self, map: &IdMap<Option<Entry>>, after: Option<&Key>) -> Vec<Keyed> {
+        let keyed = map.iter().map(|(id, entry)| (Key::new(self.store, *id), *entry));
+        let mut sorted: Vec<_> =
+            keyed.filter(|(key, _)| after.is_none_or(|after| key > after)).collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
+        sorted
+    }
+
+    /// The runs, youngest first, as a checkpoint names them.
+    pub(crate) fn run_refs(&self) -> Vec<RunRef> {
+        self.runs.iter().map(|run| run.to_ref()).collect()
+    }
+
+    /// A checkpoint begins: the overlay so far, sorted. Until it ends, changes gather in a new one.
+    pub(crate) fn freeze(&mut self) -> Vec<Keyed> {
+        assert!(self.frozen.is_empty(), "one checkpoint at a time");
+        self.frozen = std::mem::take(&mut self.overlay);
+        self.sorted(&self.frozen, None)
+    }
+
+    /// The youngest runs that are to be merged with `blocks` of frozen entries, so that each run
+    /// that stays is more than twice as large as all that are younger.
+    pub(crate) fn to_merge(&self, mut blocks: u64) -> Vec<Rc<Run<F>>> {
+        let small = self.runs.iter().take_while(|run| {
+            let small = run.blocks() <= 2 * blocks;
+            blocks += run.blocks();
+            small
+        });
+        small.cloned().collect()
+    }
+
+    /// Whether so many of the youngest runs are all: then nothing older can hold what was deleted.
+    pub(crate) fn are_all(&self, merged: usize) -> bool {
+        merged == self.runs.len()
+    }
+
+    /// The checkpoint failed: what was frozen is part of the overlay again.
+    pub(crate) fn thaw(&mut self) {
+        for (id, entry) in std::mem::take(&mut self.frozen) {
+            self.overlay.entry(id).or_insert(entry);
+        }
+    }
+
+    /// The checkpoint is made: `run` holds what was frozen and the youngest `merged` runs.
+    pub(crate) fn install(&mut self, run: Option<Run<F>>, merged: usize) {
+        for (id, entry) in std::mem::take(&mut self.frozen) {
+            if let Some(at_ms) = entry.and_then(|entry| entry.alarm)
+                && !self.overlay.contains_key(&id)
+            {
+                assert!(self.alarms.remove(&(at_ms, id)));
+            }
+        }
+        self.runs.splice(0..merged, run.map(Rc::new));
+    }
+}

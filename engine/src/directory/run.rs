@@ -1,0 +1,188 @@
+//! One run of the directory on disk: mapped, and believed block by block.
+
+use std::cell::{Cell, RefCell};
+
+use super::{Entry, Keyed};
+use crate::error::{Error, Result};
+use crate::format::Rejected;
+use crate::format::checkpoint::RunRef;
+use crate::format::run::{self, BLOCK_BYTES, Key, RunHeader};
+use crate::ids::ObjectId;
+use crate::io::File;
+
+/// Guesses by interpolation before the search goes on by halves.
+const GUESSES: u32 = 6;
+
+/// An open run. Its file stays open, and so locked, for as long as it is used.
+pub(crate) struct Run<F: File> {
+    pub(crate) header: RunHeader,
+    _file: F,
+    map: F::Map,
+    /// Alarms before this one are of objects that have a newer entry elsewhere.
+    passed: Cell<usize>,
+    /// The alarms, once they were read: most runs' never are.
+    alarms: RefCell<Option<Vec<(u64, ObjectId)>>>,
+}
+
+impl<F: File> Run<F> {
+    /// The run that a file holds, its header checked.
+    pub(crate) fn new(header: RunHeader, file: F) -> std::io::Result<Self> {
+        let map = file.map()?;
+        let (passed, alarms) = Default::default();
+        Ok(Self { header, _file: file, map, passed, alarms })
+    }
+
+    /// As a checkpoint names it.
+    pub(crate) fn to_ref(&self) -> RunRef {
+        RunRef { number: self.header.number, incarnation: self.header.incarnation }
+    }
+
+    /// Blocks of the file.
+    pub(crate) fn blocks(&self) -> u64 {
+        run::file_blocks(&self.header)
+    }
+
+    fn block(&self, number: u32) -> &[u8] {
+        let start = number as usize * BLOCK_BYTES;
+        self.map.get(start..start + BLOCK_BYTES).unwrap_or_default()
+    }
+
+    fn damaged(&self, number: u32, why: Rejected) -> Error {
+        let run = self.header.number;
+        Error::corrupt(format!("block {number} of run {run} of the directory: {why}"))
+    }
+
+    fn first(&self, block: u32) -> Result<Key, Rejected> {
+        let id = run::first_id(self.block(block), self.header.incarnation, block)?;
+        Ok(Key::new(self.header.store, id))
+    }
+
+    /// The entry of an object: `None` if the run knows nothing of it, `Some(None)` if it was deleted.
+    ///
+    /// Errors: `Corrupt`, if a damaged block may hold it.
+    pub(crate) fn find(&self, key: &Key) -> Result<Option<Option<Entry>>> {
+        let (block, next_is_readable) = self.candidate(key);
+        let found = match block {
+            None => None,
+            Some(block) => run::find(self.block(block), self.header.incarnation, block, &key.id)
+                .map_err(|why| self.damaged(block, why))?,
+        };
+        match found.is_some() || next_is_readable {
+            true => Ok(found),
+            false => Err(self.damaged(block.map_or(1, |block| block + 1), Rejected::Checksum)),
+        }
+    }
+
+    /// The last block that can be read whose first key is not above `key`, and whether the block
+    /// behind it can be read too, or is none.
+    fn candidate(&self, key: &Key) -> (Option<u32>, bool) {
+        // Blocks are numbered from 1. Those before `left` begin at or below the key, those from
+        // `right` on above it, or they are damaged.
+        let (mut left, mut right) = (1, self.header.entry_blocks + 1);
+        let (mut low, mut high) = (0, u64::MAX);
+        let (mut guesses, mut next_is_readable) = (0, true);
+        while left < right {
+            let guess = match guesses < GUESSES {
+                true => guess(key.hash, (low, high), left, right),
+                false => left + (right - left) / 2,
+            };
+            guesses += 1;
+            let readable = |at: u32| Some((at, self.first(at).ok()?));
+            let above = (guess..right).find_map(readable);
+            match above.or_else(|| (left..guess).rev().find_map(readable)) {
+                None => (right, next_is_readable) = (left, false),
+                Some((at, first)) if first > *key => {
+                    (right, next_is_readable) = (at.min(guess), at <= guess);
+                    high = first.hash;
+                }
+                Some((at, first)) => {
+                    (left, low) = (at + 1, first.hash);
+                    if at < guess {
+                        (right, next_is_readable) = (left, false);
+                    }
+                }
+            }
+        }
+        ((left > 1).then(|| left - 1), next_is_readable)
+    }
+
+    /// All entries from the one behind `after` on, in order of their keys.
+    pub(crate) fn entries(&self, after: Option<&Key>) -> Entries<'_, F> {
+        let block = after.and_then(|after| self.candidate(after).0).unwrap_or(1);
+        Entries { run: self, block, read: Vec::new().into_iter(), after: after.copied() }
+    }
+
+    /// Alarms, earliest first, without those that were passed.
+    pub(crate) fn alarms(&self) -> Vec<(u64, ObjectId)> {
+        let mut alarms = self.alarms.borrow_mut();
+        let alarms = alarms.get_or_insert_with(|| self.read_alarms());
+        alarms[self.passed.get()..].to_vec()
+    }
+
+    /// The earliest so many alarms are no longer this run's to know.
+    pub(crate) fn pass(&self, count: usize) {
+        self.passed.set(self.passed.get() + count);
+    }
+
+    fn read_alarms(&self) -> Vec<(u64, ObjectId)> {
+        let first = 1 + self.header.entry_blocks;
+        let blocks = first..first + self.header.alarm_blocks;
+        let read: Result<Vec<_>, _> = blocks
+            .map(|block| run::alarms(self.block(block), self.header.incarnation, block))
+            .collect();
+        match read {
+            Ok(alarms) => alarms.concat(),
+            Err(why) => {
+                // They are a hint only: the entries have them too.
+                let run = self.header.number;
+                tracing::error!(run, %why, "the alarms of a run are damaged: read from its entries");
+                let entries = self.entries(None).filter_map(Result::ok);
+                let alarms = entries.filter_map(|(key, entry)| Some((entry?.alarm?, key.id)));
+                let mut alarms: Vec<_> = alarms.collect();
+                alarms.sort_unstable();
+                alarms
+            }
+        }
+    }
+}
+
+/// Where a hash may stand between two others.
+fn guess(hash: u64, (low, high): (u64, u64), left: u32, right: u32) -> u32 {
+    let (span, within) = (high.saturating_sub(low).max(1), hash.saturating_sub(low));
+    let offset = u128::from(within) * u128::from(right - left) / u128::from(span);
+    let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+    left.saturating_add(offset).min(right - 1)
+}
+
+/// A walk over a run's entries. A damaged block is given as an error, once, and left out.
+pub(crate) struct Entries<'a, F: File> {
+    run: &'a Run<F>,
+    block: u32,
+    read: std::vec::IntoIter<(ObjectId, Option<Entry>)>,
+    after: Option<Key>,
+}
+
+impl<F: File> Iterator for Entries<'_, F> {
+    type Item = Result<Keyed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            for (id, entry) in self.read.by_ref() {
+                let key = Key::new(self.run.header.store, id);
+                if self.after.is_none_or(|after| key > after) {
+                    return Some(Ok((key, entry)));
+                }
+            }
+            if self.block > self.run.header.entry_blocks {
+                return None;
+            }
+            let block = self.block;
+            self.block += 1;
+            let bytes = self.run.block(block);
+            match run::entries(bytes, self.run.header.incarnation, block) {
+                Ok(read) => self.read = read.into_iter(),
+                Err(why) => return Some(Err(self.run.damaged(block, why))),
+            }
+        }
+    }
+}

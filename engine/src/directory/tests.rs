@@ -1,0 +1,174 @@
+//! Runs of many blocks: each object is found, and damage to a block concerns its own objects only.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+use super::write::Writer;
+use super::{Entry, Merge, Run};
+use crate::call::wait;
+use crate::error::Kind;
+use crate::format::frame::Address;
+use crate::format::run::{BLOCK_BYTES, Key, RunHeader};
+use crate::ids::{Incarnation, ObjectId, StoreId, Version};
+use crate::io::{File, PageBuf};
+
+const STORE: StoreId = StoreId(7);
+
+/// A file in memory.
+#[derive(Clone, Default)]
+struct Memory(Rc<RefCell<Vec<u8>>>);
+
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).expect("small")
+}
+
+impl File for Memory {
+    type Map = Vec<u8>;
+
+    async fn read_at(&self, mut buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        let bytes = self.0.borrow();
+        let rest = bytes.get(place(offset)..).unwrap_or_default();
+        let count = rest.len().min(buf.len());
+        buf[..count].copy_from_slice(&rest[..count]);
+        (Ok(count), buf)
+    }
+
+    async fn write_at(&self, buf: PageBuf, offset: u64) -> (io::Result<usize>, PageBuf) {
+        let start = place(offset);
+        self.0.borrow_mut()[start..start + buf.len()].copy_from_slice(&buf);
+        (Ok(buf.len()), buf)
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        let len = self.0.borrow().len().max(place(bytes));
+        self.0.borrow_mut().resize(len, 0);
+        Ok(())
+    }
+
+    async fn len(&self) -> io::Result<u64> {
+        Ok(self.0.borrow().len() as u64)
+    }
+
+    fn map(&self) -> io::Result<Vec<u8>> {
+        Ok(self.0.borrow().clone())
+    }
+}
+
+/// The `number`th object's id: they rise, as hostile ones may.
+fn id(number: u64) -> ObjectId {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    ObjectId::from_bytes(bytes)
+}
+
+/// Its entry: some are deleted, some have an alarm, some a longer chain.
+fn entry(number: u64) -> Option<Entry> {
+    let address = Address { segment: 1, offset: 512, bytes: 104 };
+    let alarm = (number.is_multiple_of(3)).then_some(number + 1);
+    let entry = Entry::image(address, Version(number + 1), alarm);
+    match number % 5 {
+        0 => None,
+        1 => Some(entry.with_delta(address, Version(number + 2), alarm, false)),
+        _ => Some(entry),
+    }
+}
+
+fn write(objects: u64) -> (RunHeader, Memory) {
+    let file = Memory::default();
+    let header = RunHeader {
+        store: STORE,
+        shard: 0,
+        number: 1,
+        incarnation: Incarnation(9),
+        entry_blocks: 0,
+        alarm_blocks: 0,
+    };
+    let mut entries: Vec<_> =
+        (0..objects).map(|number| (Key::new(STORE, id(number)), entry(number))).collect();
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    let merged = Merge::new(vec![entries], &[], None);
+    let written = wait(Writer::new(&file, header).write(merged, false));
+    (written.expect("no run is read").expect("memory has room"), file)
+}
+
+fn open(header: RunHeader, file: &Memory) -> Run<Memory> {
+    Run::new(header, file.clone()).expect("mapped")
+}
+
+#[test]
+fn every_object_of_a_run_is_found_and_no_other() {
+    for objects in [1, 2, 60, 70, 1000, 30_000] {
+        let (header, file) = write(objects);
+        let run = open(header, &file);
+        for number in 0..objects {
+            let found = run.find(&Key::new(STORE, id(number))).expect("whole");
+            assert_eq!(found, Some(entry(number)), "object {number} of {objects}");
+        }
+        for number in objects..objects + 1000 {
+            assert_eq!(run.find(&Key::new(STORE, id(number))).expect("whole"), None);
+        }
+        let all: Vec<_> = run.entries(None).map(|entry| entry.expect("whole").0).collect();
+        assert_eq!(all.len() as u64, objects);
+        assert!(all.is_sorted());
+        let half = all.len() / 2;
+        let rest: Vec<_> =
+            run.entries(Some(&all[half])).map(|entry| entry.expect("whole").0).collect();
+        assert_eq!(rest, all[half + 1..]);
+        let alarms = run.alarms();
+        let set = (0..objects).filter(|number| entry(*number).is_some_and(|e| e.alarm.is_some()));
+        assert_eq!(alarms.len(), set.count());
+        assert!(alarms.is_sorted());
+    }
+}
+
+#[test]
+fn a_damaged_block_hides_its_own_objects_and_no_other() {
+    const OBJECTS: u64 = 1200;
+    let (header, file) = write(OBJECTS);
+    assert!(header.entry_blocks > 10 && header.alarm_blocks > 2);
+    let alarms = open(header, &file).alarms();
+    let pairs = (1..=header.entry_blocks).flat_map(|block| [(block, block), (block, block + 1)]);
+    for (first, second) in pairs.filter(|(_, second)| *second <= header.entry_blocks) {
+        let damaged = Memory(Rc::new(RefCell::new(file.0.borrow().clone())));
+        for block in [first, second] {
+            damaged.0.borrow_mut()[block as usize * BLOCK_BYTES + 100] = 0xff;
+        }
+        let run = open(header, &damaged);
+        let readable: Vec<_> =
+            run.entries(None).filter_map(Result::ok).map(|(key, _)| key).collect();
+        let errors = run.entries(None).filter(|entry| entry.is_err()).count();
+        assert_eq!(errors, if first == second { 1 } else { 2 });
+        for number in 0..OBJECTS {
+            let key = Key::new(STORE, id(number));
+            match run.find(&key) {
+                Ok(found) => {
+                    assert_eq!(found, Some(entry(number)), "object {number}, block {first}");
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), Kind::Corrupt);
+                    assert!(!readable.contains(&key), "object {number}, block {first}: {error}");
+                }
+            }
+        }
+        for number in OBJECTS..OBJECTS + 200 {
+            let absent = run.find(&Key::new(STORE, id(number)));
+            assert!(absent.is_err() || absent.is_ok_and(|found| found.is_none()));
+        }
+        assert_eq!(run.alarms(), alarms);
+    }
+}
+
+/// The alarms are read from the entries where their own blocks are damaged.
+#[test]
+fn damaged_alarms_are_read_from_the_entries() {
+    let (header, file) = write(1200);
+    let alarms = open(header, &file).alarms();
+    let block = (1 + header.entry_blocks) as usize;
+    file.0.borrow_mut()[block * BLOCK_BYTES + 50] ^= 1;
+    assert_eq!(open(header, &file).alarms(), alarms);
+}

@@ -1,0 +1,178 @@
+//! Writing a run: a few blocks at a time, so that the core has other turns between them.
+
+use std::rc::Rc;
+
+use super::{Keyed, Merge, Run};
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::run::{BLOCK_BYTES, BlockBuilder, RunHeader};
+use crate::format::superblock::Superblock;
+use crate::ids::{Incarnation, ObjectId};
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, write_all_at};
+use crate::limits::Limits;
+use crate::log::segments::FileOf;
+
+/// Blocks that are written at a time.
+const CHUNK_BLOCKS: usize = 16;
+
+/// The beginning of the names of a shard's runs.
+pub(crate) fn name_prefix(shard: u16) -> String {
+    format!("shard-{shard:04}-run-")
+}
+
+/// The name of a run's file.
+pub(crate) fn file_name(shard: u16, number: u32) -> String {
+    format!("{}{number:010}", name_prefix(shard))
+}
+
+/// The number in a run's name.
+pub(crate) fn number_in_name(shard: u16, name: &str) -> Option<u32> {
+    name.strip_prefix(&name_prefix(shard))?.parse().ok()
+}
+
+/// Writes run `number` of frozen entries and older runs, youngest first, and makes it durable. With
+/// `all`, the runs are all that there are, so that deleted objects leave nothing. `None` if nothing
+/// is left.
+///
+/// Errors: `NoSpace`, `Retry`; `Corrupt`, if one of the runs is damaged. The file is removed again.
+pub(crate) async fn write_run<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    (shard, number): (u16, u32),
+    frozen: Vec<Keyed>,
+    runs: &[Rc<Run<FileOf<E>>>],
+    all: bool,
+    limits: &Limits,
+) -> Result<Option<Run<FileOf<E>>>> {
+    let name = file_name(shard, number);
+    let failed = |source: std::io::Error| {
+        let kind = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+            _ => Kind::Retry,
+        };
+        Error::io(kind, format!("writing {name}"), source)
+    };
+    let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: limits.lock_wait };
+    let file = env.disk().open(&name, open).await.map_err(failed)?;
+    let header = RunHeader {
+        store: superblock.store,
+        shard,
+        number,
+        incarnation: Incarnation(env.random().max(1)),
+        entry_blocks: 0,
+        alarm_blocks: 0,
+    };
+    let mut writer = Writer::new(&file, header);
+    let written = async {
+        let merged = Merge::new(vec![frozen], runs, None);
+        let header = writer.write(merged, all).await?.map_err(failed)?;
+        if header.entry_blocks == 0 {
+            return Ok(None);
+        }
+        file.sync().await.map_err(failed)?;
+        env.disk().sync_dir().await.map_err(failed)?;
+        Run::new(header, file.clone()).map(Some).map_err(failed)
+    };
+    let written = written.await;
+    if !matches!(written, Ok(Some(_))) {
+        // Nothing names it; one that stays is taken away by the next recovery.
+        let _ = env.disk().remove(&name).await;
+    }
+    written
+}
+
+pub(super) struct Writer<'a, F> {
+    file: &'a F,
+    /// Blocks on their way, and how many of them are filled.
+    chunk: PageBuf,
+    filled: usize,
+    next_block: u32,
+    header: RunHeader,
+    block: BlockBuilder,
+}
+
+impl<'a, F: File> Writer<'a, F> {
+    /// A writer of the run of this header, whose counts of blocks are not known yet.
+    pub(super) fn new(file: &'a F, header: RunHeader) -> Self {
+        let chunk = PageBuf::zeroed(CHUNK_BLOCKS * BLOCK_BYTES);
+        Self { file, chunk, filled: 0, next_block: 1, header, block: BlockBuilder::default() }
+    }
+
+    /// Writes all entries; gives the header. Errors of runs that are read, and of the file.
+    pub(super) async fn write(
+        &mut self,
+        entries: Merge<'_, F>,
+        all: bool,
+    ) -> Result<std::io::Result<RunHeader>> {
+        let mut alarms: Vec<(u64, ObjectId)> = Vec::new();
+        for entry in entries {
+            let (key, entry) = entry?;
+            if all && entry.is_none() {
+                continue;
+            }
+            alarms.extend(entry.and_then(|entry| Some((entry.alarm?, key.id))));
+            while !self.block.push_entry(&key.id, entry.as_ref()) {
+                if let Err(error) = self.finish_block().await {
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(self.finish(alarms).await)
+    }
+
+    async fn finish(&mut self, mut alarms: Vec<(u64, ObjectId)>) -> std::io::Result<RunHeader> {
+        self.finish_block().await?;
+        self.header.entry_blocks = self.next_block - 1;
+        alarms.sort_unstable();
+        for (at_ms, id) in &alarms {
+            while !self.block.push_alarm(*at_ms, id) {
+                self.finish_block().await?;
+            }
+        }
+        self.finish_block().await?;
+        self.flush().await?;
+        self.header.alarm_blocks = self.next_block - 1 - self.header.entry_blocks;
+        self.chunk.set_window(0..BLOCK_BYTES);
+        self.chunk.copy_from_slice(&self.header.encode());
+        self.write_at(0).await?;
+        Ok(self.header)
+    }
+
+    async fn finish_block(&mut self) -> std::io::Result<()> {
+        if self.block.is_empty() {
+            return Ok(());
+        }
+        let start = self.filled * BLOCK_BYTES;
+        let out = &mut self.chunk[start..start + BLOCK_BYTES];
+        self.block.finish(out, self.header.incarnation, self.next_block);
+        self.filled += 1;
+        self.next_block += 1;
+        match self.filled == CHUNK_BLOCKS {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> std::io::Result<()> {
+        if self.filled == 0 {
+            return Ok(());
+        }
+        let first = u64::from(self.next_block) - self.filled as u64;
+        self.chunk.set_window(0..self.filled * BLOCK_BYTES);
+        let offset = first * BLOCK_BYTES as u64;
+        self.file.allocate(offset + self.chunk.len() as u64).await?;
+        self.write_at(offset).await?;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// Writes the chunk's window.
+    async fn write_at(&mut self, offset: u64) -> std::io::Result<()> {
+        let chunk = std::mem::replace(&mut self.chunk, PageBuf::zeroed(BLOCK_BYTES));
+        let (result, chunk) = write_all_at(self.file, chunk, offset, BLOCK_BYTES).await;
+        self.chunk = chunk;
+        let whole = 0..self.chunk.capacity();
+        self.chunk.set_window(whole);
+        result
+    }
+}
