@@ -148,20 +148,36 @@ impl<E: Env> Shard<E> {
         });
         env.spawn("log writer", writer::run(inner.clone()));
         let shard = Self(inner);
-        let direct = env.disk().properties().direct;
-        if !direct {
-            shard.rewrite_changed().await?;
-        }
-        if !direct || recovery.segments > checkpoint::SEGMENTS_MAX {
-            match checkpoint::make(&shard.0).await {
-                // It can wait: what there is to replay is still there.
-                Err(error) if error.kind() == Kind::NoSpace => {
-                    tracing::warn!(shard = number, %error, "no room for a checkpoint");
-                }
-                made => made?,
-            }
+        if let Err(error) = shard.after_recovery(&recovery).await {
+            // Its files are to be free for whoever tries again; why it can't be used is known.
+            let _poisoned = shard.close().await;
+            return Err(error);
         }
         Ok((shard, recovery))
+    }
+
+    /// What opening owes beside recovery: E9's second form, and an end to what crash after crash
+    /// leaves behind.
+    async fn after_recovery(&self, recovery: &Recovery) -> Result<()> {
+        let direct = self.0.env.disk().properties().direct;
+        if !direct {
+            self.rewrite_changed().await?;
+        }
+        if direct && recovery.segments <= checkpoint::SEGMENTS_MAX {
+            return Ok(());
+        }
+        match checkpoint::make(&self.0).await {
+            // It can wait: what there is to replay is still there.
+            Err(error) if direct && error.kind() != Kind::Poisoned => {
+                tracing::warn!(shard = self.0.number, %error, "no checkpoint at opening");
+                Ok(())
+            }
+            Err(error) if error.kind() == Kind::NoSpace => {
+                tracing::warn!(shard = self.0.number, %error, "no room for a checkpoint");
+                Ok(())
+            }
+            made => made,
+        }
     }
 
     /// Appends a commit to the log, in call order; the ticket resolves when it is durable.
@@ -387,6 +403,8 @@ impl<E: Env> Shard<E> {
             // Too large for one image until objects are trees.
             return Ok(());
         }
+        // Reading took a while: nobody writes what is appended to a shard that has failed.
+        self.check_open()?;
         let ticket = {
             let state = &mut *self.0.state.borrow_mut();
             let head = head(state, id)?.filter(|head| head.version == contents.version);

@@ -158,11 +158,12 @@ impl Life<'_> {
             ensure!(steps < STEPS_MAX, "not done after {steps} steps");
             let opened = started.get();
             let more = self.step()?;
+            let changed = running.opened.get() != opened
+                || running.failed.get()
+                || started.get() && running.clients.get() == 0;
             ensure!(
-                more || started.get() != opened
-                    || running.clients.get() == 0
-                    || running.opened.get() != opened,
-                "nothing will ever happen, and {} clients wait",
+                more || changed,
+                "nothing will ever happen; open: {opened}, and {} clients wait",
                 running.clients.get()
             );
             steps += 1;
