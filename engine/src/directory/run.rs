@@ -1,6 +1,6 @@
 //! One run of the directory on disk: mapped, and believed block by block.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 
 use super::{Entry, Keyed};
 use crate::error::{Error, Result};
@@ -113,10 +113,13 @@ impl<F: File> Run<F> {
     }
 
     /// Alarms, earliest first, without those that were passed.
-    pub(crate) fn alarms(&self) -> Vec<(u64, ObjectId)> {
-        let mut alarms = self.alarms.borrow_mut();
-        let alarms = alarms.get_or_insert_with(|| self.read_alarms());
-        alarms[self.passed.get()..].to_vec()
+    pub(crate) fn alarms(&self) -> Ref<'_, [(u64, ObjectId)]> {
+        if self.alarms.borrow().is_none() {
+            let read = self.read_alarms();
+            *self.alarms.borrow_mut() = Some(read);
+        }
+        let passed = self.passed.get();
+        Ref::map(self.alarms.borrow(), |alarms| &alarms.as_deref().unwrap_or_default()[passed..])
     }
 
     /// The earliest so many alarms are no longer this run's to know.
