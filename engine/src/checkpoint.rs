@@ -91,13 +91,7 @@ pub(crate) async fn read_manifest<E: Env>(
     limits: &Limits,
 ) -> Result<Manifest<FileOf<E>>> {
     let name = manifest_name(shard);
-    let failed = |source: std::io::Error| {
-        let kind = match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::NoSpace,
-            _ => Kind::Retry,
-        };
-        Error::io(kind, format!("opening {name}"), source)
-    };
+    let failed = |source: std::io::Error| Error::making(format!("opening {name}"), source);
     let open = Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: limits.lock_wait };
     let file = env.disk().open(&name, open).await.map_err(failed)?;
     let block = superblock.block_bytes;

@@ -88,6 +88,16 @@ impl Error {
         Self::build(kind, None, message.into(), Some(Arc::new(source)), None)
     }
 
+    /// A file on which nothing depends yet could not be made: `NoSpace` if the disk is full, else
+    /// `Retry`.
+    pub(crate) fn making(message: impl Into<String>, source: std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::NoSpace,
+            _ => Kind::Retry,
+        };
+        Self::io(kind, message, source)
+    }
+
     /// An error of this kind, caused by `cause` (as every call after a poisoning write).
     pub fn caused(kind: Kind, message: impl Into<String>, cause: Error) -> Self {
         Self::build(kind, None, message.into(), None, Some(cause))

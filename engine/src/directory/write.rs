@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Keyed, Merge, Run};
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::format::run::{BLOCK_BYTES, BlockBuilder, RunHeader};
 use crate::format::superblock::Superblock;
 use crate::ids::{Incarnation, ObjectId};
@@ -45,13 +45,7 @@ pub(crate) async fn write_run<E: Env>(
     limits: &Limits,
 ) -> Result<Option<Run<FileOf<E>>>> {
     let name = file_name(shard, number);
-    let failed = |source: std::io::Error| {
-        let kind = match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::NoSpace,
-            _ => Kind::Retry,
-        };
-        Error::io(kind, format!("writing {name}"), source)
-    };
+    let failed = |source: std::io::Error| Error::making(format!("writing {name}"), source);
     let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: limits.lock_wait };
     let file = env.disk().open(&name, open).await.map_err(failed)?;
     let header = RunHeader {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::format::batch::Home;
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
@@ -92,13 +92,7 @@ pub(crate) async fn prepare<E: Env>(
         Err(source) => {
             // Best effort: a file that stays is taken away by the next recovery.
             let _ = env.disk().remove(&name).await;
-            let kind = match source.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                    Kind::NoSpace
-                }
-                _ => Kind::Retry,
-            };
-            Err(Error::io(kind, format!("making segment {name} of {bytes} bytes ready"), source))
+            Err(Error::making(format!("making segment {name} of {bytes} bytes ready"), source))
         }
     }
 }
