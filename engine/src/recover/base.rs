@@ -1,0 +1,109 @@
+//! Where replay begins: the newest checkpoint whose runs are whole.
+
+use std::rc::Rc;
+
+use crate::checkpoint::Needs;
+use crate::directory::{self, Run};
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::Rejected;
+use crate::format::checkpoint::Checkpoint;
+use crate::format::run::{self, BLOCK_BYTES, RunHeader};
+use crate::format::superblock::Superblock;
+use crate::ids::Sequence;
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
+use crate::limits::Limits;
+use crate::log::segments::FileOf;
+
+/// Where replay begins.
+pub(super) struct Base<F: File> {
+    /// The checkpoint, and the slot that it lies in.
+    pub(super) chosen: Option<(Checkpoint, usize)>,
+    /// Its runs, youngest first.
+    pub(super) runs: Vec<Rc<Run<F>>>,
+    /// The last batch that any slot says was durable.
+    pub(super) vouched: Sequence,
+    pub(super) needs: [Vec<Needs>; 2],
+    pub(super) generation: u64,
+}
+
+impl<F: File> Base<F> {
+    /// Chooses the newest checkpoint whose runs are whole.
+    ///
+    /// Errors: `Retry`.
+    pub(super) async fn choose<E: Env>(
+        env: &E,
+        superblock: &Superblock,
+        shard: u16,
+        limits: &Limits,
+        slots: &[Option<Checkpoint>; 2],
+    ) -> Result<Base<FileOf<E>>> {
+        let valid = || slots.iter().enumerate().filter_map(|(slot, it)| Some((it.as_ref()?, slot)));
+        let mut base = Base {
+            chosen: None,
+            runs: Vec::new(),
+            vouched: valid().map(|(it, _)| it.last).max().unwrap_or(Sequence(0)),
+            needs: [0, 1].map(|slot: usize| slots[slot].iter().map(Needs::of).collect()),
+            generation: valid().map(|(it, _)| it.generation).max().unwrap_or(0),
+        };
+        let mut newest_first: Vec<_> = valid().collect();
+        newest_first.sort_by_key(|(it, _)| std::cmp::Reverse(it.generation));
+        for (checkpoint, slot) in newest_first {
+            match open_runs(env, superblock, shard, limits, checkpoint).await {
+                Ok(runs) => {
+                    base.chosen = Some((checkpoint.clone(), slot));
+                    base.runs = runs;
+                    break;
+                }
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    let generation = checkpoint.generation;
+                    tracing::error!(shard, generation, %error, "a checkpoint can't be used");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(base)
+    }
+
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.chosen.as_ref().map(|(checkpoint, _)| checkpoint)
+    }
+
+    pub(super) fn needs_segment(&self, number: u32) -> bool {
+        self.needs.iter().flatten().any(|needs| needs.segment(number))
+    }
+}
+
+async fn open_runs<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    shard: u16,
+    limits: &Limits,
+    checkpoint: &Checkpoint,
+) -> Result<Vec<Rc<Run<FileOf<E>>>>> {
+    let mut runs = Vec::new();
+    for wanted in &checkpoint.runs {
+        let name = directory::file_name(shard, wanted.number);
+        let failed = |source: std::io::Error| {
+            let kind = match source.kind() {
+                std::io::ErrorKind::NotFound => Kind::Corrupt,
+                _ => Kind::Retry,
+            };
+            Error::io(kind, format!("opening {name}"), source)
+        };
+        let open = Open { create: Create::Never, mode: Mode::Cached, lock_wait: limits.lock_wait };
+        let file = env.disk().open(&name, open).await.map_err(failed)?;
+        let buf = PageBuf::zeroed(BLOCK_BYTES);
+        let (result, buf) = read_full_at(&file, buf, 0, BLOCK_BYTES).await;
+        let read = result.map_err(failed)?;
+        let rejected = |why: Rejected| Error::corrupt(format!("{name}: {why}"));
+        let header = RunHeader::decode(&buf[..read], superblock.store, shard).map_err(rejected)?;
+        let bytes = run::file_blocks(&header) * BLOCK_BYTES as u64;
+        let is_wanted = header.number == wanted.number && header.incarnation == wanted.incarnation;
+        if !is_wanted || file.len().await.map_err(failed)? < bytes {
+            return Err(rejected(Rejected::Foreign));
+        }
+        runs.push(Rc::new(Run::new(header, file).map_err(failed)?));
+    }
+    Ok(runs)
+}

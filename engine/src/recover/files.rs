@@ -1,0 +1,177 @@
+//! A shard's files as recovery finds them: which are read whole, which are kept, and which nothing
+//! needs.
+
+use std::collections::BTreeSet;
+
+use super::base::Base;
+use crate::directory;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::Rejected;
+use crate::format::batch::BatchHeader;
+use crate::format::segment::SegmentHeader;
+use crate::format::superblock::Superblock;
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
+use crate::limits::Limits;
+use crate::log::segments::{self, FileOf, Segment, Segments};
+
+/// A segment's file with all its bytes.
+pub(super) struct Scanned<F> {
+    pub(super) segment: Segment<F>,
+    pub(super) bytes: PageBuf,
+    pub(super) accepted: bool,
+}
+
+impl<F> Scanned<F> {
+    pub(super) fn header_at(&self, offset: usize) -> Result<BatchHeader, Rejected> {
+        let bytes = self.bytes.get(offset..).ok_or(Rejected::Short)?;
+        BatchHeader::decode(bytes, &self.segment.home())
+    }
+
+    /// The whole batch at `offset`, header and body checked.
+    pub(super) fn batch_at(&self, offset: usize) -> Result<BatchHeader, Rejected> {
+        let header = self.header_at(offset)?;
+        header.check_body(&self.bytes[offset..])?;
+        Ok(header)
+    }
+
+    pub(super) fn first(&self) -> usize {
+        self.segment.header.block_bytes
+    }
+}
+
+/// A file that has a segment's name and no valid header.
+pub(super) struct Unknown {
+    pub(super) name: String,
+    pub(super) bytes: PageBuf,
+}
+
+pub(super) struct Files<F> {
+    /// From where replay begins, in order of their numbers.
+    pub(super) scanned: Vec<Scanned<F>>,
+    /// Those before that are needed.
+    pub(super) old: Segments<F>,
+    /// Names of files that nothing needs.
+    pub(super) stale: Vec<String>,
+    pub(super) unknown: Vec<Unknown>,
+    pub(super) next_number: u32,
+    /// Runs that a slot needs and that are there.
+    pub(super) runs: BTreeSet<u32>,
+}
+
+pub(super) async fn read_files<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    shard: u16,
+    limits: &Limits,
+    base: &Base<FileOf<E>>,
+) -> Result<Files<FileOf<E>>> {
+    let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
+    let list = env.disk().list().await.map_err(|source| failed("the directory", source))?;
+    let mut files = Files {
+        scanned: Vec::new(),
+        old: Segments::new(),
+        stale: Vec::new(),
+        unknown: Vec::new(),
+        next_number: 1,
+        runs: BTreeSet::new(),
+    };
+    for entry in list {
+        let name = entry.name;
+        if let Some(run) = directory::number_in_name(shard, &name) {
+            match base.needs.iter().flatten().any(|needs| needs.runs.contains(&run)) {
+                true => drop(files.runs.insert(run)),
+                false => files.stale.push(name),
+            }
+            continue;
+        }
+        let Some(named) = segments::number_in_name(shard, &name) else { continue };
+        files.next_number = files.next_number.max(named.saturating_add(1));
+        let open = Open { create: Create::Never, mode: Mode::Through, lock_wait: limits.lock_wait };
+        let file = env.disk().open(&name, open).await.map_err(|source| failed(&name, source))?;
+        files.read(superblock, shard, base, (name, named), file).await?;
+    }
+    files.scanned.sort_by_key(|file| file.segment.header.number);
+    if let Some(checkpoint) = base.checkpoint() {
+        for wanted in &checkpoint.segments {
+            let (number, at) = (wanted.number, checkpoint.segment);
+            if number < at && !files.old.contains_key(&number.0) {
+                // What needs it says so when it is read (E6).
+                tracing::error!(shard, segment = number.0, "a segment of the log is gone");
+            }
+        }
+    }
+    Ok(files)
+}
+
+impl<F: File> Files<F> {
+    /// Reads of one segment's file what is needed.
+    async fn read(
+        &mut self,
+        superblock: &Superblock,
+        shard: u16,
+        base: &Base<F>,
+        (name, named): (String, u32),
+        file: F,
+    ) -> Result<()> {
+        let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
+        let block = superblock.block_bytes;
+        let len = file.len().await.map_err(|source| failed(&name, source))?;
+        let head = PageBuf::zeroed(block);
+        let (result, head) = read_full_at(&file, head, 0, block).await;
+        result.map_err(|source| failed(&name, source))?;
+        let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
+        let wanted = base.checkpoint().and_then(|checkpoint| {
+            checkpoint.segments.iter().find(|wanted| wanted.number.0 == named)
+        });
+        let header = match SegmentHeader::decode(&head, superblock, shard) {
+            Err(Rejected::Version(version)) => {
+                let what = format!("{name} has format version {version}, newer than this code");
+                return Err(Error::coded(Kind::Invalid, "newer-format", what));
+            }
+            Ok(header) => Some(header),
+            // The checkpoint says what the header said; the frames have checksums of their own.
+            Err(_) => wanted.filter(|wanted| wanted.number.0 < from).map(|wanted| SegmentHeader {
+                store: superblock.store,
+                shard,
+                number: wanted.number,
+                bytes: wanted.bytes,
+                incarnation: wanted.incarnation,
+                block_bytes: block,
+            }),
+        };
+        let header = header.filter(|header| u64::from(header.bytes) <= len);
+        let number = header.map_or(named, |header| header.number.0);
+        self.next_number = self.next_number.max(number.saturating_add(1));
+        let wanted = wanted
+            .filter(|wanted| header.is_some_and(|header| header.incarnation == wanted.incarnation));
+        let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
+        if let Some(header) = header.filter(|header| header.number.0 < from) {
+            match wanted.is_some() || base.needs_segment(number) {
+                true => {
+                    let segment = Segment { file, name, header, frames_bytes };
+                    self.old.insert(number, segment);
+                }
+                false => self.stale.push(name),
+            }
+            return Ok(());
+        }
+        let bytes = read_file(&file, block).await.map_err(|source| failed(&name, source))?;
+        match header {
+            Some(header) => {
+                let segment = Segment { file, name, header, frames_bytes };
+                self.scanned.push(Scanned { segment, bytes, accepted: false });
+            }
+            None => self.unknown.push(Unknown { name, bytes }),
+        }
+        Ok(())
+    }
+}
+
+/// Reads a whole file; what is missing of its last block reads as zero.
+pub(super) async fn read_file<F: File>(file: &F, block_bytes: usize) -> std::io::Result<PageBuf> {
+    let bytes = usize::try_from(file.len().await?).expect("a file fits an address space");
+    let buf = PageBuf::zeroed(bytes.next_multiple_of(block_bytes).max(block_bytes));
+    let (result, buf) = read_full_at(file, buf, 0, block_bytes).await;
+    result.map(|_| buf)
+}

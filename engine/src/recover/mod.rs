@@ -1,0 +1,230 @@
+//! Recovery: from the files of a shard to its directory, and a log that can go on.
+//!
+//! Batches are replayed in order of their sequence numbers, each checked against the checksum of
+//! the one before it. Where the next one is missing:
+//!
+//! | what is there | result |
+//! |---|---|
+//! | a fence of a newer epoch that names the last batch accepted | go on behind the fence; what the old epoch wrote after that batch is dead |
+//! | the next batch at the head of a later segment | go on there |
+//! | a later batch, close record or fence that says the missing one was durable | damage: the objects in its table are unreadable (E6); without a table the shard does not open |
+//! | none of these | the log's end; a torn batch there was never acknowledged, and is reported |
+//!
+//! Then everything accepted is made durable, a new segment is opened with a fence, and only then
+//! may anything be answered (E9). Until the fence is durable nothing that was accepted is touched, so
+//! that a crash anywhere here changes nothing (E7). Files from which nothing was accepted and that no
+//! checkpoint names are removed first, so that crash after crash leaves no more of them.
+//!
+//! Replay begins where the newest checkpoint ends whose files are there:
+//!
+//! | the newest slot | the other slot | replay begins |
+//! |---|---|---|
+//! | valid, its runs whole | any | behind it |
+//! | valid, a run missing or damaged | valid, its runs whole | behind the other; the log must reach what the newest vouches for |
+//! | valid, its segment missing | any | nowhere: the shard does not open |
+//! | none is valid, or none can be used | | at the log's beginning; without one the shard does not open |
+
+mod base;
+mod files;
+mod replay;
+
+use base::Base;
+use files::{Files, read_file, read_files};
+use replay::Replay;
+
+use crate::checkpoint::{Manifest, Progress, read_manifest};
+use crate::directory::IdMap;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::Role;
+use crate::format::len_u32;
+use crate::format::superblock::Superblock;
+use crate::ids::{Epoch, ObjectId, SegmentNumber, Sequence};
+use crate::io::{Create, Disk, File, Mode, Open, write_all_at};
+use crate::limits::Limits;
+use crate::log::queue::Queue;
+use crate::log::segments::{self, FileOf, Segment};
+use crate::log::writer::{Spare, Tail};
+use crate::shard::{Life, State};
+
+/// What recovery found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// Batches replayed: those since the last checkpoint.
+    pub batches: u64,
+    /// Segments that they lie in.
+    pub segments: usize,
+    /// Why an unvouched tail was dropped, if one was: sequence number, bytes and reason.
+    pub dropped: Option<String>,
+    /// Objects that damage in what was replayed made unreadable, sorted.
+    pub damaged: Vec<ObjectId>,
+}
+
+/// Rebuilds a shard's state and opens its log for a new epoch.
+pub(crate) async fn recover<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    shard: u16,
+    limits: &Limits,
+) -> Result<(State<FileOf<E>>, Recovery)> {
+    let Manifest { file: manifest, slot_bytes, slots } =
+        read_manifest(env, superblock, shard, limits).await?;
+    let base = Base::<FileOf<E>>::choose(env, superblock, shard, limits, &slots).await?;
+    let Files { mut scanned, old, mut stale, unknown, next_number, runs } =
+        read_files(env, superblock, shard, limits, &base).await?;
+    let mut replay = Replay::new(superblock, &base);
+    replay.run(&mut scanned, shard, base.checkpoint())?;
+    replay.check_unknown(&unknown, superblock, shard)?;
+    if replay.last < base.vouched {
+        let (last, vouched) = (replay.last.0, base.vouched.0);
+        let what = format!(
+            "shard {shard}: a checkpoint vouches for batches up to {vouched}, the log ends after \
+             {last}: repair or restore the store"
+        );
+        return Err(Error::corrupt(what));
+    }
+    for file in scanned.iter().filter(|file| file.accepted) {
+        file.segment.file.sync().await.map_err(|source| {
+            Error::io(Kind::Retry, format!("syncing {}", file.segment.name), source)
+        })?;
+    }
+    let mut segments = old;
+    let replayed = scanned.iter().filter(|file| file.accepted).count();
+    for file in scanned {
+        match file.accepted {
+            true => drop(segments.insert(file.segment.header.number.0, file.segment)),
+            false => stale.push(file.segment.name),
+        }
+    }
+    stale.extend(unknown.into_iter().map(|file| file.name));
+    remove_stale(env, stale).await;
+
+    let epoch = Epoch(replay.epoch.0 + 1);
+    let number = SegmentNumber(next_number);
+    let bytes = segments::segment_bytes(replay.log_bytes, limits);
+    let segment = segments::prepare(env, superblock, shard, number, bytes, limits).await?;
+    let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
+    segments.insert(number.0, segment);
+    if let Some(dropped) = &replay.dropped {
+        tracing::warn!(shard, dropped, "recovery dropped an unacknowledged tail");
+    }
+    let next_run = runs.last().map_or(1, |last| last + 1);
+    let progress = Progress {
+        manifest,
+        slot_bytes,
+        next_slot: base.chosen.as_ref().map_or(0, |(_, slot)| 1 - slot),
+        generation: base.generation,
+        next_run: base.checkpoint().map_or(1, |it| it.next_run).max(next_run),
+        begun_at: base.checkpoint().map_or(0, |it| it.log_bytes),
+        needs: base.needs,
+        runs_on_disk: runs,
+        running: false,
+    };
+    let recovery = Recovery {
+        batches: replay.batches,
+        segments: replayed,
+        damaged: replay.damaged(),
+        dropped: replay.dropped,
+    };
+    let state = State {
+        directory: replay.directory,
+        progress,
+        pending: IdMap::default(),
+        queue: Queue::default(),
+        segments,
+        spare: Spare::None,
+        next_segment: SegmentNumber(next_number + 1),
+        tail,
+        epoch,
+        next_version: replay.next_version,
+        log_bytes: replay.log_bytes + u64::from(tail.offset),
+        poison: None,
+        life: Life::Open,
+    };
+    Ok((state, recovery))
+}
+
+async fn remove_stale<E: Env>(env: &E, names: Vec<String>) {
+    for name in names {
+        // Nothing needs the file; the next recovery tries again.
+        if let Err(error) = env.disk().remove(&name).await {
+            tracing::warn!(name, %error, "could not remove a stale file");
+        }
+    }
+}
+
+/// Makes the first segment of a new shard, with the fence of its first epoch.
+pub(crate) async fn create<E: Env>(
+    env: &E,
+    superblock: &Superblock,
+    shard: u16,
+    limits: &Limits,
+) -> Result<()> {
+    let prefix = segments::name_prefix(shard);
+    let failed = |source| Error::io(Kind::Retry, format!("creating shard {shard}"), source);
+    for entry in env.disk().list().await.map_err(failed)? {
+        if entry.name.starts_with(&prefix) {
+            // Left by a creation that was interrupted: `holds_commits` looked.
+            env.disk().remove(&entry.name).await.map_err(failed)?;
+        }
+    }
+    let bytes = limits.segment_bytes_min;
+    let segment =
+        segments::prepare(env, superblock, shard, SegmentNumber(1), bytes, limits).await?;
+    write_fence(env, &segment, Epoch(1), Sequence(0), 0).await?;
+    Ok(())
+}
+
+async fn write_fence<E: Env>(
+    env: &E,
+    segment: &Segment<FileOf<E>>,
+    epoch: Epoch,
+    last: Sequence,
+    last_crc: u32,
+) -> Result<Tail> {
+    let mut queue = Queue::default();
+    let mut fence = queue.lone(Role::Fence);
+    let fields = crate::format::batch::Seal {
+        role: Role::Fence,
+        epoch,
+        sequence: last.next(),
+        previous_crc: last_crc,
+        durable: last,
+        wall_ms: env.wall_ms(),
+    };
+    let block = segment.header.block_bytes;
+    let place = (segment.header.number, len_u32(block));
+    let (buf, crc) = queue.seal(&mut fence, &segment.home(), &fields, place);
+    let bytes = buf.len();
+    let (result, _) = write_all_at(&segment.file, buf, block as u64, block).await;
+    result.map_err(|source| {
+        Error::io(Kind::Retry, format!("writing the fence of {}", segment.name), source)
+    })?;
+    Ok(Tail {
+        segment: segment.header.number,
+        offset: len_u32(block + bytes),
+        last: last.next(),
+        last_crc: crc,
+        vouched: true,
+    })
+}
+
+/// Whether any shard's log holds more than its creation put there. Used when there is no
+/// superblock: then either the creation was interrupted, or a superblock was lost.
+pub(crate) async fn holds_commits<E: Env>(env: &E, limits: &Limits) -> Result<bool> {
+    let failed = |source| Error::io(Kind::Retry, "looking for a log without a superblock", source);
+    for entry in env.disk().list().await.map_err(failed)? {
+        if !entry.name.starts_with("shard-") {
+            continue;
+        }
+        let open = Open { create: Create::Never, mode: Mode::Through, lock_wait: limits.lock_wait };
+        let file = env.disk().open(&entry.name, open).await.map_err(failed)?;
+        let block = limits.block_bytes.max(env.disk().properties().block_bytes);
+        let bytes = read_file(&file, block).await.map_err(failed)?;
+        // Header block, fence, and nothing else.
+        if bytes.get(2 * block..).is_some_and(|rest| !crate::format::all_zero(rest)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,296 @@
+//! The replay of one shard's log: which batches are accepted, where the log ends, and what damage
+//! takes away.
+
+use std::collections::BTreeSet;
+
+use super::base::Base;
+use super::files::{Scanned, Unknown};
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::format::batch::{BatchHeader, Home, Role, Trailer};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::frame::{self, Address};
+use crate::format::superblock::Superblock;
+use crate::format::{Rejected, get, len_u32};
+use crate::ids::{Epoch, Incarnation, ObjectId, Sequence};
+use crate::io::File;
+
+/// Versions that a lost batch may have used at most; skipped, so that none is used twice.
+const LOST_VERSIONS: u64 = 1 << 20;
+
+/// The replay of one shard's log.
+pub(super) struct Replay<F: File> {
+    pub(super) directory: Directory<F>,
+    /// Objects that lost batches held.
+    pub(super) damaged: BTreeSet<ObjectId>,
+    pub(super) epoch: Epoch,
+    pub(super) last: Sequence,
+    pub(super) last_crc: u32,
+    pub(super) next_version: u64,
+    pub(super) batches: u64,
+    pub(super) log_bytes: u64,
+    pub(super) dropped: Option<String>,
+}
+
+/// Where in the files a batch lies: index of the file, offset.
+type Place = (usize, usize);
+
+impl<F: File> Replay<F> {
+    pub(super) fn new(superblock: &Superblock, base: &Base<F>) -> Self {
+        let checkpoint = base.checkpoint();
+        let objects = checkpoint.map_or(0, |it| it.objects);
+        Self {
+            directory: Directory::new(superblock.store, base.runs.clone(), objects),
+            damaged: BTreeSet::new(),
+            epoch: checkpoint.map_or(Epoch(0), |it| it.epoch),
+            last: checkpoint.map_or(Sequence(0), |it| it.last),
+            last_crc: checkpoint.map_or(0, |it| it.last_crc),
+            next_version: checkpoint.map_or(1, |it| it.next_version),
+            batches: 0,
+            log_bytes: checkpoint.map_or(0, |it| it.log_bytes),
+            dropped: None,
+        }
+    }
+
+    /// Objects that lost batches held, and that no later commit made whole.
+    pub(super) fn damaged(&self) -> Vec<ObjectId> {
+        let is_damaged =
+            |id: &&ObjectId| matches!(self.directory.get(id), Ok(Some(entry)) if entry.damaged);
+        self.damaged.iter().filter(is_damaged).copied().collect()
+    }
+
+    /// Where the checkpoint ends.
+    fn start(files: &mut [Scanned<F>], shard: u16, checkpoint: &Checkpoint) -> Result<Place> {
+        let wanted = checkpoint.segments.last().expect("the one that it ends in");
+        let found = files.iter_mut().enumerate().find(|(_, file)| {
+            let header = file.segment.header;
+            header.number == wanted.number && header.incarnation == wanted.incarnation
+        });
+        let (index, file) = found.ok_or_else(|| {
+            let what = format!(
+                "shard {shard}: segment {}, in which the checkpoint ends, is gone or damaged: \
+                 repair or restore the store",
+                wanted.number.0
+            );
+            Error::corrupt(what)
+        })?;
+        file.accepted = true;
+        Ok((index, checkpoint.offset as usize))
+    }
+
+    pub(super) fn run(
+        &mut self,
+        files: &mut [Scanned<F>],
+        shard: u16,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<()> {
+        // Where the next batch would be, if it is in the same segment.
+        let mut here: Option<Place> =
+            checkpoint.map(|it| Self::start(files, shard, it)).transpose()?;
+        loop {
+            let next = self.fence(files).or_else(|| self.next(files, here));
+            let (file, offset) = match next {
+                Some(place) => place,
+                None => match self.vouched(files, here) {
+                    None => break,
+                    Some(place) => {
+                        self.lose(files, here, place, shard)?;
+                        place
+                    }
+                },
+            };
+            let header = files[file].batch_at(offset).expect("checked by whoever chose it");
+            self.accept(&mut files[file], offset, &header)?;
+            here = Some((file, offset + header.bytes as usize));
+        }
+        if self.batches == 0 && checkpoint.is_none() {
+            let what = format!("shard {shard}: its log has no beginning; restore the store");
+            return Err(Error::corrupt(what));
+        }
+        if let Some((file, offset)) = here {
+            self.note_torn_end(&files[file], offset);
+        }
+        Ok(())
+    }
+
+    /// A fence of a newer epoch that names the last batch accepted; of several, the newest.
+    fn fence(&self, files: &[Scanned<F>]) -> Option<Place> {
+        let fences = files.iter().enumerate().filter_map(|(index, file)| {
+            let header = file.batch_at(file.first()).ok()?;
+            let follows = header.role == Role::Fence
+                && header.epoch > self.epoch
+                && header.sequence == self.last.next()
+                && header.previous_crc == self.last_crc;
+            follows.then_some((header.epoch, (index, file.first())))
+        });
+        fences.max_by_key(|(epoch, place)| (*epoch, *place)).map(|(_, place)| place)
+    }
+
+    /// The next batch of this epoch, right here or at the head of a later segment.
+    fn next(&self, files: &[Scanned<F>], here: Option<Place>) -> Option<Place> {
+        let (current, _) = here?;
+        let heads = (current + 1..files.len()).map(|index| (index, files[index].first()));
+        here.into_iter().chain(heads).find(|(file, offset)| {
+            files[*file].batch_at(*offset).is_ok_and(|header| {
+                header.sequence == self.last.next()
+                    && header.epoch == self.epoch
+                    && header.previous_crc == self.last_crc
+            })
+        })
+    }
+
+    /// A valid batch that says that the missing one was durable: the log is damaged before it.
+    fn vouched(&self, files: &[Scanned<F>], here: Option<Place>) -> Option<Place> {
+        let missing = self.last.next();
+        let vouches = |(file, offset): &Place| {
+            files[*file].batch_at(*offset).is_ok_and(|header| {
+                header.sequence > missing && header.durable >= missing && header.epoch >= self.epoch
+            })
+        };
+        // Also behind the head of a later segment: the head itself may be what is damaged.
+        let (current, first) = here.unwrap_or((0, 0));
+        let mut blocks = (current..files.len()).flat_map(|index| {
+            let block = files[index].first();
+            let start = if index == current { first.max(block) } else { block };
+            (start..files[index].bytes.len()).step_by(block).map(move |offset| (index, offset))
+        });
+        blocks.find(vouches)
+    }
+
+    /// Gives up the batches before `next`: whatever their tables name is unreadable. Without the
+    /// table of each, nobody knows what was lost, and the shard must not open.
+    fn lose(
+        &mut self,
+        files: &[Scanned<F>],
+        here: Option<Place>,
+        next: Place,
+        shard: u16,
+    ) -> Result<()> {
+        let upto = files[next.0].batch_at(next.1).expect("chosen by `vouched`").sequence;
+        let mut missing = self.last.next();
+        while missing < upto {
+            let Some(ids) = find_table(files, here, missing) else {
+                let (name, offset) = match here {
+                    Some((file, offset)) => (files[file].segment.name.as_str(), offset),
+                    None => ("the first segment", 0),
+                };
+                let what = format!(
+                    "shard {shard}: batch {} was durable and is lost, at {name} offset {offset}; \
+                     nothing says which objects it held: repair or restore the store",
+                    missing.0
+                );
+                return Err(Error::corrupt(what));
+            };
+            for id in ids {
+                self.damaged.insert(id);
+                self.directory.damage(id);
+            }
+            missing = missing.next();
+        }
+        self.next_version += LOST_VERSIONS;
+        Ok(())
+    }
+
+    fn accept(&mut self, file: &mut Scanned<F>, offset: usize, header: &BatchHeader) -> Result<()> {
+        file.accepted = true;
+        let frames = header.frames();
+        let (mut at, end) = (offset + frames.start, offset + frames.end);
+        let incarnation = file.segment.header.incarnation;
+        while at < end {
+            let place = len_u32(at);
+            let decoded = frame::decode(&file.bytes[at..end], incarnation, place);
+            let frame = decoded.map_err(|why| {
+                Error::corrupt(format!(
+                    "{} offset {at}: frame in a whole batch: {why}",
+                    file.segment.name
+                ))
+            })?;
+            let bytes = frame::peek_bytes(&file.bytes[at..end]).expect("decoded above");
+            let segment = file.segment.header.number.0;
+            let address = Address { segment, offset: place, bytes: len_u32(bytes) };
+            self.next_version = self.next_version.max(frame.version.0 + 1);
+            self.directory.replay(&frame, address);
+            at += bytes;
+        }
+        self.epoch = header.epoch;
+        self.last = header.sequence;
+        self.last_crc = header.crc;
+        self.batches += 1;
+        file.segment.frames_bytes += header.frames_bytes;
+        self.log_bytes += u64::from(header.bytes);
+        Ok(())
+    }
+
+    /// Something was begun at the log's end and never acknowledged: say so.
+    fn note_torn_end(&mut self, file: &Scanned<F>, offset: usize) {
+        let why = match file.batch_at(offset) {
+            Ok(header) if header.sequence == self.last.next() => Rejected::Malformed("epoch"),
+            Ok(_) | Err(Rejected::Short | Rejected::Foreign | Rejected::Magic) => return,
+            Err(why) => why,
+        };
+        let name = &file.segment.name;
+        let sequence = self.last.next().0;
+        let bytes = match file.header_at(offset) {
+            Ok(header) => format!("{} bytes", header.bytes),
+            Err(_) => "unknown bytes".into(),
+        };
+        self.dropped = Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"));
+    }
+
+    /// A file without a valid header is a segment that was never finished, unless it holds a batch
+    /// that the log lacks.
+    pub(super) fn check_unknown(
+        &self,
+        unknown: &[Unknown],
+        superblock: &Superblock,
+        shard: u16,
+    ) -> Result<()> {
+        for file in unknown {
+            let block = superblock.block_bytes;
+            let Some(bytes) = file.bytes.get(block..).filter(|bytes| bytes.len() >= 48) else {
+                continue;
+            };
+            let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
+            let home = Home { store: superblock.store, shard, incarnation, block_bytes: block };
+            let lost = BatchHeader::decode(bytes, &home).is_ok_and(|header| {
+                header.sequence > self.last && header.check_body(bytes).is_ok()
+            });
+            if lost {
+                let what = format!(
+                    "shard {shard}: the header of {} is damaged, and the log goes on in it: \
+                     repair or restore the store",
+                    file.name
+                );
+                return Err(Error::corrupt(what));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Searches for the table of a lost batch, at its head or at its tail.
+fn find_table<F>(
+    files: &[Scanned<F>],
+    here: Option<Place>,
+    sequence: Sequence,
+) -> Option<Vec<ObjectId>> {
+    let first = here.map_or(0, |(file, _)| file);
+    files[first..].iter().enumerate().find_map(|(index, file)| {
+        let block = file.first();
+        let start = match here {
+            Some((_, offset)) if index == 0 => offset,
+            _ => block,
+        };
+        let home = file.segment.home();
+        (start..file.bytes.len()).step_by(block).find_map(|at| {
+            let head = BatchHeader::decode(&file.bytes[at..], &home)
+                .ok()
+                .filter(|header| header.sequence == sequence)
+                .and_then(|header| header.table(&file.bytes[at..]).ok());
+            head.or_else(|| {
+                let tail = Trailer::decode(&file.bytes[..at + block], &home).ok()?;
+                (tail.sequence == sequence).then_some(tail.ids)
+            })
+        })
+    })
+}
