@@ -12,6 +12,7 @@
 
 use bytes::Bytes;
 
+use crate::contents::Origin;
 use crate::ids::Version;
 
 /// Bytes of an operation before its key.
@@ -49,6 +50,7 @@ pub struct Batch {
     delete_all: bool,
     alarm: AlarmChange,
     only_if: Option<Version>,
+    origin: Origin,
 }
 
 impl Batch {
@@ -107,6 +109,19 @@ impl Batch {
     pub fn only_if(mut self, version: Version) -> Self {
         self.only_if = Some(version);
         self
+    }
+
+    /// Says where the object's id comes from, so that a store can be listed by namespace and name.
+    /// Kept with the object; texts of more than 1,024 bytes are not.
+    #[must_use]
+    pub fn named(mut self, namespace: &str, name: &str) -> Self {
+        self.origin = Origin { namespace: Some(namespace.into()), name: Some(name.into()) };
+        self
+    }
+
+    /// What [`Batch::named`] said.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// Operations on keys.

@@ -19,6 +19,19 @@ pub struct Origin {
     pub name: Option<Arc<str>>,
 }
 
+impl Origin {
+    /// Takes over what `other` knows and this does not.
+    pub fn learn(&mut self, other: &Self) {
+        let learn = |mine: &mut Option<Arc<str>>, other: &Option<Arc<str>>| {
+            if mine.is_none() {
+                mine.clone_from(other);
+            }
+        };
+        learn(&mut self.namespace, &other.namespace);
+        learn(&mut self.name, &other.name);
+    }
+}
+
 /// Everything that one object stores, at one version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
@@ -37,6 +50,8 @@ impl Contents {
     pub fn apply(&mut self, batch: &Batch, version: Version) {
         assert!(version > self.version);
         self.version = version;
+        let before = std::mem::replace(&mut self.origin, batch.origin().clone());
+        self.origin.learn(&before);
         if batch.deletes_all() {
             self.map.clear();
         }

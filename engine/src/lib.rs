@@ -64,5 +64,5 @@ pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
 pub use shard::{Recovery, Shard, Ticket};
-pub use store::{Object, ObjectInfo, Options, Store};
+pub use store::{Filter, Object, ObjectInfo, Objects, Options, Page, Store};
 pub use store_lock::StoreLock;

@@ -80,9 +80,8 @@ pub(crate) async fn load<E: Env>(
 
 fn apply(contents: &mut Contents, loaded: &Loaded, id: &ObjectId) -> Result<()> {
     let frame = loaded.frame();
-    if frame.kind == Kind::Image && !frame.part {
-        contents.origin = frame.origin.clone();
-    }
+    let older = std::mem::replace(&mut contents.origin, frame.origin.clone());
+    contents.origin.learn(&older);
     for op in frame.ops() {
         match op {
             Ok(Op::Put(key, value)) => {

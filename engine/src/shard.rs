@@ -11,7 +11,7 @@ use std::rc::Rc;
 use crate::batch::{AlarmChange, Batch, Op, split_ops};
 use crate::checkpoint::{self, Progress};
 use crate::contents::{Contents, Origin, Resident};
-use crate::directory::{Directory, Entry, IdMap};
+use crate::directory::{Directory, Entry, IdMap, Known, Stamp};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::batch_bytes;
@@ -26,10 +26,12 @@ use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
 pub use crate::recover::Recovery;
 use crate::signal::Signal;
-use crate::store::ObjectInfo;
+use crate::store::{Filter, ObjectInfo, Page};
 
 /// Images up to this size are written again whenever the chain is full.
 const SMALL_IMAGE_BYTES: usize = 16 << 10;
+/// Entries of the directory that are walked over at a time.
+const PAGE_ENTRIES: usize = 1024;
 /// Nested chains of an object that nobody keeps resident, before it is read and written as one
 /// image.
 const NESTED_CHAINS_MAX: u16 = 16;
@@ -314,6 +316,18 @@ impl<E: Env> Shard<E> {
         Ok(entry.map(|entry| (entry.version, entry.alarm)))
     }
 
+    /// What a listing says of the newest durable state.
+    ///
+    /// Errors: `Corrupt`, if that part of the directory is damaged.
+    pub fn info(&self, id: &ObjectId) -> Result<Option<ObjectInfo>> {
+        let state = self.0.state.borrow();
+        let known = || {
+            let (entry, origin) = (state.directory.get(id)?, state.directory.origin(id)?);
+            Ok(ObjectInfo::new(*id, Known { entry, origin }))
+        };
+        known().map_err(|error| named(id, &error))
+    }
+
     /// The version that a commit made now would build on, durable or not.
     pub(crate) fn appended_version(&self, id: &ObjectId) -> Version {
         let head = head(&self.0.state.borrow(), id).unwrap_or(None);
@@ -330,18 +344,28 @@ impl<E: Env> Shard<E> {
         self.0.state.borrow().directory.alarms_due(now_ms, max)
     }
 
-    /// Objects that exist durably, in an order of the shard's own, from the one after `after` on; at
-    /// most `max`. Those of a damaged block of the directory are left out, which is logged.
-    pub fn page(&self, after: Option<ObjectId>, max: usize) -> Vec<ObjectInfo> {
+    /// Objects that exist durably, in an order of the shard's own, from the one after `after` on.
+    /// Those of a damaged block of the directory are left out, which is logged.
+    ///
+    /// However few are taken, the core is kept for a bounded time: ask on until `next` is `None`.
+    pub fn page(&self, filter: &Filter, after: Option<ObjectId>) -> Page {
         let state = self.0.state.borrow();
-        let entries = state.directory.entries(after).filter_map(|entry| match entry {
-            Ok((key, entry)) => Some(ObjectInfo::new(key.id, &entry?)),
-            Err(error) => {
-                tracing::error!(shard = self.0.number, %error, "objects can't be listed");
-                None
+        let mut page = Page { objects: Vec::new(), next: None };
+        for (walked, entry) in state.directory.entries(after).enumerate() {
+            match entry {
+                Ok(_) if walked >= PAGE_ENTRIES && page.next.is_some() => return page,
+                Ok((key, known)) => {
+                    page.next = Some(key.id);
+                    let object = ObjectInfo::new(key.id, known);
+                    page.objects.extend(object.filter(|object| filter.takes(object)));
+                }
+                Err(error) => {
+                    tracing::error!(shard = self.0.number, %error, "objects can't be listed");
+                }
             }
-        });
-        entries.take(max).collect()
+        }
+        page.next = None;
+        page
     }
 
     /// The error that every call meets since a write failed, if one did.
@@ -472,25 +496,33 @@ impl<E: Env> Appending<'_, E> {
         batch: &Batch,
         resident: Option<&dyn Resident>,
     ) -> Ticket {
+        let wall_ms = self.inner.env.wall_ms();
+        let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
+        if let Some(head) = self.head.filter(|_| self.rewrite) {
+            stamp.written_ms = head.written_ms;
+        }
+        let mut known = batch.origin().clone();
         let entry = match self.image(batch, resident) {
             Some((payload, origin)) => {
                 let exists = !payload.is_empty() || self.alarm.is_some();
                 let address = self.frames(state, frame::Kind::Image, &payload, Vec::new(), &origin);
-                exists.then(|| Entry::image(address, self.version, self.alarm))
+                known = origin;
+                exists.then(|| Entry::image(address, stamp))
             }
             None => {
                 let head = self.head.expect("an object that does not exist gets an image");
                 let payload = batch.encoded_ops();
                 let chain: Vec<_> = head.chain().collect();
-                let nested = head.is_full() || self.parts(payload, CHAIN_RESERVE) > 1;
+                let nested = head.is_full() || self.parts(payload, &known) > 1;
                 let carried = if nested { chain } else { Vec::new() };
                 let kind = frame::Kind::Delta;
-                let address = self.frames(state, kind, payload, carried, &Origin::default());
-                Some(head.with_delta(address, self.version, self.alarm, nested))
+                let address = self.frames(state, kind, payload, carried, &known);
+                Some(head.with_delta(address, stamp, nested))
             }
         };
         let open = state.queue.last_mut();
-        open.updates.push(Update { id: *self.id, existed: self.existed, entry });
+        let (id, existed) = (*self.id, self.existed);
+        open.updates.push(Update { id, existed, entry, origin: known });
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
         let pending = Pending { entry, ordinal, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
@@ -499,7 +531,8 @@ impl<E: Env> Appending<'_, E> {
 
     /// The payload and origin of an image, where an image is to be written.
     fn image(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Option<(Vec<u8>, Origin)> {
-        let origin = resident.map(|resident| resident.origin().clone()).unwrap_or_default();
+        let mut origin = batch.origin().clone();
+        resident.into_iter().for_each(|resident| origin.learn(resident.origin()));
         if let Some(resident) = resident.filter(|resident| self.wants_image(batch, *resident)) {
             let mut image = Batch::new();
             resident.visit(&mut |key, value| image = std::mem::take(&mut image).put(key, value));
@@ -544,8 +577,8 @@ impl<E: Env> Appending<'_, E> {
         limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
     }
 
-    fn parts(&self, payload: &[u8], chain: usize) -> usize {
-        split_ops(payload, self.payload_max(chain, &Origin::default())).len()
+    fn parts(&self, payload: &[u8], origin: &Origin) -> usize {
+        split_ops(payload, self.payload_max(CHAIN_RESERVE, origin)).len()
     }
 
     /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.

@@ -4,6 +4,7 @@
 
 use dormouse_engine::Batch;
 use dormouse_engine::contents::Origin;
+use dormouse_engine::directory::{Entry, Known, Stamp};
 use dormouse_engine::format::batch::{self, BatchHeader, Home, Role, Seal, Trailer};
 use dormouse_engine::format::checkpoint::{Checkpoint, RunRef, SegmentRef};
 use dormouse_engine::format::frame::{self, Address, Frame, Kind};
@@ -228,14 +229,19 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     assert_eq!(Key::new(STORE, id()).hash, KEY_HASH, "{:#x}", Key::new(STORE, id()).hash);
 
     let address = Address { segment: 6, offset: 512, bytes: 104 };
-    let entry = dormouse_engine::directory::Entry::image(address, Version(9), Some(77));
+    let stamp = Stamp { version: Version(9), alarm: Some(77), written_ms: 55 };
+    let entry = Some(Entry::image(address, stamp));
+    let origin = Origin { namespace: Some("rooms".into()), name: Some("lobby".into()) };
+    let entries = vec![
+        (id(), Known { entry, origin }),
+        (ObjectId::from_bytes([1; 32]), Known::default()),
+        (ObjectId::from_bytes([2; 32]), Known { entry, origin: Origin::default() }),
+    ];
     let mut builder = BlockBuilder::default();
-    assert!(builder.push_entry(&id(), Some(&entry)));
-    assert!(builder.push_entry(&ObjectId::from_bytes([1; 32]), None));
+    entries.iter().for_each(|(id, known)| assert!(builder.push_entry(id, known)));
     let mut block = vec![0; run::BLOCK_BYTES];
     builder.finish(&mut block, incarnation, 1);
     assert_eq!(block[..4], BLOCK_CRC, "{:02x?}", &block[..4]);
-    let entries = vec![(id(), Some(entry)), (ObjectId::from_bytes([1; 32]), None)];
     assert_eq!(run::entries(&block, incarnation, 1), Ok(entries));
     assert_eq!(run::entries(&block, incarnation, 2), Err(Rejected::Checksum), "another place");
     assert!(builder.push_alarm(77, &id()));
@@ -251,5 +257,5 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
 
 const CHECKPOINT_CRC: [u8; 4] = [0xbb, 0x75, 0x45, 0x06];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
-const BLOCK_CRC: [u8; 4] = [0x56, 0x05, 0x3d, 0x01];
+const BLOCK_CRC: [u8; 4] = [0x22, 0x64, 0x6a, 0xe2];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

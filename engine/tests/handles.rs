@@ -181,33 +181,66 @@ fn a_full_mailbox_refuses_at_once_and_what_it_took_happens() {
 fn all_objects_are_listed_over_several_pages() {
     let dir = dir();
     let store = open(dir.path(), options(DiskChoice::Auto));
-    let ids: Vec<_> = (0..1000_u32)
+    let ids: Vec<_> = (0..5000_u32)
         .map(|number| {
             let mut bytes = [0; 32];
             bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_le_bytes());
             ObjectId::from_bytes(bytes)
         })
         .collect();
-    let commits: Vec<_> =
-        ids.iter().map(|id| store.object(*id).commit(Batch::new().set_alarm(7))).collect();
-    commits.into_iter().for_each(|commit| {
-        commit.wait().expect("durable");
-    });
+    let named = |number: usize, batch: Batch| match number % 5 {
+        0 => batch.named("rooms", &format!("room-{number}")),
+        1 => batch.named("users", &format!("room-{number}")),
+        _ => batch,
+    };
+    for (chunk, ids) in ids.chunks(1000).enumerate() {
+        let commit = |(at, id): (usize, &ObjectId)| {
+            let batch = named(1000 * chunk + at, Batch::new().set_alarm(7).put("k", [7; 300]));
+            store.object(*id).commit(batch)
+        };
+        let commits: Vec<_> = ids.iter().enumerate().map(commit).collect();
+        commits.into_iter().for_each(|commit| assert!(commit.wait().expect("durable").0 > 0));
+    }
+    // Nobody says the names again, and what said them is in a checkpoint.
+    for ids in ids.chunks(1000) {
+        let commit = |id: &ObjectId| store.object(*id).commit(Batch::new().put("l", "1"));
+        let commits: Vec<_> = ids.iter().map(commit).collect();
+        commits.into_iter().for_each(|commit| assert!(commit.wait().expect("durable").0 > 0));
+    }
+    close(&store);
+    let store = open(dir.path(), options(DiskChoice::Auto));
     let found = dormouse_engine::call::wait(async {
         let (mut objects, mut found) = (store.objects(), Vec::new());
         while let Some(object) = objects.next().await.expect("open") {
             assert_eq!((object.alarm, object.damaged), (Some(7), false));
+            assert!(object.written_ms > 1_700_000_000_000 && object.log_bytes > 300, "{object:?}");
             found.push(object.id);
         }
         found
     });
+    let rooms = dormouse_engine::call::wait(async {
+        let mut objects = store.objects().namespace("rooms").name_prefix("room-1");
+        let mut found = Vec::new();
+        while let Some(object) = objects.next().await.expect("open") {
+            assert_eq!(object.namespace.as_deref(), Some("rooms"));
+            found.push((object.name.expect("named").to_string(), object.id));
+        }
+        found.sort_unstable();
+        found
+    });
+    let numbered = |number: &usize| format!("room-{number}").starts_with("room-1");
+    let numbers = (0..5000).step_by(5).filter(numbered);
+    let mut wanted: Vec<_> = numbers.map(|at| (format!("room-{at}"), ids[at])).collect();
+    wanted.sort_unstable();
+    assert_eq!(rooms, wanted);
     let (mut found, mut wanted) = (found, ids);
     found.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(found, wanted);
     let stats = dormouse_engine::call::wait(store.stats()).expect("open");
     assert_eq!(stats.len(), 3);
-    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<u64>(), 1000);
+    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<u64>(), 5000);
+    assert!(stats.iter().all(|shard| shard.checkpoints > 0 || shard.log_bytes < 2 << 20));
     close(&store);
 }
 

@@ -153,13 +153,14 @@ impl Inner {
         let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
             unreachable!("only this task starts the object");
         };
-        let contents = match contents {
+        let mut contents = match contents {
             Ok(contents) => contents,
             Err(error) => {
                 refuse(queue, &Error::from(error));
                 return self.moved.notify();
             }
         };
+        contents.origin.learn(&self.topology.class(class).origin(&id));
         let home = Home { shard, id: object, bell: self.alarms.bell() };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
         let instance = Instance::new(id, self.host.clone(), cache);

@@ -29,6 +29,11 @@ impl Id {
         self.name.as_deref()
     }
 
+    /// [`Id::name`], without a copy.
+    pub(crate) fn shared_name(&self) -> Option<Arc<str>> {
+        self.name.clone()
+    }
+
     /// The id of an object that the engine names.
     pub(crate) const fn unnamed(bytes: ObjectId) -> Self {
         Self { bytes, name: None }

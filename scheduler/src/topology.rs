@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
 use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
-use dormouse_engine::{Env, Limits, ObjectId, Superblock};
+use dormouse_engine::{Env, Limits, ObjectId, Origin, Superblock};
 use futures_channel::oneshot;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
@@ -55,6 +55,11 @@ impl Class {
                 async move { object.alarm(info).await }.boxed_local()
             },
         }
+    }
+
+    /// Where an id of this class comes from.
+    pub(crate) fn origin(&self, id: &Id) -> Origin {
+        Origin { namespace: Some(self.name.clone()), name: id.shared_name() }
     }
 }
 

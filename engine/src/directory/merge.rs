@@ -4,8 +4,8 @@ use std::iter::Peekable;
 use std::rc::Rc;
 use std::vec::IntoIter;
 
-use super::Keyed;
 use super::run::{Entries, Run};
+use super::{Keyed, Known};
 use crate::error::Result;
 use crate::format::run::Key;
 use crate::io::File;
@@ -45,15 +45,19 @@ impl<F: File> Iterator for Merge<'_, F> {
         let runs = self.runs.iter_mut().filter_map(|run| Some(run.peek()?.as_ref().ok()?.0));
         let least = recent.chain(runs).min()?;
         let is_least = |key: &Key| *key == least;
-        let mut youngest = None;
+        let mut youngest: Option<Known> = None;
+        let mut take = |older: Known| match &mut youngest {
+            Some(youngest) => youngest.origin.learn(&older.origin),
+            None => youngest = Some(older),
+        };
         for entries in &mut self.recent {
-            let taken = entries.next_if(|(key, _)| is_least(key)).map(Ok);
-            youngest = youngest.or(taken);
+            let taken = entries.next_if(|(key, _)| is_least(key));
+            taken.into_iter().for_each(|(_, known)| take(known));
         }
         for run in &mut self.runs {
             let taken = run.next_if(|entry| entry.as_ref().is_ok_and(|(key, _)| is_least(key)));
-            youngest = youngest.or(taken);
+            taken.into_iter().flatten().for_each(|(_, known)| take(known));
         }
-        youngest
+        youngest.map(|known| Ok((least, known)))
     }
 }

@@ -10,6 +10,7 @@
 //! - The newest of overlay, frozen overlay and runs, youngest first, that knows an object decides.
 //! - `alarms` are those of the objects that overlay or frozen overlay know.
 
+mod entry;
 mod merge;
 mod run;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod write;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use crate::contents::Origin;
 use crate::error::Result;
 use crate::format::checkpoint::RunRef;
 use crate::format::frame::{Address, Frame, Kind};
@@ -26,115 +28,24 @@ use crate::format::run::Key;
 use crate::ids::{ObjectId, StoreId, Version};
 use crate::io::File;
 
+pub use entry::{CHAIN_MAX, Entry, Known, Stamp};
 pub(crate) use merge::Merge;
 pub(crate) use run::Run;
 pub(crate) use write::{file_name, number_in_name, write_run};
-
-/// Addresses that one entry holds at most.
-pub const CHAIN_MAX: usize = 4;
 
 /// A map keyed by object ids with a fixed hash. Its order means nothing: never show it.
 #[expect(clippy::disallowed_types, reason = "the hasher is fixed, and no order is shown")]
 pub type IdMap<V> = std::collections::HashMap<ObjectId, V, foldhash::fast::FixedState>;
 
-/// Where one object's state lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    chain: [Option<Address>; CHAIN_MAX],
-    /// The newest commit's version.
-    pub version: Version,
-    /// The alarm, ms since 1970.
-    pub alarm: Option<u64>,
-    /// Bytes of the image at the start of the chain, as far as known.
-    pub image_bytes: u32,
-    /// Bytes of the deltas after it.
-    pub delta_bytes: u32,
-    /// How many chains are nested in the first frame.
-    pub depth: u16,
-    /// Whether a frame that it needs was lost: the object answers `Corrupt`.
-    pub damaged: bool,
-}
-
-impl Entry {
-    /// The entry of an object whose whole state is one image.
-    pub fn image(address: Address, version: Version, alarm: Option<u64>) -> Self {
-        let chain = [Some(address), None, None, None];
-        let image_bytes = address.bytes;
-        Self { chain, version, alarm, image_bytes, delta_bytes: 0, depth: 0, damaged: false }
-    }
-
-    /// The entry of an object of which nothing can be read any more.
-    pub fn lost(version: Version) -> Self {
-        Self {
-            chain: [None; CHAIN_MAX],
-            version,
-            alarm: None,
-            image_bytes: 0,
-            delta_bytes: 0,
-            depth: 0,
-            damaged: true,
-        }
-    }
-
-    /// The frames to read, oldest first.
-    pub fn chain(&self) -> impl DoubleEndedIterator<Item = Address> + '_ {
-        self.chain.iter().flatten().copied()
-    }
-
-    /// The newest frame.
-    pub fn newest(&self) -> Option<Address> {
-        self.chain().next_back()
-    }
-
-    /// Whether a further delta must carry the chain itself.
-    pub fn is_full(&self) -> bool {
-        self.chain[CHAIN_MAX - 1].is_some()
-    }
-
-    /// The entry after a delta at `address`; `nested`: the delta carries the chain itself.
-    pub fn with_delta(
-        &self,
-        address: Address,
-        version: Version,
-        alarm: Option<u64>,
-        nested: bool,
-    ) -> Self {
-        assert!(version > self.version);
-        let mut entry = *self;
-        entry.version = version;
-        entry.alarm = alarm;
-        entry.delta_bytes = entry.delta_bytes.saturating_add(address.bytes);
-        if nested {
-            entry.chain = [Some(address), None, None, None];
-            entry.depth = entry.depth.saturating_add(1);
-        } else {
-            let free = entry.chain.iter_mut().find(|slot| slot.is_none());
-            *free.expect("the writer nests a full chain") = Some(address);
-        }
-        entry
-    }
-
-    pub(crate) fn set_chain(&mut self, chain: [Option<Address>; CHAIN_MAX]) {
-        self.chain = chain;
-    }
-
-    /// Replaces addresses, as `resolve` says.
-    pub(crate) fn resolve(&mut self, resolve: impl Fn(Address) -> Address) {
-        for address in self.chain.iter_mut().flatten() {
-            *address = resolve(*address);
-        }
-    }
-}
-
-/// An object's key and its entry; `None` if it was deleted.
-pub(crate) type Keyed = (Key, Option<Entry>);
+/// An object's key and what is known of it.
+pub(crate) type Keyed = (Key, Known);
 
 /// The directory of one shard.
 pub(crate) struct Directory<F: File> {
     store: StoreId,
-    overlay: IdMap<Option<Entry>>,
+    overlay: IdMap<Known>,
     /// The overlay that a checkpoint is being made of.
-    frozen: IdMap<Option<Entry>>,
+    frozen: IdMap<Known>,
     /// Youngest first.
     runs: Vec<Rc<Run<F>>>,
     alarms: BTreeSet<(u64, ObjectId)>,
@@ -149,7 +60,7 @@ impl<F: File> Directory<F> {
     }
 
     /// What overlay and frozen overlay know of an object.
-    fn recent(&self, id: &ObjectId) -> Option<&Option<Entry>> {
+    fn recent(&self, id: &ObjectId) -> Option<&Known> {
         self.overlay.get(id).or_else(|| self.frozen.get(id))
     }
 
@@ -158,7 +69,7 @@ impl<F: File> Directory<F> {
     /// Errors: `Corrupt`, if it would be in a damaged block of a run.
     pub(crate) fn get(&self, id: &ObjectId) -> Result<Option<Entry>> {
         match self.recent(id) {
-            Some(entry) => Ok(*entry),
+            Some(known) => Ok(known.entry),
             None if self.runs.is_empty() => Ok(None),
             None => self.find(id, &self.runs).map(Option::flatten),
         }
@@ -169,28 +80,57 @@ impl<F: File> Directory<F> {
         runs.iter().find_map(|run| run.find(&key).transpose()).transpose()
     }
 
-    /// Sets or removes the object's entry; `existed` is whether there was one.
-    pub(crate) fn set(&mut self, id: ObjectId, existed: bool, entry: Option<Entry>) {
+    /// Where the object's id comes from, as far as any entry knows.
+    ///
+    /// Errors: `Corrupt`, if that would be in a damaged block of a run.
+    pub(crate) fn origin(&self, id: &ObjectId) -> Result<Origin> {
+        let key = Key::new(self.store, *id);
+        let mut origin = Origin::default();
+        for recent in [&self.overlay, &self.frozen] {
+            recent.get(id).into_iter().for_each(|recent| origin.learn(&recent.origin));
+        }
+        for run in &self.runs {
+            if origin.name.is_some() {
+                break;
+            }
+            run.find_known(&key)?.into_iter().for_each(|older| origin.learn(&older.origin));
+        }
+        Ok(origin)
+    }
+
+    /// Sets or removes the object's entry; `existed` is whether there was one, `origin` what its
+    /// newest frame says.
+    pub(crate) fn set(
+        &mut self,
+        id: ObjectId,
+        existed: bool,
+        entry: Option<Entry>,
+        origin: &Origin,
+    ) {
         self.objects += u64::from(entry.is_some());
         self.objects = self.objects.saturating_sub(u64::from(existed));
-        let old_alarm = self.recent(&id).and_then(|old| old.as_ref()?.alarm);
+        let old_alarm = self.recent(&id).and_then(|old| old.entry?.alarm);
         old_alarm.into_iter().for_each(|at| assert!(self.alarms.remove(&(at, id))));
         let new_alarm = entry.and_then(|new| new.alarm);
         new_alarm.into_iter().for_each(|at| assert!(self.alarms.insert((at, id))));
-        match entry.is_none() && self.frozen.is_empty() && self.runs.is_empty() {
-            true => self.overlay.remove(&id),
-            false => self.overlay.insert(id, entry),
-        };
+        if entry.is_none() && self.frozen.is_empty() && self.runs.is_empty() {
+            self.overlay.remove(&id);
+            return;
+        }
+        let known = self.overlay.entry(id).or_default();
+        known.entry = entry;
+        let older = std::mem::replace(&mut known.origin, origin.clone());
+        known.origin.learn(&older);
     }
 
     /// Marks an object as unreadable: a frame that it needs was in a lost batch.
     pub(crate) fn damage(&mut self, id: ObjectId) {
         let entry = self.get(&id).unwrap_or(None);
         let damaged = match entry {
-            Some(entry) => Entry { damaged: true, ..entry },
+            Some(entry) => entry.into_damaged(),
             None => Entry::lost(Version(1)),
         };
-        self.set(id, entry.is_some(), Some(damaged));
+        self.set(id, entry.is_some(), Some(damaged), &Origin::default());
     }
 
     /// Enters a frame that replay accepted. A part counts only through its commit's last frame, a
@@ -203,6 +143,11 @@ impl<F: File> Directory<F> {
             Ok(before) => (before, false),
             Err(_) => (None, true),
         };
+        let (version, alarm) = (frame.version, frame.alarm);
+        let mut stamp = Stamp { version, alarm, written_ms: frame.wall_ms };
+        if let Some(before) = before.filter(|_| frame.rewrite) {
+            stamp.written_ms = before.written_ms;
+        }
         let after = match (frame.kind, before) {
             (Kind::Image, Some(before)) if frame.rewrite && before.version != frame.version => {
                 return;
@@ -211,18 +156,16 @@ impl<F: File> Directory<F> {
             (Kind::Image, _) => {
                 let empty = frame.payload.is_empty() && frame.chain.is_none();
                 let exists = !empty || frame.alarm.is_some();
-                exists.then(|| Entry::image(address, frame.version, frame.alarm))
+                exists.then(|| Entry::image(address, stamp))
             }
-            (Kind::Delta, Some(before)) if before.damaged => {
-                Some(Entry { version: frame.version, alarm: frame.alarm, ..before })
-            }
+            (Kind::Delta, Some(before)) if before.damaged => Some(before.still_damaged(stamp)),
             (Kind::Delta, Some(before)) if frame.chain.is_some() || !before.is_full() => {
                 let nested = frame.chain.is_some();
-                Some(before.with_delta(address, frame.version, frame.alarm, nested))
+                Some(before.with_delta(address, stamp, nested))
             }
             (Kind::Delta, _) => Some(Entry::lost(frame.version)),
         };
-        self.set(frame.object, before.is_some() || unknown, after);
+        self.set(frame.object, before.is_some() || unknown, after, &frame.origin);
     }
 
     /// The earliest alarm.
@@ -278,10 +221,10 @@ impl<F: File> Directory<F> {
         Merge::new(recent.into(), &self.runs, after.as_ref())
     }
 
-    fn sorted(&self, map: &IdMap<Option<Entry>>, after: Option<&Key>) -> Vec<Keyed> {
-        let keyed = map.iter().map(|(id, entry)| (Key::new(self.store, *id), *entry));
-        let mut sorted: Vec<_> =
-            keyed.filter(|(key, _)| after.is_none_or(|after| key > after)).collect();
+    fn sorted(&self, map: &IdMap<Known>, after: Option<&Key>) -> Vec<Keyed> {
+        let keyed = map.iter().map(|(id, known)| (Key::new(self.store, *id), known));
+        let keyed = keyed.filter(|(key, _)| after.is_none_or(|after| key > after));
+        let mut sorted: Vec<_> = keyed.map(|(key, known)| (key, known.clone())).collect();
         sorted.sort_unstable_by_key(|(key, _)| *key);
         sorted
     }
@@ -316,15 +259,20 @@ impl<F: File> Directory<F> {
 
     /// The checkpoint failed: what was frozen is part of the overlay again.
     pub(crate) fn thaw(&mut self) {
-        for (id, entry) in std::mem::take(&mut self.frozen) {
-            self.overlay.entry(id).or_insert(entry);
+        for (id, frozen) in std::mem::take(&mut self.frozen) {
+            match self.overlay.entry(id) {
+                std::collections::hash_map::Entry::Vacant(free) => drop(free.insert(frozen)),
+                std::collections::hash_map::Entry::Occupied(mut newer) => {
+                    newer.get_mut().origin.learn(&frozen.origin);
+                }
+            }
         }
     }
 
     /// The checkpoint is made: `run` holds what was frozen and the youngest `merged` runs.
     pub(crate) fn install(&mut self, run: Option<Run<F>>, merged: usize) {
-        for (id, entry) in std::mem::take(&mut self.frozen) {
-            if let Some(at_ms) = entry.and_then(|entry| entry.alarm)
+        for (id, known) in std::mem::take(&mut self.frozen) {
+            if let Some(at_ms) = known.entry.and_then(|entry| entry.alarm)
                 && !self.overlay.contains_key(&id)
             {
                 assert!(self.alarms.remove(&(at_ms, id)));

@@ -2,12 +2,12 @@
 
 use std::cell::{Cell, Ref, RefCell};
 
-use super::{Entry, Keyed};
+use super::{Entry, Keyed, Known};
 use crate::error::{Error, Result};
 use crate::format::Rejected;
 use crate::format::checkpoint::RunRef;
 use crate::format::run::{self, BLOCK_BYTES, Key, RunHeader};
-use crate::ids::ObjectId;
+use crate::ids::{Incarnation, ObjectId};
 use crate::io::File;
 
 /// Guesses by interpolation before the search goes on by halves.
@@ -61,10 +61,25 @@ impl<F: File> Run<F> {
     ///
     /// Errors: `Corrupt`, if a damaged block may hold it.
     pub(crate) fn find(&self, key: &Key) -> Result<Option<Option<Entry>>> {
+        self.find_with(key, run::find)
+    }
+
+    /// All that the run says of an object.
+    ///
+    /// Errors: as [`Run::find`].
+    pub(crate) fn find_known(&self, key: &Key) -> Result<Option<Known>> {
+        self.find_with(key, run::find_known)
+    }
+
+    fn find_with<T>(
+        &self,
+        key: &Key,
+        find: impl Fn(&[u8], Incarnation, u32, &ObjectId) -> Result<Option<T>, Rejected>,
+    ) -> Result<Option<T>> {
         let (block, next_is_readable) = self.candidate(key);
         let found = match block {
             None => None,
-            Some(block) => run::find(self.block(block), self.header.incarnation, block, &key.id)
+            Some(block) => find(self.block(block), self.header.incarnation, block, &key.id)
                 .map_err(|why| self.damaged(block, why))?,
         };
         match found.is_some() || next_is_readable {
@@ -140,7 +155,7 @@ impl<F: File> Run<F> {
                 let run = self.header.number;
                 tracing::error!(run, %why, "the alarms of a run are damaged: read from its entries");
                 let entries = self.entries(None).filter_map(Result::ok);
-                let alarms = entries.filter_map(|(key, entry)| Some((entry?.alarm?, key.id)));
+                let alarms = entries.filter_map(|(key, known)| Some((known.entry?.alarm?, key.id)));
                 let mut alarms: Vec<_> = alarms.collect();
                 alarms.sort_unstable();
                 alarms
@@ -161,7 +176,7 @@ fn guess(hash: u64, (low, high): (u64, u64), left: u32, right: u32) -> u32 {
 pub(crate) struct Entries<'a, F: File> {
     run: &'a Run<F>,
     block: u32,
-    read: std::vec::IntoIter<(ObjectId, Option<Entry>)>,
+    read: std::vec::IntoIter<(ObjectId, Known)>,
     after: Option<Key>,
 }
 
@@ -170,10 +185,10 @@ impl<F: File> Iterator for Entries<'_, F> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            for (id, entry) in self.read.by_ref() {
+            for (id, known) in self.read.by_ref() {
                 let key = Key::new(self.run.header.store, id);
                 if self.after.is_none_or(|after| key > after) {
-                    return Some(Ok((key, entry)));
+                    return Some(Ok((key, known)));
                 }
             }
             if self.block > self.run.header.entry_blocks {

@@ -5,8 +5,9 @@ use std::io;
 use std::rc::Rc;
 
 use super::write::Writer;
-use super::{Entry, Merge, Run};
+use super::{Entry, Known, Merge, Run, Stamp};
 use crate::call::wait;
+use crate::contents::Origin;
 use crate::error::Kind;
 use crate::format::frame::Address;
 use crate::format::run::{BLOCK_BYTES, Key, RunHeader};
@@ -70,12 +71,23 @@ fn id(number: u64) -> ObjectId {
 fn entry(number: u64) -> Option<Entry> {
     let address = Address { segment: 1, offset: 512, bytes: 104 };
     let alarm = (number.is_multiple_of(3)).then_some(number + 1);
-    let entry = Entry::image(address, Version(number + 1), alarm);
+    let stamp = |version| Stamp { version: Version(version), alarm, written_ms: number };
+    let entry = Entry::image(address, stamp(number + 1));
     match number % 5 {
         0 => None,
-        1 => Some(entry.with_delta(address, Version(number + 2), alarm, false)),
+        1 => Some(entry.with_delta(address, stamp(number + 2), false)),
         _ => Some(entry),
     }
+}
+
+/// What is known of it: some have a name, some only a namespace.
+fn known(number: u64) -> Known {
+    let namespace =
+        (number % 4 < 2).then(|| ["rooms", "users"][usize::from(number % 8 > 3)].into());
+    let name = (number.is_multiple_of(4)).then(|| format!("name-{number}").into());
+    let entry = entry(number);
+    let origin = Origin { namespace, name };
+    Known { entry, origin: if entry.is_some() { origin } else { Origin::default() } }
 }
 
 fn write(objects: u64) -> (RunHeader, Memory) {
@@ -89,7 +101,7 @@ fn write(objects: u64) -> (RunHeader, Memory) {
         alarm_blocks: 0,
     };
     let mut entries: Vec<_> =
-        (0..objects).map(|number| (Key::new(STORE, id(number)), entry(number))).collect();
+        (0..objects).map(|number| (Key::new(STORE, id(number)), known(number))).collect();
     entries.sort_unstable_by_key(|(key, _)| *key);
     let merged = Merge::new(vec![entries], &[], None);
     let written = wait(Writer::new(&file, header).write(merged, false));
@@ -108,6 +120,8 @@ fn every_object_of_a_run_is_found_and_no_other() {
         for number in 0..objects {
             let found = run.find(&Key::new(STORE, id(number))).expect("whole");
             assert_eq!(found, Some(entry(number)), "object {number} of {objects}");
+            let found = run.find_known(&Key::new(STORE, id(number))).expect("whole");
+            assert_eq!(found, Some(known(number)), "object {number} of {objects}");
         }
         for number in objects..objects + 1000 {
             assert_eq!(run.find(&Key::new(STORE, id(number))).expect("whole"), None);
@@ -123,6 +137,24 @@ fn every_object_of_a_run_is_found_and_no_other() {
         let set = (0..objects).filter(|number| entry(*number).is_some_and(|e| e.alarm.is_some()));
         assert_eq!(alarms.len(), set.count());
         assert!(alarms.is_sorted());
+    }
+}
+
+#[test]
+fn merged_entries_keep_the_names_that_older_ones_knew() {
+    const OBJECTS: u64 = 200;
+    let (header, file) = write(OBJECTS);
+    let older = [Rc::new(open(header, &file))];
+    let recent = |number| Known { entry: known(number + 2).entry, origin: Origin::default() };
+    let mut entries: Vec<_> =
+        (0..OBJECTS).map(|number| (Key::new(STORE, id(number)), recent(number))).collect();
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    let merged: Vec<_> = Merge::new(vec![entries], &older, None).map(Result::unwrap).collect();
+    assert_eq!(merged.len() as u64, OBJECTS);
+    for number in 0..OBJECTS {
+        let (_, merged) = merged.iter().find(|(key, _)| key.id == id(number)).expect("there");
+        assert_eq!(merged.entry, entry(number + 2), "the younger entry decides");
+        assert_eq!(merged.origin, known(number).origin);
     }
 }
 

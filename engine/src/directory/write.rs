@@ -100,12 +100,12 @@ impl<'a, F: File> Writer<'a, F> {
     ) -> Result<std::io::Result<RunHeader>> {
         let mut alarms: Vec<(u64, ObjectId)> = Vec::new();
         for entry in entries {
-            let (key, entry) = entry?;
-            if all && entry.is_none() {
+            let (key, known) = entry?;
+            if all && known.entry.is_none() {
                 continue;
             }
-            alarms.extend(entry.and_then(|entry| Some((entry.alarm?, key.id))));
-            while !self.block.push_entry(&key.id, entry.as_ref()) {
+            alarms.extend(known.entry.and_then(|entry| Some((entry.alarm?, key.id))));
+            while !self.block.push_entry(&key.id, &known) {
                 if let Err(error) = self.finish_block().await {
                     return Ok(Err(error));
                 }

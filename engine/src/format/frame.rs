@@ -117,7 +117,7 @@ pub fn frame_bytes(payload: usize, chain: usize, origin: &Origin) -> usize {
     (HEADER_BYTES + chain * ADDRESS_BYTES + strings + payload).next_multiple_of(8)
 }
 
-fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
+pub(super) fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
     text.as_deref().map_or(&[], |text| match text.len() <= ORIGIN_BYTES_MAX {
         true => text.as_bytes(),
         false => &[],

@@ -29,30 +29,39 @@
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | bits 0 to 2: addresses, at most 4; 8 alarm; 16 damaged; 32 deleted |
+//! | 0 | 1 | bits 0 to 2: addresses, at most 4; 8 alarm; 16 damaged; 32 deleted; 64 origin |
 //! | 1 | 2 | chains nested in the first frame |
 //! | 3 | 4 | bytes of the image |
 //! | 7 | 4 | bytes of the deltas after it |
 //! | 11 | 8 | version |
 //! | 19 | 32 | object id |
-//! | 51 | 8 | alarm, ms since 1970, if there is one |
+//! | 51 | 8 | wall clock at the newest commit, ms since 1970 |
+//! | 59 | 8 | alarm, ms since 1970, if there is one |
 //! | | 12 each | addresses ([`super::frame`]), oldest first |
+//! | | 2 | bytes of the namespace, if there is an origin |
+//! | | 2 | bytes of the name, likewise; 0 for none |
+//! | | | namespace and name (UTF-8) |
 //!
 //! An alarm is its time (8 bytes, ms since 1970) and the object id (32). It is a hint: the object's
 //! newest entry decides.
 
-use super::frame::{ADDRESS_BYTES, Address};
+use std::sync::Arc;
+
+use super::frame::{ADDRESS_BYTES, Address, text};
 use super::{
     Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
-use crate::directory::Entry;
+use crate::contents::Origin;
+use crate::directory::{CHAIN_MAX, Entry, Known, Stamp};
 use crate::ids::{Incarnation, ObjectId, StoreId, Version};
 
 /// Bytes of a block.
 pub const BLOCK_BYTES: usize = 4096;
 /// Bytes of a block before its entries.
 const HEAD_BYTES: usize = 8;
-const ENTRY_BYTES: usize = 51;
+const ENTRY_BYTES: usize = 59;
+/// Bytes of an entry without the text of its origin, at most.
+const ENTRY_BYTES_MAX: usize = ENTRY_BYTES + 8 + ADDRESS_BYTES * CHAIN_MAX + 4;
 /// Bytes of an alarm.
 const ALARM_BYTES: usize = 40;
 const MAGIC: [u8; 8] = *b"DMDIRRUN";
@@ -60,6 +69,7 @@ const COUNT_MASK: u8 = 7;
 const FLAG_ALARM: u8 = 8;
 const FLAG_DAMAGED: u8 = 16;
 const FLAG_DELETED: u8 = 32;
+const FLAG_ORIGIN: u8 = 64;
 
 /// Where an object stands in a run: a hash of its id, keyed by the store so that nobody can choose
 /// ids that crowd together, then the id.
@@ -188,23 +198,26 @@ impl BlockBuilder {
         self.count == 0
     }
 
-    fn push(&mut self, bytes: &[u8]) -> bool {
-        if HEAD_BYTES + self.entries.len() + bytes.len() > BLOCK_BYTES {
+    fn push(&mut self, bytes: &[&[u8]]) -> bool {
+        let len: usize = bytes.iter().map(|bytes| bytes.len()).sum();
+        if HEAD_BYTES + self.entries.len() + len > BLOCK_BYTES {
             return false;
         }
-        self.entries.extend_from_slice(bytes);
+        bytes.iter().for_each(|bytes| self.entries.extend_from_slice(bytes));
         self.count += 1;
         true
     }
 
-    /// Adds an object's entry, `None` for one that was deleted; whether it had room.
-    pub fn push_entry(&mut self, id: &ObjectId, entry: Option<&Entry>) -> bool {
-        let mut bytes = [0; ENTRY_BYTES + 8 + ADDRESS_BYTES * crate::directory::CHAIN_MAX];
+    /// Adds what is known of an object; whether it had room.
+    pub fn push_entry(&mut self, id: &ObjectId, known: &Known) -> bool {
+        let mut bytes = [0; ENTRY_BYTES_MAX];
         let mut end = ENTRY_BYTES;
+        let (mut namespace, mut name): (&[u8], &[u8]) = (&[], &[]);
         put(&mut bytes, 19, id.as_bytes());
-        match entry {
+        match &known.entry {
             None => bytes[0] = FLAG_DELETED,
             Some(entry) => {
+                put(&mut bytes, 51, &entry.written_ms.to_le_bytes());
                 put(&mut bytes, 1, &entry.depth.to_le_bytes());
                 put(&mut bytes, 3, &entry.image_bytes.to_le_bytes());
                 put(&mut bytes, 7, &entry.delta_bytes.to_le_bytes());
@@ -220,9 +233,16 @@ impl BlockBuilder {
                     put(&mut bytes, end, &address.encode());
                     end += ADDRESS_BYTES;
                 }
+                (namespace, name) = (text(&known.origin.namespace), text(&known.origin.name));
+                if !namespace.is_empty() || !name.is_empty() {
+                    bytes[0] |= FLAG_ORIGIN;
+                    put(&mut bytes, end, &len_u32(namespace.len()).to_le_bytes()[..2]);
+                    put(&mut bytes, end + 2, &len_u32(name.len()).to_le_bytes()[..2]);
+                    end += 4;
+                }
             }
         }
-        self.push(&bytes[..end])
+        self.push(&[&bytes[..end], namespace, name])
     }
 
     /// Adds an alarm; whether it had room.
@@ -230,7 +250,7 @@ impl BlockBuilder {
         let mut bytes = [0; ALARM_BYTES];
         put(&mut bytes, 0, &at_ms.to_le_bytes());
         put(&mut bytes, 8, id.as_bytes());
-        self.push(&bytes)
+        self.push(&[&bytes])
     }
 
     /// Writes the block for its place, and begins another one.
@@ -253,7 +273,7 @@ impl BlockBuilder {
 /// Checks a block of entries; gives the first one's id.
 pub fn first_id(bytes: &[u8], incarnation: Incarnation, number: u32) -> Result<ObjectId, Rejected> {
     let (_, mut rest) = open(bytes, incarnation, number)?;
-    take_entry(&mut rest).map(|(id, _)| id)
+    take_entry(&mut rest).map(|(id, ..)| id)
 }
 
 /// Checks a block of entries; gives that of an object: `Some(None)` if it was deleted.
@@ -265,7 +285,7 @@ pub fn find(
 ) -> Result<Option<Option<Entry>>, Rejected> {
     let (count, mut rest) = open(bytes, incarnation, number)?;
     for _ in 0..count {
-        let (id, entry) = take_entry(&mut rest)?;
+        let (id, entry, _) = take_entry(&mut rest)?;
         if id == *wanted {
             return Ok(Some(entry));
         }
@@ -273,16 +293,35 @@ pub fn find(
     Ok(None)
 }
 
-/// Checks a block of entries and reads them: each with its id, `None` for a deleted object.
+/// Checks a block of entries; gives all that it says of an object.
+pub fn find_known(
+    bytes: &[u8],
+    incarnation: Incarnation,
+    number: u32,
+    wanted: &ObjectId,
+) -> Result<Option<Known>, Rejected> {
+    let found = entries(bytes, incarnation, number)?.into_iter().find(|(id, _)| id == wanted);
+    Ok(found.map(|(_, known)| known))
+}
+
+/// Checks a block of entries and reads them, each with its id.
 pub fn entries(
     bytes: &[u8],
     incarnation: Incarnation,
     number: u32,
-) -> Result<Vec<(ObjectId, Option<Entry>)>, Rejected> {
+) -> Result<Vec<(ObjectId, Known)>, Rejected> {
     let (count, mut rest) = open(bytes, incarnation, number)?;
-    let mut entries = Vec::with_capacity(count);
+    let mut entries: Vec<(ObjectId, Known)> = Vec::with_capacity(count);
     for _ in 0..count {
-        entries.push(take_entry(&mut rest)?);
+        let (id, entry, Text { namespace, name }) = take_entry(&mut rest)?;
+        let mut origin = Origin { namespace: None, name: read_text(name)? };
+        // Most objects of a block are of one namespace, which is kept once.
+        let before = entries.last().and_then(|(_, before)| before.origin.namespace.clone());
+        origin.namespace = match before.filter(|before| before.as_bytes() == namespace) {
+            Some(before) => Some(before),
+            None => read_text(namespace)?,
+        };
+        entries.push((id, Known { entry, origin }));
     }
     match rest.is_empty() {
         true => Ok(entries),
@@ -290,11 +329,23 @@ pub fn entries(
     }
 }
 
-fn take_entry(rest: &mut &[u8]) -> Result<(ObjectId, Option<Entry>), Rejected> {
+/// An entry's namespace and name, not checked yet.
+#[derive(Default)]
+struct Text<'a> {
+    namespace: &'a [u8],
+    name: &'a [u8],
+}
+
+fn read_text(bytes: &[u8]) -> Result<Option<Arc<str>>, Rejected> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Rejected::Malformed("origin of an entry"))?;
+    Ok((!text.is_empty()).then(|| text.into()))
+}
+
+fn take_entry<'a>(rest: &mut &'a [u8]) -> Result<(ObjectId, Option<Entry>, Text<'a>), Rejected> {
     const SHORT: Rejected = Rejected::Malformed("entry of a run");
     let (fixed, after) = rest.split_at_checked(ENTRY_BYTES).ok_or(SHORT)?;
     *rest = after;
-    let mut take = |len| -> Result<&[u8], Rejected> {
+    let mut take = |len| -> Result<&'a [u8], Rejected> {
         let (taken, after) = rest.split_at_checked(len).ok_or(SHORT)?;
         *rest = after;
         Ok(taken)
@@ -302,31 +353,37 @@ fn take_entry(rest: &mut &[u8]) -> Result<(ObjectId, Option<Entry>), Rejected> {
     let flags = fixed[0];
     let id = ObjectId::from_bytes(get(fixed, 19));
     if flags == FLAG_DELETED {
-        return Ok((id, None));
+        return Ok((id, None, Text::default()));
     }
     let count = usize::from(flags & COUNT_MASK);
-    let known = COUNT_MASK | FLAG_ALARM | FLAG_DAMAGED;
-    if flags & !known != 0 || count > crate::directory::CHAIN_MAX {
+    let known = COUNT_MASK | FLAG_ALARM | FLAG_DAMAGED | FLAG_ORIGIN;
+    if flags & !known != 0 || count > CHAIN_MAX {
         return Err(SHORT);
     }
     let alarm = match flags & FLAG_ALARM {
         0 => None,
         _ => Some(get_u64(take(8)?, 0)),
     };
-    let mut chain = [None; crate::directory::CHAIN_MAX];
+    let mut chain = [None; CHAIN_MAX];
     for address in &mut chain[..count] {
         *address = Some(Address::decode(&get(take(ADDRESS_BYTES)?, 0)).ok_or(SHORT)?);
     }
-    let mut entry = Entry::lost(Version(get_u64(fixed, 11)));
-    entry.set_chain(chain);
+    let mut text = Text::default();
+    if flags & FLAG_ORIGIN != 0 {
+        let lens = take(4)?;
+        text.namespace = take(usize::from(get_u16(lens, 0)))?;
+        text.name = take(usize::from(get_u16(lens, 2)))?;
+    }
+    let version = Version(get_u64(fixed, 11));
+    let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };
+    let mut entry = Entry::of_chain(chain, stamp);
     entry.damaged = flags & FLAG_DAMAGED != 0;
-    entry.alarm = alarm;
     entry.depth = get_u16(fixed, 1);
     entry.image_bytes = get_u32(fixed, 3);
     entry.delta_bytes = get_u32(fixed, 7);
     match entry.version == Version::NONE || (count == 0 && !entry.damaged) {
         true => Err(SHORT),
-        false => Ok((id, Some(entry))),
+        false => Ok((id, Some(entry), text)),
     }
 }
 

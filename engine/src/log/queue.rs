@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use crate::contents::Origin;
 use crate::directory::Entry;
 use crate::error::{Error, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
@@ -91,6 +92,8 @@ pub(crate) struct Update {
     pub(crate) existed: bool,
     /// What there is afterwards.
     pub(crate) entry: Option<Entry>,
+    /// Where the id comes from, if the newest frame says it.
+    pub(crate) origin: Origin,
 }
 
 /// One batch that is still open.

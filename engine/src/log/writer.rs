@@ -205,8 +205,8 @@ fn settle<E: Env>(
     let segment = state.segments.get_mut(&state.tail.segment.0).expect("it was written to");
     segment.frames_bytes += frames_bytes;
     let half_full = state.tail.offset > segment.header.bytes / 2;
-    for Update { id, existed, entry } in batch.updates {
-        state.directory.set(id, existed, entry);
+    for Update { id, existed, entry, origin } in batch.updates {
+        state.directory.set(id, existed, entry, &origin);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
         }

@@ -4,6 +4,7 @@
 //! requests to them through bounded mailboxes. Requests of one thread for one object take effect
 //! in the order in which they were made.
 
+mod listing;
 mod memory;
 mod object;
 mod serve;
@@ -12,17 +13,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 
 use crate::call::Call;
-use crate::directory::Entry;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::Superblock;
-use crate::ids::{ObjectId, Version};
+use crate::ids::ObjectId;
 use crate::limits::Limits;
 use crate::mailbox::{Refused, Sender, mailbox};
 use crate::real::{CoreOptions, CoreThread, DiskChoice};
 use crate::shard::{Shard, ShardStats};
 use crate::store_lock::StoreLock;
 
+pub use listing::{Filter, ObjectInfo, Objects, Page};
 pub use object::{Keys, Object};
 use serve::{Request, Served};
 
@@ -52,33 +53,6 @@ impl Default for Options {
             limits: Limits::PRODUCTION,
             cache_bytes: 64 << 20,
             requests_max: 4096,
-        }
-    }
-}
-
-/// An object as the directory knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ObjectInfo {
-    /// Its id.
-    pub id: ObjectId,
-    /// The version of its last commit.
-    pub version: Version,
-    /// Its alarm, in milliseconds since 1970.
-    pub alarm: Option<u64>,
-    /// Bytes of the frames that hold it.
-    pub log_bytes: u64,
-    /// Whether it can't be read any more (E6).
-    pub damaged: bool,
-}
-
-impl ObjectInfo {
-    pub(crate) fn new(id: ObjectId, entry: &Entry) -> Self {
-        Self {
-            id,
-            version: entry.version,
-            alarm: entry.alarm,
-            log_bytes: u64::from(entry.image_bytes) + u64::from(entry.delta_bytes),
-            damaged: entry.damaged,
         }
     }
 }
@@ -127,7 +101,7 @@ impl Store {
     /// All objects that exist, shard by shard in an order of the store's own; each is there as it is
     /// when the walk comes by.
     pub fn objects(&self) -> Objects {
-        Objects { store: self.clone(), shard: 0, page: Vec::new().into_iter(), after: None }
+        Objects::new(self.clone())
     }
 
     /// Counters of each shard.
@@ -258,38 +232,4 @@ async fn open<E: Env>(
         shards.push(shard);
     }
     Ok(Served::new(env.clone(), shards, superblock.shards, cores, cache_bytes / cores))
-}
-
-/// A walk over all objects of a store.
-pub struct Objects {
-    store: Store,
-    shard: u16,
-    page: std::vec::IntoIter<ObjectInfo>,
-    /// The last one given of this shard.
-    after: Option<ObjectId>,
-}
-
-impl Objects {
-    /// The next object.
-    ///
-    /// Errors: `Overloaded` (ask again, nothing is skipped), `Closed`.
-    pub async fn next(&mut self) -> Result<Option<ObjectInfo>> {
-        loop {
-            if let Some(object) = self.page.next() {
-                self.after = Some(object.id);
-                return Ok(Some(object));
-            }
-            if self.shard == self.store.0.shards {
-                return Ok(None);
-            }
-            let (shard, after) = (self.shard, self.after);
-            let ask = |reply| Request::Objects { shard, after, reply };
-            let page = self.store.send(shard, Kind::Closed, ask).await?;
-            if page.is_empty() {
-                self.shard += 1;
-                self.after = None;
-            }
-            self.page = page.into_iter();
-        }
-    }
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_channel::oneshot;
 
-use super::ObjectInfo;
 use super::memory::{Held, Memory};
+use super::{Filter, Page};
 use crate::batch::Batch;
 use crate::contents::Contents;
 use crate::directory::IdMap;
@@ -23,16 +23,13 @@ use crate::signal::Signal;
 /// Where an answer goes. Nobody may be waiting any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
-/// Objects of one answer to [`Request::Objects`].
-const PAGE: usize = 256;
-
 /// What a core is asked for.
 pub(super) enum Request {
     Commit { id: ObjectId, batch: Batch, reply: Reply<Version> },
     Get { id: ObjectId, key: Bytes, reply: Reply<Option<Bytes>> },
     Contents { id: ObjectId, reply: Reply<Arc<Contents>> },
     Head { id: ObjectId, reply: Reply<(Version, Option<u64>)> },
-    Objects { shard: u16, after: Option<ObjectId>, reply: Reply<Vec<ObjectInfo>> },
+    Objects { shard: u16, filter: Filter, after: Option<ObjectId>, reply: Reply<Page> },
     Stats { shard: u16, reply: Reply<ShardStats> },
 }
 
@@ -141,8 +138,8 @@ impl<E: Env> Served<E> {
                 };
                 self.answer("head", reply, head);
             }
-            Request::Objects { shard, after, reply } => {
-                drop(reply.send(Ok(self.numbered(shard).page(after, PAGE))));
+            Request::Objects { shard, filter, after, reply } => {
+                drop(reply.send(Ok(self.numbered(shard).page(&filter, after))));
             }
             Request::Stats { shard, reply } => drop(reply.send(Ok(self.numbered(shard).stats()))),
         }

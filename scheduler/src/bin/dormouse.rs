@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Error, Limits, ObjectId, ObjectInfo, Result, Shard, StoreLock, Superblock};
+use dormouse_engine::{
+    Error, Filter, Limits, ObjectId, ObjectInfo, Result, Shard, StoreLock, Superblock,
+};
 
 /// Looks into a store. It must not be open elsewhere; an interrupted one is recovered first.
 #[derive(Parser)]
@@ -67,9 +69,6 @@ fn parse(id: &str) -> Option<ObjectId> {
     Some(ObjectId::from_bytes(bytes))
 }
 
-/// Objects asked for at a time.
-const PAGE: usize = 1024;
-
 #[derive(Clone, Copy)]
 enum Show {
     Stat,
@@ -127,15 +126,17 @@ fn stat(shard: &Shard<RealEnv>, number: u16) {
 
 /// All objects, in the directory's order.
 fn objects(shard: &Shard<RealEnv>) -> impl Iterator<Item = ObjectInfo> + '_ {
-    let mut page = shard.page(None, PAGE).into_iter();
-    let mut last = None;
+    let filter = Filter::default();
+    let mut page = shard.page(&filter, None);
+    let mut objects = std::mem::take(&mut page.objects).into_iter();
     std::iter::from_fn(move || {
-        let next = page.next().or_else(|| {
-            page = shard.page(Some(last?), PAGE).into_iter();
-            page.next()
-        });
-        last = next.map(|object| object.id);
-        next
+        loop {
+            if let Some(object) = objects.next() {
+                return Some(object);
+            }
+            page = shard.page(&filter, Some(page.next?));
+            objects = std::mem::take(&mut page.objects).into_iter();
+        }
     })
 }
 

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_engine::{
-    Batch, Contents, Host, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version,
+    Batch, Contents, Filter, Host, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version,
 };
 
 use super::shared::{Mark, Shared};
@@ -199,6 +199,36 @@ fn shard_of<'a>(shards: &'a Shards, id: &ObjectId) -> &'a Shard<SimEnv> {
     &shards[usize::from(id.shard(count))]
 }
 
+/// The name of an object that has one.
+fn name(number: u8) -> Option<String> {
+    number.is_multiple_of(2).then(|| format!("object-{number}"))
+}
+
+/// What shards list: id, version, alarm, name; sorted.
+fn listed(
+    shards: &Shards,
+    filter: &Filter,
+) -> Vec<(ObjectId, Version, Option<u64>, Option<String>)> {
+    let mut all = Vec::new();
+    for shard in shards.iter() {
+        let mut after = None;
+        loop {
+            let page = shard.page(filter, after);
+            let objects = page.objects.into_iter();
+            all.extend(
+                objects
+                    .map(|it| (it.id, it.version, it.alarm, it.name.map(|name| name.to_string()))),
+            );
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+    }
+    all.sort_unstable();
+    all
+}
+
 fn fold(world: &World, contents: &Contents) {
     world.fold(&contents.version.0.to_le_bytes());
     contents.map.iter().for_each(|(key, value)| {
@@ -218,13 +248,25 @@ struct Checker {
 impl Checker {
     /// Compares every object with the reference, after a recovery.
     async fn check_all(&self, shards: &Shards, all: &[u8]) -> Result<()> {
+        let mut there = Vec::new();
         for number in all {
             let id = object(*number);
             let contents = self.load(shards, &id).await.context("after recovery")?;
             fold(&self.world, &contents);
             self.reference.borrow_mut().recovered(&id, &contents).context("after recovery")?;
             self.shared.count(false);
+            if contents.version != Version::NONE {
+                there.push((id, contents.version, contents.alarm, name(*number)));
+            }
         }
+        there.sort_unstable();
+        // Where reads fail, a map may be read wrong too.
+        let listed = listed(shards, &Filter::default());
+        ensure!(listed == there || self.shared.lenient.get(), "listed {listed:?}, not {there:?}");
+        let even = Filter { namespace: Some("even".into()), name_prefix: Some("object-1".into()) };
+        there.retain(|(.., name)| name.as_ref().is_some_and(|name| name.starts_with("object-1")));
+        let listed = self::listed(shards, &even);
+        ensure!(listed == there || self.shared.lenient.get(), "listed {listed:?}, not {there:?}");
         Ok(())
     }
 
@@ -279,15 +321,15 @@ impl Client {
     async fn step(&self, step: &Step) -> Result<()> {
         match step {
             Step::Load(number) => self.load(&object(*number)).await.map(drop),
-            Step::CommitStale(number, changes) => self.stale(&object(*number), changes),
+            Step::CommitStale(number, changes) => self.stale(*number, changes),
             Step::Commit(number, batches) => {
                 let id = object(*number);
-                let batches = batches.iter().map(|changes| batch(changes));
+                let batches = batches.iter().map(|changes| batch(*number, changes));
                 let tickets: Result<Vec<_>> =
                     batches.map(|batch| self.submit(&id, batch, None)).collect();
                 self.acknowledge(&id, tickets?).await
             }
-            Step::CommitResident(number, batches) => self.resident(&object(*number), batches).await,
+            Step::CommitResident(number, batches) => self.resident(*number, batches).await,
             other => anyhow::bail!("{other:?} is a step of the whole stack"),
         }
     }
@@ -302,9 +344,9 @@ impl Client {
     }
 
     /// A commit for a version that the object is not at changes nothing.
-    fn stale(&self, id: &ObjectId, changes: &[Change]) -> Result<()> {
-        let batch = batch(changes).only_if(Version(u64::MAX));
-        let error = shard_of(&self.shards, id).commit(id, &batch, None).err();
+    fn stale(&self, number: u8, changes: &[Change]) -> Result<()> {
+        let (id, batch) = (object(number), batch(number, changes).only_if(Version(u64::MAX)));
+        let error = shard_of(&self.shards, &id).commit(&id, &batch, None).err();
         self.checker.shared.count(false);
         self.checker.shared.mark(Mark::Conflict);
         let kind = error.map(|error| error.kind());
@@ -312,10 +354,11 @@ impl Client {
         Ok(())
     }
 
-    async fn resident(&self, id: &ObjectId, batches: &[Vec<Change>]) -> Result<()> {
+    async fn resident(&self, number: u8, batches: &[Vec<Change>]) -> Result<()> {
+        let id = &object(number);
         let mut contents = self.load(id).await?;
         for changes in batches {
-            let batch = batch(changes).only_if(contents.version);
+            let batch = batch(number, changes).only_if(contents.version);
             let before = contents.version;
             contents.apply(&batch, Version(before.0 + 1));
             let ticket = match self.submit(id, batch, Some(&contents)) {
@@ -374,8 +417,13 @@ fn kind(error: &anyhow::Error) -> Option<Kind> {
     error.downcast_ref::<dormouse_engine::Error>().map(dormouse_engine::Error::kind)
 }
 
-fn batch(changes: &[Change]) -> Batch {
-    changes.iter().fold(Batch::new(), |batch, change| match change {
+fn batch(object: u8, changes: &[Change]) -> Batch {
+    let empty = Batch::new();
+    let empty = match name(object) {
+        Some(name) => empty.named("even", &name),
+        None => empty,
+    };
+    changes.iter().fold(empty, |batch, change| match change {
         Change::Put(number, len, fill) => batch.put(key(*number), vec![*fill; usize::from(*len)]),
         Change::Delete(number) => batch.delete(key(*number)),
         Change::DeleteAll(alarm_too) => {
