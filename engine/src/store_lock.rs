@@ -40,9 +40,10 @@ impl<E: Env> StoreLock<E> {
         let block = env.disk().properties().block_bytes;
         let buf = PageBuf::zeroed(block.max(512));
         let (result, buf) = read_full_at(&file, buf, 0, block).await;
-        let read =
-            result.map_err(|source| Error::io(Kind::Retry, "reading the superblock", source))?;
-        let superblock = match Superblock::decode(&buf[..read]) {
+        result.map_err(|source| Error::io(Kind::Retry, "reading the superblock", source))?;
+        // A failed write may have left a shorter file; what is missing of the block is zero, as it
+        // is after a crash: what is believed must not depend on that.
+        let superblock = match Superblock::decode(&buf) {
             Ok(superblock) => {
                 // E9: what a dead process left visible must be durable before it is built upon.
                 file.sync()

@@ -145,14 +145,26 @@ pub trait File: Clone + 'static {
 }
 
 /// Reads until the window of `buf` is full or the file ends; returns how many bytes were read.
-/// The window is as before afterwards.
+/// The window is as before afterwards. A read that does not get on before the file ends is an error:
+/// fewer bytes always mean a shorter file.
 pub async fn read_full_at<F: File>(
     file: &F,
     buf: PageBuf,
     offset: u64,
     block_bytes: usize,
 ) -> (io::Result<usize>, PageBuf) {
-    transfer(buf, block_bytes, async |buf, done| file.read_at(buf, offset + done).await).await
+    let wanted = buf.len();
+    let (result, buf) =
+        transfer(buf, block_bytes, async |buf, done| file.read_at(buf, offset + done).await).await;
+    let done = match result {
+        Ok(done) if done < wanted => done,
+        result => return (result, buf),
+    };
+    let result = file.len().await.and_then(|len| match offset + done as u64 >= len {
+        true => Ok(done),
+        false => Err(io::Error::other(format!("read {done} of {wanted} bytes at {offset}"))),
+    });
+    (result, buf)
 }
 
 /// Writes the whole window of `buf`; a write that does not get on is `WriteZero`. The window is as
