@@ -119,6 +119,11 @@ impl Batch {
         self
     }
 
+    pub(crate) fn with_origin(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
+    }
+
     /// What [`Batch::named`] said.
     pub fn origin(&self) -> &Origin {
         &self.origin

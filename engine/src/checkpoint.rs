@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use crate::directory::{Keyed, Run, write_run};
+use crate::directory::{How, Keyed, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
@@ -60,7 +60,8 @@ impl Needs {
 
 /// The manifest, and how far checkpoints have come.
 pub(crate) struct Progress<F> {
-    pub(crate) manifest: F,
+    /// `None` where the shard is only read and there is none.
+    pub(crate) manifest: Option<F>,
     pub(crate) slot_bytes: usize,
     /// The slot that is written next.
     pub(crate) next_slot: usize,
@@ -76,12 +77,12 @@ pub(crate) struct Progress<F> {
 
 /// The two slots of a manifest, as they were read: `None` where a slot is not valid.
 pub(crate) struct Manifest<F> {
-    pub(crate) file: F,
+    pub(crate) file: Option<F>,
     pub(crate) slot_bytes: usize,
     pub(crate) slots: [Option<Checkpoint>; 2],
 }
 
-/// Opens and reads a shard's manifest, or makes an empty one.
+/// Opens and reads a shard's manifest, or makes an empty one; with `read_only` nothing changes.
 ///
 /// Errors: `Retry`, `NoSpace`.
 pub(crate) async fn read_manifest<E: Env>(
@@ -89,23 +90,32 @@ pub(crate) async fn read_manifest<E: Env>(
     superblock: &crate::Superblock,
     shard: u16,
     limits: &Limits,
+    read_only: bool,
 ) -> Result<Manifest<FileOf<E>>> {
     let name = manifest_name(shard);
     let failed = |source: std::io::Error| Error::making(format!("opening {name}"), source);
-    let open = Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: limits.lock_wait };
-    let file = env.disk().open(&name, open).await.map_err(failed)?;
+    let create = if read_only { Create::ReadOnly } else { Create::IfAbsent };
+    let open = Open { create, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let file = match env.disk().open(&name, open).await {
+        Err(error) if read_only && error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Manifest { file: None, slot_bytes: 0, slots: [None, None] });
+        }
+        opened => opened.map_err(failed)?,
+    };
     let block = superblock.block_bytes;
     let bytes = usize::try_from(file.len().await.map_err(failed)?).expect("an address space");
     let slot_bytes = match bytes {
-        0 => {
+        0 if !read_only => {
             file.allocate(2 * limits.manifest_slot_bytes as u64).await.map_err(failed)?;
             limits.manifest_slot_bytes
         }
         bytes => bytes / 2 / block * block,
     };
     // E9: what a dead process left visible must be durable before it is built upon.
-    file.sync().await.map_err(failed)?;
-    env.disk().sync_dir().await.map_err(failed)?;
+    if !read_only {
+        file.sync().await.map_err(failed)?;
+        env.disk().sync_dir().await.map_err(failed)?;
+    }
     let buf = PageBuf::zeroed((2 * slot_bytes).max(block));
     let (result, buf) = read_full_at(&file, buf, 0, block).await;
     result.map_err(failed)?;
@@ -114,7 +124,7 @@ pub(crate) async fn read_manifest<E: Env>(
         Checkpoint::decode(bytes, superblock.store, shard).ok()
     };
     let slots = [slot(0), slot(1)];
-    Ok(Manifest { file, slot_bytes, slots })
+    Ok(Manifest { file: Some(file), slot_bytes, slots })
 }
 
 impl<F: File> State<F> {
@@ -139,7 +149,7 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
         return;
     }
     drop(state);
-    let begun = begin(inner);
+    let begun = begin(inner, false);
     let task_inner = inner.clone();
     inner.env.spawn("checkpoint", async move {
         let inner = task_inner;
@@ -149,13 +159,14 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
     });
 }
 
-/// Makes a checkpoint now, after the one that is being made.
+/// Makes a checkpoint now, after the one that is being made. With `forget`, one of a single run, in
+/// which nothing is left of damaged blocks.
 ///
 /// Errors: why there is none; the shard is as before.
-pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Result<()> {
     let idle = || (!inner.state.borrow().progress.running).then_some(());
     inner.changed.until(idle).await;
-    let begun = begin(inner);
+    let begun = begin(inner, forget);
     finish(inner, begun).await
 }
 
@@ -164,17 +175,21 @@ struct Begun<F: File> {
     checkpoint: Checkpoint,
     frozen: Vec<Keyed>,
     merged: Vec<Rc<Run<F>>>,
-    all: bool,
+    how: How,
 }
 
-fn begin<E: Env>(inner: &Rc<Inner<E>>) -> Begun<FileOf<E>> {
+fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     let state = &mut *inner.state.borrow_mut();
     assert!(!state.progress.running);
     state.progress.running = true;
     let grown = state.log_bytes - state.progress.begun_at;
     state.progress.begun_at = state.log_bytes;
+    if forget {
+        state.directory.recount();
+    }
     let frozen = state.directory.freeze();
-    let merged = state.directory.to_merge(1 + grown / LOG_BYTES_PER_BLOCK);
+    let blocks = if forget { u64::MAX / 4 } else { 1 + grown / LOG_BYTES_PER_BLOCK };
+    let merged = state.directory.to_merge(blocks);
     let run = state.progress.next_run;
     state.progress.next_run += 1;
     let tail = state.tail;
@@ -203,8 +218,8 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>) -> Begun<FileOf<E>> {
         segments: segments.collect(),
         runs: Vec::new(),
     };
-    let all = state.directory.are_all(merged.len());
-    Begun { checkpoint, frozen, merged, all }
+    let how = How { all: state.directory.are_all(merged.len()), forget };
+    Begun { checkpoint, frozen, merged, how }
 }
 
 async fn finish<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
@@ -222,15 +237,15 @@ async fn finish<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result
 
 /// Writes run and slot; what is written takes its place in the directory.
 async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
-    let Begun { mut checkpoint, frozen, mut merged, mut all } = begun;
+    let Begun { mut checkpoint, frozen, mut merged, mut how } = begun;
     let place = (inner.number, checkpoint.next_run - 1);
     let (env, superblock, limits) = (&inner.env, &inner.superblock, &inner.limits);
-    let mut run = write_run(env, superblock, place, frozen.clone(), &merged, all, limits).await;
+    let mut run = write_run(env, superblock, place, frozen.clone(), &merged, how, limits).await;
     if run.as_ref().is_err_and(|error| error.kind() == Kind::Corrupt) {
         // A damaged run stays as it is, so that what it holds is not forgotten.
         merged.clear();
-        all = false;
-        run = write_run(env, superblock, place, frozen, &merged, all, limits).await;
+        how.all = false;
+        run = write_run(env, superblock, place, frozen, &merged, how, limits).await;
     }
     let run = run?;
     let newest = run.as_ref().map(Run::to_ref);
@@ -257,7 +272,8 @@ async fn write_slot<E: Env>(inner: &Rc<Inner<E>>, checkpoint: &Checkpoint) -> Re
         let progress = &mut state.progress;
         // Also one whose write fails may be there afterwards, until another one takes its place.
         progress.needs[progress.next_slot].push(Needs::of(checkpoint));
-        (progress.manifest.clone(), progress.next_slot, progress.slot_bytes)
+        let manifest = progress.manifest.clone().expect("opened for writing");
+        (manifest, progress.next_slot, progress.slot_bytes)
     };
     let block = inner.superblock.block_bytes;
     let bytes = checkpoint.bytes().next_multiple_of(block);

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use crate::batch::{Op, share};
 use crate::contents::Contents;
-use crate::directory::Entry;
+use crate::directory::{Entry, Stamp};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::frame::{self, Address, Kind};
@@ -34,14 +34,24 @@ enum Step {
     Apply(Loaded),
 }
 
-/// Reads the object that `entry` points to: one round of parallel reads for its chain, and one
-/// more for each chain nested in it.
+/// Reads the object that `entry` points to.
 pub(crate) async fn load<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
     entry: &Entry,
 ) -> Result<Contents> {
-    let mut steps: Vec<Step> = entry.chain().map(Step::Read).collect();
+    load_chain(inner, id, entry.chain(), entry.stamp()).await
+}
+
+/// Reads the object that a chain of frames holds, oldest first: one round of parallel reads for
+/// them, and one more for each chain nested in it.
+pub(crate) async fn load_chain<E: Env>(
+    inner: &Rc<Inner<E>>,
+    id: &ObjectId,
+    chain: impl IntoIterator<Item = Address>,
+    stamp: Stamp,
+) -> Result<Contents> {
+    let mut steps: Vec<Step> = chain.into_iter().map(Step::Read).collect();
     let mut budget = usize::from(u16::MAX);
     while steps.iter().any(|step| matches!(step, Step::Read(_))) {
         let reads = steps.iter().filter_map(|step| match step {
@@ -70,7 +80,8 @@ pub(crate) async fn load<E: Env>(
         }
         steps = next;
     }
-    let mut contents = Contents { version: entry.version, alarm: entry.alarm, ..<_>::default() };
+    let Stamp { version, alarm, .. } = stamp;
+    let mut contents = Contents { version, alarm, ..<_>::default() };
     for step in steps {
         let Step::Apply(loaded) = step else { unreachable!("all are read") };
         apply(&mut contents, &loaded, id)?;

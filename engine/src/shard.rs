@@ -24,7 +24,7 @@ pub use crate::log::queue::Ticket;
 use crate::log::queue::{OPEN, Outcome, Queue, Update};
 use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
-pub use crate::recover::Recovery;
+pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
 use crate::store::{Filter, ObjectInfo, Page};
 
@@ -36,10 +36,11 @@ const PAGE_ENTRIES: usize = 1024;
 /// image.
 const NESTED_CHAINS_MAX: u16 = 16;
 
-/// Where a shard is in its life: open, then closing, then closed.
+/// Where a shard is in its life: open, then closing, then closed; or only read, then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     Open,
+    Reading,
     Closing,
     Closed,
 }
@@ -137,8 +138,22 @@ impl<E: Env> Shard<E> {
         number: u16,
         limits: Limits,
     ) -> Result<(Self, Recovery)> {
+        Self::open_as(env, superblock, number, limits, Opening::default()).await
+    }
+
+    /// [`Shard::open`], as `opening` says.
+    ///
+    /// Errors: as [`Shard::open`].
+    pub async fn open_as(
+        env: &E,
+        superblock: Superblock,
+        number: u16,
+        limits: Limits,
+        opening: Opening,
+    ) -> Result<(Self, Recovery)> {
         limits.check();
-        let (state, recovery) = crate::recover::recover(env, &superblock, number, &limits).await?;
+        let recovered = crate::recover::recover(env, &superblock, number, &limits, opening);
+        let (state, recovery) = recovered.await?;
         let inner = Rc::new(Inner {
             env: env.clone(),
             superblock,
@@ -148,8 +163,11 @@ impl<E: Env> Shard<E> {
             work: Signal::default(),
             changed: Signal::default(),
         });
-        env.spawn("log writer", writer::run(inner.clone()));
         let shard = Self(inner);
+        if opening.read_only {
+            return Ok((shard, recovery));
+        }
+        env.spawn("log writer", writer::run(shard.0.clone()));
         if let Err(error) = shard.after_recovery(&recovery).await {
             // Its files are to be free for whoever tries again; why it can't be used is known.
             let _poisoned = shard.close().await;
@@ -168,7 +186,7 @@ impl<E: Env> Shard<E> {
         if direct && recovery.segments <= checkpoint::SEGMENTS_MAX {
             return Ok(());
         }
-        match checkpoint::make(&self.0).await {
+        match checkpoint::make(&self.0, false).await {
             // It can wait: what there is to replay is still there.
             Err(error) if direct && error.kind() != Kind::Poisoned => {
                 tracing::warn!(shard = self.0.number, %error, "no checkpoint at opening");
@@ -248,6 +266,10 @@ impl<E: Env> Shard<E> {
         }
         match state.life {
             Life::Open => Ok(()),
+            Life::Reading => {
+                let what = format!("shard {} is open for reading only", self.0.number);
+                Err(Error::coded(Kind::Invalid, "read-only", what))
+            }
             Life::Closing | Life::Closed => Err(Error::new(Kind::Closed, "the store is closed")),
         }
     }
@@ -375,7 +397,7 @@ impl<E: Env> Shard<E> {
 
     /// Whether [`Shard::close`] was called.
     pub fn is_closed(&self) -> bool {
-        self.0.state.borrow().life != Life::Open
+        matches!(self.0.state.borrow().life, Life::Closing | Life::Closed)
     }
 
     /// Counters.
@@ -399,9 +421,11 @@ impl<E: Env> Shard<E> {
     pub async fn close(&self) -> Result<()> {
         {
             let mut state = self.0.state.borrow_mut();
-            if state.life == Life::Open {
-                state.life = Life::Closing;
-            }
+            state.life = match state.life {
+                Life::Open => Life::Closing,
+                Life::Reading => Life::Closed,
+                ended => ended,
+            };
         }
         self.0.work.notify();
         let ended = || {

@@ -28,22 +28,8 @@ impl<E: Env> StoreLock<E> {
     /// Errors: `Retry` (open elsewhere), `Corrupt` (the superblock is damaged, or lost while data
     /// is there), `Invalid` (a newer format, or blocks smaller than this disk can write).
     pub async fn open_or_create(env: &E, limits: &Limits, shards: u16) -> Result<Self> {
-        let open =
-            Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: limits.lock_wait };
-        let file = env.disk().open(NAME, open).await.map_err(|source| {
-            let what = match source.kind() {
-                std::io::ErrorKind::WouldBlock => "the store is open elsewhere",
-                _ => "opening the superblock",
-            };
-            Error::io(Kind::Retry, what, source)
-        })?;
-        let block = env.disk().properties().block_bytes;
-        let buf = PageBuf::zeroed(block.max(512));
-        let (result, buf) = read_full_at(&file, buf, 0, block).await;
-        result.map_err(|source| Error::io(Kind::Retry, "reading the superblock", source))?;
-        // A failed write may have left a shorter file; what is missing of the block is zero, as it
-        // is after a crash: what is believed must not depend on that.
-        let superblock = match Superblock::decode(&buf) {
+        let (file, decoded) = read(env, limits, Create::IfAbsent).await?;
+        let superblock = match decoded {
             Ok(superblock) => {
                 // E9: what a dead process left visible must be durable before it is built upon.
                 file.sync()
@@ -51,10 +37,7 @@ impl<E: Env> StoreLock<E> {
                     .map_err(|source| Error::io(Kind::Retry, "syncing the superblock", source))?;
                 superblock
             }
-            Err(Rejected::Version(version)) => {
-                let what = format!("the store has format version {version}, newer than this code");
-                return Err(Error::coded(Kind::Invalid, "newer-format", what));
-            }
+            Err(Rejected::Version(version)) => return Err(newer(version)),
             Err(why) => {
                 if recover::holds_commits(env, limits).await? {
                     let what = format!("superblock: {why}, but there are commits in the log");
@@ -63,11 +46,26 @@ impl<E: Env> StoreLock<E> {
                 create(env, limits, shards, &file).await?
             }
         };
-        if superblock.block_bytes < block {
-            let what = format!(
-                "the store has blocks of {} bytes, this disk needs {block}",
-                superblock.block_bytes
-            );
+        Self::new(env, file, superblock)
+    }
+
+    /// Locks the store in `env`'s directory, which is there, and changes nothing on the disk: for
+    /// [`Opening::read_only`](crate::Opening::read_only).
+    ///
+    /// Errors: `Invalid` (there is no store), and those of [`StoreLock::open_or_create`].
+    pub async fn open_read_only(env: &E, limits: &Limits) -> Result<Self> {
+        let (file, decoded) = read(env, limits, Create::ReadOnly).await?;
+        match decoded {
+            Ok(superblock) => Self::new(env, file, superblock),
+            Err(Rejected::Version(version)) => Err(newer(version)),
+            Err(why) => Err(Error::corrupt(format!("superblock: {why}"))),
+        }
+    }
+
+    fn new(env: &E, file: FileOf<E>, superblock: Superblock) -> Result<Self> {
+        let (bytes, block) = (superblock.block_bytes, env.disk().properties().block_bytes);
+        if bytes < block {
+            let what = format!("the store has blocks of {bytes} bytes, this disk needs {block}");
             return Err(Error::invalid(what));
         }
         Ok(Self { _file: file, superblock })
@@ -77,6 +75,34 @@ impl<E: Env> StoreLock<E> {
     pub fn superblock(&self) -> Superblock {
         self.superblock
     }
+}
+
+fn newer(version: u16) -> Error {
+    let what = format!("the store has format version {version}, newer than this code");
+    Error::coded(Kind::Invalid, "newer-format", what)
+}
+
+/// Opens the superblock and reads it.
+async fn read<E: Env>(
+    env: &E,
+    limits: &Limits,
+    create: Create,
+) -> Result<(FileOf<E>, Result<Superblock, Rejected>)> {
+    let open = Open { create, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let file = env.disk().open(NAME, open).await.map_err(|source| match source.kind() {
+        std::io::ErrorKind::WouldBlock => {
+            Error::io(Kind::Retry, "the store is open elsewhere", source)
+        }
+        std::io::ErrorKind::NotFound => Error::io(Kind::Invalid, "there is no store", source),
+        _ => Error::io(Kind::Retry, "opening the superblock", source),
+    })?;
+    let block = env.disk().properties().block_bytes;
+    let buf = PageBuf::zeroed(block.max(512));
+    let (result, buf) = read_full_at(&file, buf, 0, block).await;
+    result.map_err(|source| Error::io(Kind::Retry, "reading the superblock", source))?;
+    // A failed write may have left a shorter file; what is missing of the block is zero, as it is
+    // after a crash: what is believed must not depend on that.
+    Ok((file, Superblock::decode(&buf)))
 }
 
 /// Makes every shard's first segment, then the superblock: with it the store exists.

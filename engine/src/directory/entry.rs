@@ -78,6 +78,12 @@ impl Entry {
         }
     }
 
+    /// What its newest commit says.
+    pub(crate) fn stamp(&self) -> Stamp {
+        let Self { version, alarm, written_ms, .. } = *self;
+        Stamp { version, alarm, written_ms }
+    }
+
     /// The frames to read, oldest first.
     pub fn chain(&self) -> impl DoubleEndedIterator<Item = Address> + '_ {
         self.chain.iter().flatten().copied()

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::contents::Origin;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::checkpoint::RunRef;
 use crate::format::frame::{Address, Frame, Kind};
 use crate::format::run::Key;
@@ -31,7 +31,7 @@ use crate::io::File;
 pub use entry::{CHAIN_MAX, Entry, Known, Stamp};
 pub(crate) use merge::Merge;
 pub(crate) use run::Run;
-pub(crate) use write::{file_name, number_in_name, write_run};
+pub(crate) use write::{How, file_name, number_in_name, write_run};
 
 /// A map keyed by object ids with a fixed hash. Its order means nothing: never show it.
 #[expect(clippy::disallowed_types, reason = "the hasher is fixed, and no order is shown")]
@@ -205,6 +205,19 @@ impl<F: File> Directory<F> {
     /// Number of objects.
     pub(crate) fn len(&self) -> u64 {
         self.objects
+    }
+
+    /// Blocks of runs that can't be read.
+    pub(crate) fn damaged_blocks(&self) -> Vec<Error> {
+        self.runs.iter().flat_map(|run| run.damaged_blocks()).collect()
+    }
+
+    /// Counts the objects anew, after blocks of a run were given up.
+    pub(crate) fn recount(&mut self) {
+        let there = self
+            .entries(None)
+            .filter(|entry| entry.as_ref().is_ok_and(|(_, known)| known.entry.is_some()));
+        self.objects = there.count() as u64;
     }
 
     /// Objects that changed since the last checkpoint began.

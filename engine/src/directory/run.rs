@@ -127,6 +127,20 @@ impl<F: File> Run<F> {
         Entries { run: self, block, read: Vec::new().into_iter(), after: after.copied() }
     }
 
+    /// What of it can't be read.
+    pub(crate) fn damaged_blocks(&self) -> Vec<Error> {
+        let (entries, incarnation) = (self.header.entry_blocks, self.header.incarnation);
+        let blocks = 1..=entries + self.header.alarm_blocks;
+        let damaged = blocks.filter_map(|number| {
+            let read = match number <= entries {
+                true => run::entries(self.block(number), incarnation, number).map(drop),
+                false => run::alarms(self.block(number), incarnation, number).map(drop),
+            };
+            Some(self.damaged(number, read.err()?))
+        });
+        damaged.collect()
+    }
+
     /// Alarms, earliest first, without those that were passed.
     pub(crate) fn alarms(&self) -> Ref<'_, [(u64, ObjectId)]> {
         if self.alarms.borrow().is_none() {

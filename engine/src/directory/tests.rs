@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use super::write::Writer;
+use super::write::{How, Writer};
 use super::{Entry, Known, Merge, Run, Stamp};
 use crate::call::wait;
 use crate::contents::Origin;
@@ -104,7 +104,7 @@ fn write(objects: u64) -> (RunHeader, Memory) {
         (0..objects).map(|number| (Key::new(STORE, id(number)), known(number))).collect();
     entries.sort_unstable_by_key(|(key, _)| *key);
     let merged = Merge::new(vec![entries], &[], None);
-    let written = wait(Writer::new(&file, header).write(merged, false));
+    let written = wait(Writer::new(&file, header).write(merged, How::default()));
     (written.expect("no run is read").expect("memory has room"), file)
 }
 

@@ -30,18 +30,26 @@ pub(crate) fn number_in_name(shard: u16, name: &str) -> Option<u32> {
     name.strip_prefix(&name_prefix(shard))?.parse().ok()
 }
 
-/// Writes run `number` of frozen entries and older runs, youngest first, and makes it durable. With
-/// `all`, the runs are all that there are, so that deleted objects leave nothing. `None` if nothing
-/// is left.
+/// What goes into a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    /// The merged runs are all that there are, so that deleted objects leave nothing.
+    pub(crate) all: bool,
+    /// Damaged blocks are left out, and what they held is forgotten.
+    pub(crate) forget: bool,
+}
+
+/// Writes run `number` of frozen entries and older runs, youngest first, and makes it durable. `None`
+/// if nothing is left.
 ///
-/// Errors: `NoSpace`, `Retry`; `Corrupt`, if one of the runs is damaged. The file is removed again.
+/// Errors: `NoSpace`, `Retry`; `Corrupt`, if one of the runs is damaged and `how` does not say to forget that. The file is removed again.
 pub(crate) async fn write_run<E: Env>(
     env: &E,
     superblock: &Superblock,
     (shard, number): (u16, u32),
     frozen: Vec<Keyed>,
     runs: &[Rc<Run<FileOf<E>>>],
-    all: bool,
+    how: How,
     limits: &Limits,
 ) -> Result<Option<Run<FileOf<E>>>> {
     let name = file_name(shard, number);
@@ -59,7 +67,7 @@ pub(crate) async fn write_run<E: Env>(
     let mut writer = Writer::new(&file, header);
     let written = async {
         let merged = Merge::new(vec![frozen], runs, None);
-        let header = writer.write(merged, all).await?.map_err(failed)?;
+        let header = writer.write(merged, how).await?.map_err(failed)?;
         if header.entry_blocks == 0 {
             return Ok(None);
         }
@@ -96,12 +104,15 @@ impl<'a, F: File> Writer<'a, F> {
     pub(super) async fn write(
         &mut self,
         entries: Merge<'_, F>,
-        all: bool,
+        how: How,
     ) -> Result<std::io::Result<RunHeader>> {
         let mut alarms: Vec<(u64, ObjectId)> = Vec::new();
         for entry in entries {
-            let (key, known) = entry?;
-            if all && known.entry.is_none() {
+            let (key, known) = match entry {
+                Err(_) if how.forget => continue,
+                entry => entry?,
+            };
+            if how.all && known.entry.is_none() {
                 continue;
             }
             alarms.extend(known.entry.and_then(|entry| Some((entry.alarm?, key.id))));

@@ -45,6 +45,8 @@ pub enum Mode {
 pub enum Create {
     /// The file must exist.
     Never,
+    /// The file must exist, and is only read: permission to do so is enough.
+    ReadOnly,
     /// Created if absent.
     IfAbsent,
     /// The file must not exist.

@@ -172,9 +172,9 @@ fn direct_alignment(_file: &fs::File) -> usize {
 
 fn open_file(path: &Path, open: Open, direct: bool) -> io::Result<fs::File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
+    options.read(true).write(open.create != Create::ReadOnly).mode(0o600);
     match open.create {
-        Create::Never => {}
+        Create::Never | Create::ReadOnly => {}
         Create::IfAbsent => drop(options.create(true)),
         Create::New => drop(options.create_new(true)),
     }

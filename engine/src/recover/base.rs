@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::Place;
 use crate::checkpoint::Needs;
 use crate::directory::{self, Run};
 use crate::env::Env;
@@ -9,10 +10,8 @@ use crate::error::{Error, Kind, Result};
 use crate::format::Rejected;
 use crate::format::checkpoint::Checkpoint;
 use crate::format::run::{self, BLOCK_BYTES, RunHeader};
-use crate::format::superblock::Superblock;
 use crate::ids::Sequence;
-use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
-use crate::limits::Limits;
+use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::log::segments::FileOf;
 
 /// Where replay begins.
@@ -33,9 +32,7 @@ impl<F: File> Base<F> {
     /// Errors: `Retry`.
     pub(super) async fn choose<E: Env>(
         env: &E,
-        superblock: &Superblock,
-        shard: u16,
-        limits: &Limits,
+        place: &Place<'_>,
         slots: &[Option<Checkpoint>; 2],
     ) -> Result<Base<FileOf<E>>> {
         let valid = || slots.iter().enumerate().filter_map(|(slot, it)| Some((it.as_ref()?, slot)));
@@ -49,7 +46,7 @@ impl<F: File> Base<F> {
         let mut newest_first: Vec<_> = valid().collect();
         newest_first.sort_by_key(|(it, _)| std::cmp::Reverse(it.generation));
         for (checkpoint, slot) in newest_first {
-            match open_runs(env, superblock, shard, limits, checkpoint).await {
+            match open_runs(env, place, checkpoint).await {
                 Ok(runs) => {
                     base.chosen = Some((checkpoint.clone(), slot));
                     base.runs = runs;
@@ -57,7 +54,7 @@ impl<F: File> Base<F> {
                 }
                 Err(error) if error.kind() == Kind::Corrupt => {
                     let generation = checkpoint.generation;
-                    tracing::error!(shard, generation, %error, "a checkpoint can't be used");
+                    tracing::error!(shard = place.shard, generation, %error, "a checkpoint can't be used");
                 }
                 Err(error) => return Err(error),
             }
@@ -76,11 +73,10 @@ impl<F: File> Base<F> {
 
 async fn open_runs<E: Env>(
     env: &E,
-    superblock: &Superblock,
-    shard: u16,
-    limits: &Limits,
+    place: &Place<'_>,
     checkpoint: &Checkpoint,
 ) -> Result<Vec<Rc<Run<FileOf<E>>>>> {
+    let Place { superblock, shard, limits, opening } = *place;
     let mut runs = Vec::new();
     for wanted in &checkpoint.runs {
         let name = directory::file_name(shard, wanted.number);
@@ -91,7 +87,8 @@ async fn open_runs<E: Env>(
             };
             Error::io(kind, format!("opening {name}"), source)
         };
-        let open = Open { create: Create::Never, mode: Mode::Cached, lock_wait: limits.lock_wait };
+        let open =
+            Open { create: opening.create(), mode: Mode::Cached, lock_wait: limits.lock_wait };
         let file = env.disk().open(&name, open).await.map_err(failed)?;
         let buf = PageBuf::zeroed(BLOCK_BYTES);
         let (result, buf) = read_full_at(&file, buf, 0, BLOCK_BYTES).await;

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
+use super::Place;
 use super::base::Base;
 use crate::directory;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
-use crate::format::Rejected;
-use crate::format::batch::BatchHeader;
+use crate::format::batch::{BatchHeader, Home};
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
-use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
-use crate::limits::Limits;
+use crate::format::{Rejected, get, len_u32};
+use crate::ids::{Incarnation, SegmentNumber};
+use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::log::segments::{self, FileOf, Segment, Segments};
 
 /// A segment's file with all its bytes.
@@ -61,11 +62,10 @@ pub(super) struct Files<F> {
 
 pub(super) async fn read_files<E: Env>(
     env: &E,
-    superblock: &Superblock,
-    shard: u16,
-    limits: &Limits,
+    place: &Place<'_>,
     base: &Base<FileOf<E>>,
 ) -> Result<Files<FileOf<E>>> {
+    let Place { shard, limits, opening, .. } = *place;
     let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
     let list = env.disk().list().await.map_err(|source| failed("the directory", source))?;
     let mut files = Files {
@@ -87,9 +87,10 @@ pub(super) async fn read_files<E: Env>(
         }
         let Some(named) = segments::number_in_name(shard, &name) else { continue };
         files.next_number = files.next_number.max(named.saturating_add(1));
-        let open = Open { create: Create::Never, mode: Mode::Through, lock_wait: limits.lock_wait };
+        let open =
+            Open { create: opening.create(), mode: Mode::Through, lock_wait: limits.lock_wait };
         let file = env.disk().open(&name, open).await.map_err(|source| failed(&name, source))?;
-        files.read(superblock, shard, base, (name, named), file).await?;
+        files.read(place, base, (name, named), file).await?;
     }
     files.scanned.sort_by_key(|file| file.segment.header.number);
     if let Some(checkpoint) = base.checkpoint() {
@@ -108,12 +109,12 @@ impl<F: File> Files<F> {
     /// Reads of one segment's file what is needed.
     async fn read(
         &mut self,
-        superblock: &Superblock,
-        shard: u16,
+        place: &Place<'_>,
         base: &Base<F>,
         (name, named): (String, u32),
         file: F,
     ) -> Result<()> {
+        let Place { superblock, shard, opening, .. } = *place;
         let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
         let block = superblock.block_bytes;
         let len = file.len().await.map_err(|source| failed(&name, source))?;
@@ -157,6 +158,10 @@ impl<F: File> Files<F> {
             return Ok(());
         }
         let bytes = read_file(&file, block).await.map_err(|source| failed(&name, source))?;
+        let header = match header {
+            None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
+            header => header,
+        };
         match header {
             Some(header) => {
                 let segment = Segment { file, name, header, frames_bytes };
@@ -168,8 +173,36 @@ impl<F: File> Files<F> {
     }
 }
 
+/// The header that a segment must have had, by its first batch and its name.
+fn adopt(bytes: &[u8], superblock: &Superblock, shard: u16, named: u32) -> Option<SegmentHeader> {
+    let block = superblock.block_bytes;
+    let (_, incarnation) = first_batch(bytes, superblock, shard)?;
+    Some(SegmentHeader {
+        store: superblock.store,
+        shard,
+        number: SegmentNumber(named),
+        bytes: len_u32(bytes.len() / block * block),
+        incarnation,
+        block_bytes: block,
+    })
+}
+
+/// The first batch of a segment without a header, if it is one of this shard's.
+pub(super) fn first_batch(
+    bytes: &[u8],
+    superblock: &Superblock,
+    shard: u16,
+) -> Option<(BatchHeader, Incarnation)> {
+    let block_bytes = superblock.block_bytes;
+    let bytes = bytes.get(block_bytes..).filter(|bytes| bytes.len() >= 48)?;
+    let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
+    let home = Home { store: superblock.store, shard, incarnation, block_bytes };
+    let header = BatchHeader::decode(bytes, &home).ok()?;
+    header.check_body(bytes).is_ok().then_some((header, incarnation))
+}
+
 /// Reads a whole file; what is missing of its last block reads as zero.
-pub(super) async fn read_file<F: File>(file: &F, block_bytes: usize) -> std::io::Result<PageBuf> {
+pub(crate) async fn read_file<F: File>(file: &F, block_bytes: usize) -> std::io::Result<PageBuf> {
     let bytes = usize::try_from(file.len().await?).expect("a file fits an address space");
     let buf = PageBuf::zeroed(bytes.next_multiple_of(block_bytes).max(block_bytes));
     let (result, buf) = read_full_at(file, buf, 0, block_bytes).await;

@@ -29,7 +29,8 @@ mod files;
 mod replay;
 
 use base::Base;
-use files::{Files, read_file, read_files};
+pub(crate) use files::read_file;
+use files::{Files, read_files};
 use replay::Replay;
 
 use crate::checkpoint::{Manifest, Progress, read_manifest};
@@ -47,6 +48,24 @@ use crate::log::segments::{self, FileOf, Segment};
 use crate::log::writer::{Spare, Tail};
 use crate::shard::{Life, State};
 
+/// How a shard is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Opening {
+    /// Nothing on the disk changes, and commits are refused. What is read is a consistent state;
+    /// nobody has made it durable (E9).
+    pub read_only: bool,
+    /// Damage that hides which objects it hit does not keep the shard closed (E6):
+    /// [`Recovery::unknown`] says what nobody can know any more. For repair.
+    pub accept_losses: bool,
+}
+
+impl Opening {
+    /// How a file that is there is opened.
+    fn create(self) -> Create {
+        if self.read_only { Create::ReadOnly } else { Create::Never }
+    }
+}
+
 /// What recovery found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
@@ -58,6 +77,18 @@ pub struct Recovery {
     pub dropped: Option<String>,
     /// Objects that damage in what was replayed made unreadable, sorted.
     pub damaged: Vec<ObjectId>,
+    /// What was lost without a trace of the objects that it held; only where losses are accepted
+    /// ([`Opening::accept_losses`]).
+    pub unknown: Vec<String>,
+}
+
+/// Which shard is opened, and how.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    superblock: &'a Superblock,
+    shard: u16,
+    limits: &'a Limits,
+    opening: Opening,
 }
 
 /// Rebuilds a shard's state and opens its log for a new epoch.
@@ -66,27 +97,24 @@ pub(crate) async fn recover<E: Env>(
     superblock: &Superblock,
     shard: u16,
     limits: &Limits,
+    opening: Opening,
 ) -> Result<(State<FileOf<E>>, Recovery)> {
     let Manifest { file: manifest, slot_bytes, slots } =
-        read_manifest(env, superblock, shard, limits).await?;
-    let base = Base::<FileOf<E>>::choose(env, superblock, shard, limits, &slots).await?;
+        read_manifest(env, superblock, shard, limits, opening.read_only).await?;
+    let place = Place { superblock, shard, limits, opening };
+    let base = Base::<FileOf<E>>::choose(env, &place, &slots).await?;
     let Files { mut scanned, old, mut stale, unknown, next_number, runs } =
-        read_files(env, superblock, shard, limits, &base).await?;
-    let mut replay = Replay::new(superblock, &base);
-    replay.run(&mut scanned, shard, base.checkpoint())?;
-    replay.check_unknown(&unknown, superblock, shard)?;
-    if replay.last < base.vouched {
-        let (last, vouched) = (replay.last.0, base.vouched.0);
-        let what = format!(
-            "shard {shard}: a checkpoint vouches for batches up to {vouched}, the log ends after \
-             {last}: repair or restore the store"
-        );
-        return Err(Error::corrupt(what));
-    }
-    for file in scanned.iter().filter(|file| file.accepted) {
-        file.segment.file.sync().await.map_err(|source| {
-            Error::io(Kind::Retry, format!("syncing {}", file.segment.name), source)
-        })?;
+        read_files(env, &place, &base).await?;
+    let mut replay = Replay::new(&place, &base);
+    replay.run(&mut scanned, base.checkpoint())?;
+    replay.check_unknown(&unknown, superblock)?;
+    replay.check_vouched(base.vouched)?;
+    if !opening.read_only {
+        for file in scanned.iter().filter(|file| file.accepted) {
+            file.segment.file.sync().await.map_err(|source| {
+                Error::io(Kind::Retry, format!("syncing {}", file.segment.name), source)
+            })?;
+        }
     }
     let mut segments = old;
     let replayed = scanned.iter().filter(|file| file.accepted).count();
@@ -97,14 +125,25 @@ pub(crate) async fn recover<E: Env>(
         }
     }
     stale.extend(unknown.into_iter().map(|file| file.name));
-    remove_stale(env, stale).await;
-
     let epoch = Epoch(replay.epoch.0 + 1);
     let number = SegmentNumber(next_number);
-    let bytes = segments::segment_bytes(replay.log_bytes, limits);
-    let segment = segments::prepare(env, superblock, shard, number, bytes, limits).await?;
-    let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
-    segments.insert(number.0, segment);
+    let tail = match opening.read_only {
+        true => Tail {
+            segment: SegmentNumber(next_number),
+            offset: 0,
+            last: replay.last,
+            last_crc: replay.last_crc,
+            vouched: true,
+        },
+        false => {
+            remove_stale(env, stale).await;
+            let bytes = segments::segment_bytes(replay.log_bytes, limits);
+            let segment = segments::prepare(env, superblock, shard, number, bytes, limits).await?;
+            let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
+            segments.insert(number.0, segment);
+            tail
+        }
+    };
     if let Some(dropped) = &replay.dropped {
         tracing::warn!(shard, dropped, "recovery dropped an unacknowledged tail");
     }
@@ -125,6 +164,7 @@ pub(crate) async fn recover<E: Env>(
         segments: replayed,
         damaged: replay.damaged(),
         dropped: replay.dropped,
+        unknown: replay.unknown,
     };
     let state = State {
         directory: replay.directory,
@@ -139,7 +179,7 @@ pub(crate) async fn recover<E: Env>(
         next_version: replay.next_version,
         log_bytes: replay.log_bytes + u64::from(tail.offset),
         poison: None,
-        life: Life::Open,
+        life: if opening.read_only { Life::Reading } else { Life::Open },
     };
     Ok((state, recovery))
 }

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeSet;
 
+use super::Place;
 use super::base::Base;
-use super::files::{Scanned, Unknown};
+use super::files::{Scanned, Unknown, first_batch};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
-use crate::format::batch::{BatchHeader, Home, Role, Trailer};
+use crate::format::batch::{BatchHeader, Role, Trailer};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::frame::{self, Address};
 use crate::format::superblock::Superblock;
-use crate::format::{Rejected, get, len_u32};
-use crate::ids::{Epoch, Incarnation, ObjectId, Sequence};
+use crate::format::{Rejected, len_u32};
+use crate::ids::{Epoch, ObjectId, Sequence};
 use crate::io::File;
 
 /// Versions that a lost batch may have used at most; skipped, so that none is used twice.
@@ -30,17 +31,20 @@ pub(super) struct Replay<F: File> {
     pub(super) batches: u64,
     pub(super) log_bytes: u64,
     pub(super) dropped: Option<String>,
+    pub(super) unknown: Vec<String>,
+    shard: u16,
+    accept_losses: bool,
 }
 
 /// Where in the files a batch lies: index of the file, offset.
-type Place = (usize, usize);
+type Spot = (usize, usize);
 
 impl<F: File> Replay<F> {
-    pub(super) fn new(superblock: &Superblock, base: &Base<F>) -> Self {
+    pub(super) fn new(place: &Place<'_>, base: &Base<F>) -> Self {
         let checkpoint = base.checkpoint();
         let objects = checkpoint.map_or(0, |it| it.objects);
         Self {
-            directory: Directory::new(superblock.store, base.runs.clone(), objects),
+            directory: Directory::new(place.superblock.store, base.runs.clone(), objects),
             damaged: BTreeSet::new(),
             epoch: checkpoint.map_or(Epoch(0), |it| it.epoch),
             last: checkpoint.map_or(Sequence(0), |it| it.last),
@@ -49,6 +53,9 @@ impl<F: File> Replay<F> {
             batches: 0,
             log_bytes: checkpoint.map_or(0, |it| it.log_bytes),
             dropped: None,
+            unknown: Vec::new(),
+            shard: place.shard,
+            accept_losses: place.opening.accept_losses,
         }
     }
 
@@ -60,33 +67,33 @@ impl<F: File> Replay<F> {
     }
 
     /// Where the checkpoint ends.
-    fn start(files: &mut [Scanned<F>], shard: u16, checkpoint: &Checkpoint) -> Result<Place> {
+    fn start(&mut self, files: &mut [Scanned<F>], checkpoint: &Checkpoint) -> Result<Option<Spot>> {
         let wanted = checkpoint.segments.last().expect("the one that it ends in");
         let found = files.iter_mut().enumerate().find(|(_, file)| {
             let header = file.segment.header;
             header.number == wanted.number && header.incarnation == wanted.incarnation
         });
-        let (index, file) = found.ok_or_else(|| {
-            let what = format!(
-                "shard {shard}: segment {}, in which the checkpoint ends, is gone or damaged: \
-                 repair or restore the store",
-                wanted.number.0
-            );
-            Error::corrupt(what)
-        })?;
+        let Some((index, file)) = found else {
+            let number = wanted.number.0;
+            self.unknown(format!(
+                "segment {number}, in which the checkpoint ends, is gone or damaged"
+            ))?;
+            return Ok(None);
+        };
         file.accepted = true;
-        Ok((index, checkpoint.offset as usize))
+        Ok(Some((index, checkpoint.offset as usize)))
     }
 
     pub(super) fn run(
         &mut self,
         files: &mut [Scanned<F>],
-        shard: u16,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<()> {
         // Where the next batch would be, if it is in the same segment.
-        let mut here: Option<Place> =
-            checkpoint.map(|it| Self::start(files, shard, it)).transpose()?;
+        let mut here = match checkpoint {
+            Some(checkpoint) => self.start(files, checkpoint)?,
+            None => None,
+        };
         loop {
             let next = self.fence(files).or_else(|| self.next(files, here));
             let (file, offset) = match next {
@@ -94,7 +101,7 @@ impl<F: File> Replay<F> {
                 None => match self.vouched(files, here) {
                     None => break,
                     Some(place) => {
-                        self.lose(files, here, place, shard)?;
+                        self.lose(files, here, place)?;
                         place
                     }
                 },
@@ -104,8 +111,7 @@ impl<F: File> Replay<F> {
             here = Some((file, offset + header.bytes as usize));
         }
         if self.batches == 0 && checkpoint.is_none() {
-            let what = format!("shard {shard}: its log has no beginning; restore the store");
-            return Err(Error::corrupt(what));
+            self.unknown("its log has no beginning".to_owned())?;
         }
         if let Some((file, offset)) = here {
             self.note_torn_end(&files[file], offset);
@@ -114,7 +120,7 @@ impl<F: File> Replay<F> {
     }
 
     /// A fence of a newer epoch that names the last batch accepted; of several, the newest.
-    fn fence(&self, files: &[Scanned<F>]) -> Option<Place> {
+    fn fence(&self, files: &[Scanned<F>]) -> Option<Spot> {
         let fences = files.iter().enumerate().filter_map(|(index, file)| {
             let header = file.batch_at(file.first()).ok()?;
             let follows = header.role == Role::Fence
@@ -127,7 +133,7 @@ impl<F: File> Replay<F> {
     }
 
     /// The next batch of this epoch, right here or at the head of a later segment.
-    fn next(&self, files: &[Scanned<F>], here: Option<Place>) -> Option<Place> {
+    fn next(&self, files: &[Scanned<F>], here: Option<Spot>) -> Option<Spot> {
         let (current, _) = here?;
         let heads = (current + 1..files.len()).map(|index| (index, files[index].first()));
         here.into_iter().chain(heads).find(|(file, offset)| {
@@ -140,9 +146,9 @@ impl<F: File> Replay<F> {
     }
 
     /// A valid batch that says that the missing one was durable: the log is damaged before it.
-    fn vouched(&self, files: &[Scanned<F>], here: Option<Place>) -> Option<Place> {
+    fn vouched(&self, files: &[Scanned<F>], here: Option<Spot>) -> Option<Spot> {
         let missing = self.last.next();
-        let vouches = |(file, offset): &Place| {
+        let vouches = |(file, offset): &Spot| {
             files[*file].batch_at(*offset).is_ok_and(|header| {
                 header.sequence > missing && header.durable >= missing && header.epoch >= self.epoch
             })
@@ -159,13 +165,7 @@ impl<F: File> Replay<F> {
 
     /// Gives up the batches before `next`: whatever their tables name is unreadable. Without the
     /// table of each, nobody knows what was lost, and the shard must not open.
-    fn lose(
-        &mut self,
-        files: &[Scanned<F>],
-        here: Option<Place>,
-        next: Place,
-        shard: u16,
-    ) -> Result<()> {
+    fn lose(&mut self, files: &[Scanned<F>], here: Option<Spot>, next: Spot) -> Result<()> {
         let upto = files[next.0].batch_at(next.1).expect("chosen by `vouched`").sequence;
         let mut missing = self.last.next();
         while missing < upto {
@@ -174,12 +174,13 @@ impl<F: File> Replay<F> {
                     Some((file, offset)) => (files[file].segment.name.as_str(), offset),
                     None => ("the first segment", 0),
                 };
-                let what = format!(
-                    "shard {shard}: batch {} was durable and is lost, at {name} offset {offset}; \
-                     nothing says which objects it held: repair or restore the store",
+                self.unknown(format!(
+                    "batch {} was durable and is lost, at {name} offset {offset}; nothing says \
+                     which objects it held",
                     missing.0
-                );
-                return Err(Error::corrupt(what));
+                ))?;
+                missing = missing.next();
+                continue;
             };
             for id in ids {
                 self.damaged.insert(id);
@@ -240,30 +241,45 @@ impl<F: File> Replay<F> {
     /// A file without a valid header is a segment that was never finished, unless it holds a batch
     /// that the log lacks.
     pub(super) fn check_unknown(
-        &self,
+        &mut self,
         unknown: &[Unknown],
         superblock: &Superblock,
-        shard: u16,
     ) -> Result<()> {
         for file in unknown {
-            let block = superblock.block_bytes;
-            let Some(bytes) = file.bytes.get(block..).filter(|bytes| bytes.len() >= 48) else {
-                continue;
-            };
-            let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
-            let home = Home { store: superblock.store, shard, incarnation, block_bytes: block };
-            let lost = BatchHeader::decode(bytes, &home).is_ok_and(|header| {
-                header.sequence > self.last && header.check_body(bytes).is_ok()
-            });
-            if lost {
-                let what = format!(
-                    "shard {shard}: the header of {} is damaged, and the log goes on in it: \
-                     repair or restore the store",
-                    file.name
-                );
-                return Err(Error::corrupt(what));
+            let first = first_batch(&file.bytes, superblock, self.shard);
+            if first.is_some_and(|(header, _)| header.sequence > self.last) {
+                let name = &file.name;
+                self.unknown(format!(
+                    "the header of {name} is damaged, and the log goes on in it"
+                ))?;
             }
         }
+        Ok(())
+    }
+
+    /// The log must reach what any checkpoint says was durable.
+    pub(super) fn check_vouched(&mut self, vouched: Sequence) -> Result<()> {
+        if self.last < vouched {
+            let (last, upto) = (self.last.0, vouched.0);
+            self.unknown(format!(
+                "a checkpoint vouches for batches up to {upto}, the log ends after {last}"
+            ))?;
+            self.last = vouched;
+        }
+        Ok(())
+    }
+
+    /// Something was lost, and nothing says which objects it held.
+    ///
+    /// Errors: `Corrupt`, unless losses are accepted.
+    fn unknown(&mut self, what: String) -> Result<()> {
+        let what = format!("shard {}: {what}", self.shard);
+        if !self.accept_losses {
+            return Err(Error::corrupt(format!("{what}: repair or restore the store")));
+        }
+        tracing::error!(what, "a loss is accepted");
+        self.next_version += LOST_VERSIONS;
+        self.unknown.push(what);
         Ok(())
     }
 }
@@ -271,7 +287,7 @@ impl<F: File> Replay<F> {
 /// Searches for the table of a lost batch, at its head or at its tail.
 fn find_table<F>(
     files: &[Scanned<F>],
-    here: Option<Place>,
+    here: Option<Spot>,
     sequence: Sequence,
 ) -> Option<Vec<ObjectId>> {
     let first = here.map_or(0, |(file, _)| file);

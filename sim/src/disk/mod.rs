@@ -395,7 +395,9 @@ impl Disk for SimDisk {
             match (disk.names.get(name).cloned(), open.create) {
                 (Some(_), Create::New) => return Err(io::ErrorKind::AlreadyExists.into()),
                 (Some(inode), _) => inode,
-                (None, Create::Never) => return Err(io::ErrorKind::NotFound.into()),
+                (None, Create::Never | Create::ReadOnly) => {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
                 (None, _) => {
                     let contents = Rc::new(RefCell::new(Contents::new(disk.history)));
                     let inode = Inode { contents, locked: Rc::default() };

@@ -1,0 +1,190 @@
+//! Scrub and repair: finding out what of a shard can't be read, and bringing back what can.
+//!
+//! | what is damaged | what scrub says | what repair does |
+//! |---|---|---|
+//! | a frame that an object needs | the object | brings it back to the last version all frames of which can be read, else drops it |
+//! | a batch that recovery lost (E6) | the objects of its table | the same |
+//! | a block of the directory | the block | looks through the log for objects that may have been in it; the rest of the run is written anew |
+//! | what keeps a shard closed (E6) | the shard does not open | accepts the loss ([`crate::Opening::accept_losses`]) and says what nobody can know |
+//!
+//! What was brought back is a commit like any other, of a version of its own: nothing is changed in
+//! place (E3), and a crash half-way leaves some objects repaired and the others as they were.
+
+mod scan;
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::batch::Batch;
+use crate::contents::Contents;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::ids::{ObjectId, Version};
+use crate::shard::{Inner, Shard};
+use crate::{checkpoint, load};
+use scan::{Found, scan};
+
+/// Objects that are looked at before others of the core have a turn.
+const STEP: usize = 64;
+
+/// What a scrub found.
+#[derive(Clone, Debug, Default)]
+pub struct Scrub {
+    /// Objects that were read.
+    pub objects: u64,
+    /// Bytes of their keys and values.
+    pub bytes: u64,
+    /// Objects that can't be read, with the reason; sorted.
+    pub unreadable: Vec<(ObjectId, Error)>,
+    /// Blocks of the directory that can't be read: objects in them are not in `unreadable`.
+    pub directory: Vec<Error>,
+}
+
+impl Scrub {
+    /// Whether all is whole.
+    pub fn is_clean(&self) -> bool {
+        self.unreadable.is_empty() && self.directory.is_empty()
+    }
+}
+
+/// What becomes of an object that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is again what it was at this version; what was committed later is lost.
+    BroughtBack {
+        /// The version.
+        version: Version,
+        /// When that was committed by the wall clock, in milliseconds since 1970.
+        written_ms: u64,
+        /// Its keys.
+        keys: usize,
+    },
+    /// Of no version all can be read: it no longer exists.
+    Dropped,
+    /// It can be read at this version, and is too large to be written as one commit.
+    TooLarge(Version),
+}
+
+/// What a repair does, or would do.
+#[derive(Clone, Debug, Default)]
+pub struct Repair {
+    /// The objects that could not be read, sorted.
+    pub objects: Vec<(ObjectId, Fate)>,
+    /// Blocks of the directory that are given up.
+    pub directory: Vec<Error>,
+}
+
+impl<E: Env> Shard<E> {
+    /// Reads every object and every block of the directory. `progress` is told after each few
+    /// objects how many were read.
+    ///
+    /// Errors: `Poisoned`; damage is in what is returned.
+    pub async fn scrub(&self, mut progress: impl FnMut(u64)) -> Result<Scrub> {
+        let mut scrub = Scrub { directory: self.0.damaged_blocks(), ..Scrub::default() };
+        let mut after = None;
+        loop {
+            let ids = self.0.next_ids(after);
+            let Some(last) = ids.last() else { break };
+            after = Some(*last);
+            for id in ids {
+                match self.load(&id).await {
+                    Ok(contents) => {
+                        scrub.objects += 1;
+                        scrub.bytes += contents.bytes() as u64;
+                    }
+                    Err(error) if error.kind() == Kind::Corrupt => {
+                        scrub.unreadable.push((id, error));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            progress(scrub.objects);
+            self.0.env.turn_end().await;
+        }
+        scrub.unreadable.sort_by_key(|(id, _)| *id);
+        Ok(scrub)
+    }
+
+    /// Brings back what a scrub can't read, as far as the log still holds it; with `apply` false it
+    /// only says what it would do. Nobody else may use the shard meanwhile.
+    ///
+    /// Durability: what it says is durable when it returns.
+    /// Errors: as [`Shard::commit`].
+    pub async fn repair(&self, apply: bool) -> Result<Repair> {
+        let scrub = self.scrub(|_| {}).await?;
+        let mut wanted: BTreeSet<ObjectId> = scrub.unreadable.iter().map(|(id, _)| *id).collect();
+        let found = scan(&self.0, &wanted).await?;
+        wanted.extend(found.keys().copied());
+        let mut repair = Repair { objects: Vec::new(), directory: scrub.directory };
+        for id in wanted {
+            let frames = found.get(&id).map_or(&[][..], |frames| frames);
+            let good = self.last_good(&id, frames).await;
+            let fate = self.bring_back(&id, good.as_ref(), apply).await?;
+            repair.objects.extend(fate.map(|fate| (id, fate)));
+        }
+        let forget = !repair.directory.is_empty();
+        if apply {
+            checkpoint::make(&self.0, forget).await?;
+        }
+        Ok(repair)
+    }
+
+    /// The newest state of which every frame can be read.
+    async fn last_good(&self, id: &ObjectId, frames: &[Found]) -> Option<(Contents, u64)> {
+        for newest in frames.iter().rev() {
+            let Some(chain) = scan::chain(frames, newest) else { continue };
+            let loaded = load::load_chain(&self.0, id, chain, newest.stamp);
+            if let Ok(contents) = loaded.await {
+                return Some((contents, newest.stamp.written_ms));
+            }
+        }
+        None
+    }
+
+    async fn bring_back(
+        &self,
+        id: &ObjectId,
+        good: Option<&(Contents, u64)>,
+        apply: bool,
+    ) -> Result<Option<Fate>> {
+        let mut batch = Batch::new().delete_all().delete_alarm();
+        let fate = match good {
+            None => Fate::Dropped,
+            // It was deleted: there is nothing to bring back.
+            Some((contents, _)) if contents.map.is_empty() && contents.alarm.is_none() => {
+                return Ok(None);
+            }
+            Some((contents, written_ms)) => {
+                let put = |batch: Batch, (key, value)| batch.put(key, value);
+                batch = contents.map.iter().fold(batch, put);
+                batch = contents.alarm.into_iter().fold(batch, Batch::set_alarm);
+                batch = batch.with_origin(contents.origin.clone());
+                let (version, written_ms) = (contents.version, *written_ms);
+                let keys = contents.map.len();
+                Fate::BroughtBack { version, written_ms, keys }
+            }
+        };
+        if batch.encoded_ops().len() > self.0.limits.commit_bytes_max {
+            let version = good.map_or(Version::NONE, |(contents, _)| contents.version);
+            return Ok(Some(Fate::TooLarge(version)));
+        }
+        if apply {
+            self.commit(id, &batch, None)?.await?;
+        }
+        Ok(Some(fate))
+    }
+}
+
+impl<E: Env> Inner<E> {
+    fn damaged_blocks(self: &Rc<Self>) -> Vec<Error> {
+        self.state.borrow().directory.damaged_blocks()
+    }
+
+    /// The next few objects of the directory; those of damaged blocks are left out.
+    fn next_ids(self: &Rc<Self>, after: Option<ObjectId>) -> Vec<ObjectId> {
+        let state = self.state.borrow();
+        let entries = state.directory.entries(after).filter_map(Result::ok);
+        let there = entries.filter_map(|(key, known)| known.entry.map(|_| key.id));
+        there.take(STEP).collect()
+    }
+}

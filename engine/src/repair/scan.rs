@@ -1,0 +1,125 @@
+//! Every frame of some objects that the log still holds, whether anything points to it or not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+
+use crate::directory::Stamp;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::{self, BatchHeader, Home, Trailer};
+use crate::format::frame::{self, Address};
+use crate::format::len_u32;
+use crate::ids::ObjectId;
+use crate::recover::read_file;
+use crate::shard::Inner;
+
+/// A frame that ends a commit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    address: Address,
+    pub(super) stamp: Stamp,
+    predecessor: Option<Address>,
+    /// Whether it names all that it builds on.
+    starts: bool,
+}
+
+/// The frames of `wanted` objects, and of those whose block of the directory is damaged, by rising
+/// versions. Segments are read one at a time.
+///
+/// Errors: `Retry`, if a segment can't be read at all.
+pub(super) async fn scan<E: Env>(
+    inner: &Rc<Inner<E>>,
+    wanted: &BTreeSet<ObjectId>,
+) -> Result<BTreeMap<ObjectId, Vec<Found>>> {
+    let mut found: BTreeMap<ObjectId, Vec<Found>> = BTreeMap::new();
+    let numbers: Vec<u32> = inner.state.borrow().segments.keys().copied().collect();
+    for number in numbers {
+        let Some(segment) = inner.state.borrow().segments.get(&number).cloned() else { continue };
+        let (home, block) = (segment.home(), segment.header.block_bytes);
+        let bytes = read_file(&segment.file, block).await.map_err(|source| {
+            Error::io(Kind::Retry, format!("reading {}", segment.name), source)
+        })?;
+        let mut at = block;
+        while at < bytes.len() {
+            let batch = frames_at(&bytes, at, &home, inner.limits.batch_bytes_max);
+            let (frames, next) = batch.unwrap_or((at..at, at + block));
+            walk(&bytes, frames, &home, |place, frame| {
+                let id = frame.object;
+                let hidden = || inner.state.borrow().directory.get(&id).is_err();
+                if frame.part || !(wanted.contains(&id) || hidden()) {
+                    return;
+                }
+                let (version, alarm) = (frame.version, frame.alarm);
+                found.entry(id).or_default().push(Found {
+                    address: Address { segment: number, ..place },
+                    stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
+                    predecessor: frame.predecessor,
+                    starts: frame.kind == frame::Kind::Image || frame.chain.is_some(),
+                });
+            });
+            at = next;
+        }
+        inner.env.turn_end().await;
+    }
+    // Of a rewrite and what it rewrote, which are of one version, the later one is tried first.
+    found.values_mut().for_each(|frames| frames.sort_by_key(|found| found.stamp.version));
+    Ok(found)
+}
+
+/// The frames of the batch at `at`, and where it ends: by its header, else by its trailer.
+fn frames_at(
+    bytes: &[u8],
+    at: usize,
+    home: &Home,
+    bytes_max: usize,
+) -> Option<(Range<usize>, usize)> {
+    if let Ok(header) = BatchHeader::decode(&bytes[at..], home) {
+        let frames = header.frames();
+        let end = at + header.bytes as usize;
+        return (end <= bytes.len()).then_some((at + frames.start..at + frames.end, end));
+    }
+    let ends = (at + home.block_bytes..=bytes.len()).step_by(home.block_bytes);
+    ends.take(bytes_max / home.block_bytes).find_map(|end| {
+        let trailer = Trailer::decode(&bytes[..end], home).ok()?;
+        let table = trailer.ids.len() * ObjectId::BYTES;
+        let frames = at + batch::HEADER_BYTES + table..end - batch::TRAILER_BYTES - table;
+        (trailer.bytes as usize == end - at && frames.start <= frames.end).then_some((frames, end))
+    })
+}
+
+/// Visits the frames in a range that can be read; the segment of their addresses is not set.
+fn walk(
+    bytes: &[u8],
+    frames: Range<usize>,
+    home: &Home,
+    mut visit: impl FnMut(Address, frame::Frame<'_>),
+) {
+    let mut at = frames.start;
+    while at < frames.end {
+        let rest = &bytes[at..frames.end];
+        // A damaged frame may still say where the next one begins.
+        let Ok(len) = frame::peek_bytes(rest) else { return };
+        if let Ok(frame) = frame::decode(rest, home.incarnation, len_u32(at)) {
+            visit(Address { segment: 0, offset: len_u32(at), bytes: len_u32(len) }, frame);
+        }
+        at += len;
+    }
+}
+
+/// What to read for the state that ends in `newest`, oldest first; `None` if some of it is gone.
+pub(super) fn chain(frames: &[Found], newest: &Found) -> Option<Vec<Address>> {
+    let mut chain = vec![newest.address];
+    let mut oldest = newest;
+    while !oldest.starts {
+        let before = oldest.predecessor?;
+        let found = frames.iter().find(|found| found.address == before)?;
+        if found.stamp.version >= oldest.stamp.version {
+            return None;
+        }
+        oldest = found;
+        chain.push(before);
+    }
+    chain.reverse();
+    Some(chain)
+}
