@@ -7,7 +7,7 @@ use dormouse_engine::{Batch, Contents, Limits, ObjectId, Shard, StoreLock, Versi
 use futures_util::future::join_all;
 
 use crate::common::{dir, disks};
-use crate::record::{Log, Op, Recorded};
+use crate::record::{Life, Log, Op, Recorded};
 
 /// Those of use; but no close record comes between two commits.
 const LIMITS: Limits = Limits { quiet: Duration::from_secs(3600), ..Limits::PRODUCTION };
@@ -47,7 +47,7 @@ async fn make(shard: &Shard<Recorded>, objects: std::ops::Range<u32>) {
 /// A store of so many objects, closed.
 fn store_of(dir: &std::path::Path, disk: DiskChoice, objects: u32) -> Log {
     block_on(dir, disk, async move |env| {
-        let env = Recorded::new(env, Log::default(), None);
+        let env = Recorded::new(env, Log::default(), Life::Whole);
         with_store(env, MAKING, async |_, shard| make(shard, 0..objects).await).await
     })
     .expect("a core")
@@ -82,7 +82,7 @@ fn an_activation_is_one_read() {
                 }
             };
             let reopened = block_on(dir.path(), disk, async move |env| {
-                with_store(Recorded::new(env, log, None), LIMITS, activates).await
+                with_store(Recorded::new(env, log, Life::Whole), LIMITS, activates).await
             });
             reopened.expect("a core");
         }
@@ -109,7 +109,7 @@ fn a_commit_to_a_cold_object_reads_nothing() {
             }
         };
         let reopened = block_on(dir.path(), disk, async move |env| {
-            with_store(Recorded::new(env, log, None), LIMITS, commits).await
+            with_store(Recorded::new(env, log, Life::Whole), LIMITS, commits).await
         });
         reopened.expect("a core");
     }
@@ -122,7 +122,7 @@ fn a_commit_is_one_write_and_nothing_else() {
     for disk in disks() {
         let dir = dir();
         let ended = block_on(dir.path(), disk, async move |env| {
-            let env = Recorded::new(env, Log::default(), None);
+            let env = Recorded::new(env, Log::default(), Life::Whole);
             with_store(env, LIMITS, async |env, shard| commit_in_all_ways(disk, env, shard).await)
                 .await
         });

@@ -56,22 +56,43 @@ pub(crate) struct Log {
     ops: usize,
 }
 
+/// How long a process lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Until it closes the store.
+    Whole,
+    /// For so many events; it dies in an operation.
+    Events(usize),
+    /// For so many events at least; it dies in a write.
+    UntilWrite(usize),
+}
+
 /// Writes the log of one process.
 pub(crate) struct Recorder {
     log: RefCell<Log>,
     in_flight: Cell<usize>,
-    /// Events of the log after which the process is dead.
-    dies_at: usize,
+    life: Life,
+    /// Events of earlier processes.
+    from: usize,
     dead: Cell<bool>,
     changed: Signal,
 }
 
 impl Recorder {
-    fn new(mut log: Log, lives: Option<usize>) -> Self {
+    fn new(mut log: Log, life: Life) -> Self {
         log.events.push(Event::Process);
-        let dies_at = lives.map_or(usize::MAX, |events| log.events.len() + events);
+        let (from, log) = (log.events.len(), RefCell::new(log));
         let (in_flight, dead, changed) = Default::default();
-        Self { log: RefCell::new(log), in_flight, dies_at, dead, changed }
+        Self { log, in_flight, life, from, dead, changed }
+    }
+
+    fn dies_in(&self, op: &Op) -> bool {
+        let events = self.len() - self.from;
+        match self.life {
+            Life::Whole => false,
+            Life::Events(lives) => events >= lives,
+            Life::UntilWrite(lives) => events >= lives && matches!(op, Op::Write { .. }),
+        }
     }
 
     /// Writes down what the workload says.
@@ -119,11 +140,11 @@ impl Recorder {
         if self.dead.get() {
             return std::future::pending().await;
         }
+        self.dead.set(self.dies_in(&op));
         let number = {
             let log = &mut *self.log.borrow_mut();
             log.ops += 1;
             log.events.push(Event::Begin(log.ops, op));
-            self.dead.set(log.events.len() >= self.dies_at);
             log.ops
         };
         self.in_flight.set(self.in_flight.get() + 1);
@@ -148,11 +169,10 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
-    /// Goes on with the log of earlier processes. With `lives`, this one is dead after so many
-    /// events.
-    pub(crate) fn new(env: RealEnv, log: Log, lives: Option<usize>) -> Self {
+    /// Goes on with the log of earlier processes.
+    pub(crate) fn new(env: RealEnv, log: Log, life: Life) -> Self {
         let disk = env.disk().clone();
-        let recorder = Rc::new(Recorder::new(log, lives));
+        let recorder = Rc::new(Recorder::new(log, life));
         Self { env, disk: RecordedDisk { disk, recorder } }
     }
 

@@ -14,25 +14,25 @@ use dormouse_engine::{Batch, Contents, Host, Limits, ObjectId, Shard, StoreLock,
 use futures_util::future::{join_all, select};
 
 use crate::random::Random;
-use crate::record::{Event, Log, Recorded};
+use crate::record::{Event, Life, Log, Recorded};
 
 pub(crate) const LIMITS: Limits = Limits::TINY;
 /// Objects of the workload.
 pub(crate) const OBJECTS: usize = 10;
-/// Events that each process lives for, its opening included; `None`: until it closes the store.
-const LIVES: [Option<usize>; 12] = [
-    None,
-    Some(420),
-    Some(9),
-    Some(21),
-    Some(40),
-    Some(160),
-    None,
-    Some(300),
-    Some(70),
-    Some(200),
-    Some(30),
-    None,
+/// How long each process lives, its opening included.
+const LIVES: [Life; 12] = [
+    Life::Whole,
+    Life::UntilWrite(420),
+    Life::Events(9),
+    Life::Events(21),
+    Life::Events(40),
+    Life::UntilWrite(160),
+    Life::Whole,
+    Life::UntilWrite(300),
+    Life::UntilWrite(70),
+    Life::UntilWrite(200),
+    Life::Events(30),
+    Life::Whole,
 ];
 /// Rounds of commits of a process that lives.
 const ROUNDS: usize = 24;
@@ -46,10 +46,10 @@ pub(crate) fn object(number: usize) -> ObjectId {
 /// Runs the workload in `dir`, and gives its log.
 pub(crate) fn record(dir: &Path, disk: DiskChoice, seed: u64) -> Log {
     let mut log = Log::default();
-    for (process, lives) in LIVES.into_iter().enumerate() {
+    for (process, life) in LIVES.into_iter().enumerate() {
         let random = Random::new(seed + process as u64);
         log = block_on(dir, disk, async move |env| {
-            let env = Recorded::new(env, log, lives);
+            let env = Recorded::new(env, log, life);
             let work = Box::pin(work(env.clone(), random));
             select(work, Box::pin(env.recorder().killed())).await;
             env.recorder().finish()
