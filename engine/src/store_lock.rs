@@ -51,8 +51,7 @@ impl<E: Env> StoreLock<E> {
                 superblock
             }
             Err(Rejected::Version(version)) => {
-                let what = format!("the store has format version {version}, newer than this code");
-                return Err(Error::coded(Kind::Invalid, "newer-format", what));
+                return Err(Error::newer_format("the store", version));
             }
             Err(why) => {
                 if recover::holds_commits(env, limits).await? {

@@ -8,9 +8,10 @@ use crate::directory;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::Rejected;
-use crate::format::batch::BatchHeader;
+use crate::format::batch::{BatchHeader, Trailer};
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
+use crate::ids::Sequence;
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::limits::Limits;
 use crate::log::segments::{self, FileOf, Segment, Segments};
@@ -33,6 +34,17 @@ impl<F> Scanned<F> {
         let header = self.header_at(offset)?;
         header.check_body(&self.bytes[offset..])?;
         Ok(header)
+    }
+
+    /// Whether anything of a batch after `last` lies at `offset` or behind it: a header, or the
+    /// trailer of a batch whose header never came.
+    pub(super) fn is_written_behind(&self, offset: usize, last: Sequence) -> bool {
+        let (block, home) = (self.first(), self.segment.home());
+        (offset..self.bytes.len()).step_by(block).any(|at| {
+            let trailer = || Trailer::decode(&self.bytes[..at + block], &home);
+            self.header_at(at).is_ok_and(|header| header.sequence > last)
+                || trailer().is_ok_and(|trailer| trailer.sequence > last)
+        })
     }
 
     pub(super) fn first(&self) -> usize {
@@ -126,12 +138,12 @@ impl<F: File> Files<F> {
         });
         let header = match SegmentHeader::decode(&head, superblock, shard) {
             Err(Rejected::Version(version)) => {
-                let what = format!("{name} has format version {version}, newer than this code");
-                return Err(Error::coded(Kind::Invalid, "newer-format", what));
+                return Err(Error::newer_format(&name, version));
             }
             Ok(header) => Some(header),
-            // The checkpoint says what the header said; the frames have checksums of their own.
-            Err(_) => wanted.filter(|wanted| wanted.number.0 < from).map(|wanted| SegmentHeader {
+            // The checkpoint says what the header said; batches and frames have checksums of their
+            // own.
+            Err(_) => wanted.filter(|wanted| wanted.number.0 <= from).map(|wanted| SegmentHeader {
                 store: superblock.store,
                 shard,
                 number: wanted.number,

@@ -91,13 +91,16 @@ impl<F: File> Replay<F> {
             let next = self.fence(files).or_else(|| self.next(files, here));
             let (file, offset) = match next {
                 Some(place) => place,
-                None => match self.vouched(files, here) {
-                    None => break,
-                    Some(place) => {
-                        self.lose(files, here, place, shard)?;
-                        place
+                None => {
+                    self.check_newer(files, here)?;
+                    match self.vouched(files, here) {
+                        None => break,
+                        Some(place) => {
+                            self.lose(files, here, place, shard)?;
+                            place
+                        }
                     }
-                },
+                }
             };
             let header = files[file].batch_at(offset).expect("checked by whoever chose it");
             self.accept(&mut files[file], offset, &header)?;
@@ -107,9 +110,8 @@ impl<F: File> Replay<F> {
             let what = format!("shard {shard}: its log has no beginning; restore the store");
             return Err(Error::corrupt(what));
         }
-        if let Some((file, offset)) = here {
-            self.note_torn_end(&files[file], offset);
-        }
+        self.dropped =
+            candidates(files, here).find_map(|(file, offset)| self.torn_end(&files[file], offset));
         Ok(())
     }
 
@@ -128,15 +130,24 @@ impl<F: File> Replay<F> {
 
     /// The next batch of this epoch, right here or at the head of a later segment.
     fn next(&self, files: &[Scanned<F>], here: Option<Place>) -> Option<Place> {
-        let (current, _) = here?;
-        let heads = (current + 1..files.len()).map(|index| (index, files[index].first()));
-        here.into_iter().chain(heads).find(|(file, offset)| {
+        candidates(files, here).find(|(file, offset)| {
             files[*file].batch_at(*offset).is_ok_and(|header| {
                 header.sequence == self.last.next()
                     && header.epoch == self.epoch
                     && header.previous_crc == self.last_crc
             })
         })
+    }
+
+    /// What newer code wrote is neither an end nor damage (E8).
+    fn check_newer(&self, files: &[Scanned<F>], here: Option<Place>) -> Result<()> {
+        for (file, offset) in candidates(files, here) {
+            if let Err(Rejected::Version(version)) = files[file].header_at(offset) {
+                let what = format!("a batch of {}", files[file].segment.name);
+                return Err(Error::newer_format(&what, version));
+            }
+        }
+        Ok(())
     }
 
     /// A valid batch that says that the missing one was durable: the log is damaged before it.
@@ -170,13 +181,15 @@ impl<F: File> Replay<F> {
         let mut missing = self.last.next();
         while missing < upto {
             let Some(ids) = find_table(files, here, missing) else {
-                let (name, offset) = match here {
-                    Some((file, offset)) => (files[file].segment.name.as_str(), offset),
-                    None => ("the first segment", 0),
+                let place = match here {
+                    Some((file, offset)) => {
+                        format!("at {} offset {offset}", files[file].segment.name)
+                    }
+                    None => "at the log's beginning, and no checkpoint can be used".to_owned(),
                 };
                 let what = format!(
-                    "shard {shard}: batch {} was durable and is lost, at {name} offset {offset}; \
-                     nothing says which objects it held: repair or restore the store",
+                    "shard {shard}: batch {} was durable and is lost, {place}; nothing says which \
+                     objects it held: repair or restore the store",
                     missing.0
                 );
                 return Err(Error::corrupt(what));
@@ -221,12 +234,21 @@ impl<F: File> Replay<F> {
         Ok(())
     }
 
-    /// Something was begun at the log's end and never acknowledged: say so.
-    fn note_torn_end(&mut self, file: &Scanned<F>, offset: usize) {
+    /// What was begun where the log ends, and nobody vouches for: which batch, and what is wrong
+    /// with it.
+    fn torn_end(&self, file: &Scanned<F>, offset: usize) -> Option<String> {
         let why = match file.batch_at(offset) {
-            Ok(header) if header.sequence == self.last.next() => Rejected::Malformed("epoch"),
-            Ok(_) | Err(Rejected::Short | Rejected::Foreign | Rejected::Magic) => return,
-            Err(why) => why,
+            Ok(header) if header.sequence == self.last.next() => {
+                Rejected::Malformed("epoch").to_string()
+            }
+            Ok(_) => return None,
+            Err(Rejected::Short | Rejected::Foreign | Rejected::Magic) => {
+                match file.is_written_behind(offset, self.last) {
+                    true => "its header is gone".to_owned(),
+                    false => return None,
+                }
+            }
+            Err(why) => why.to_string(),
         };
         let name = &file.segment.name;
         let sequence = self.last.next().0;
@@ -234,7 +256,7 @@ impl<F: File> Replay<F> {
             Ok(header) => format!("{} bytes", header.bytes),
             Err(_) => "unknown bytes".into(),
         };
-        self.dropped = Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"));
+        Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"))
     }
 
     /// A file without a valid header is a segment that was never finished, unless it holds a batch
@@ -245,17 +267,18 @@ impl<F: File> Replay<F> {
         superblock: &Superblock,
         shard: u16,
     ) -> Result<()> {
-        for file in unknown {
-            let block = superblock.block_bytes;
-            let Some(bytes) = file.bytes.get(block..).filter(|bytes| bytes.len() >= 48) else {
-                continue;
-            };
+        let block_bytes = superblock.block_bytes;
+        let is_lost = |bytes: &[u8]| {
+            // The header alone says which incarnation this was; the batch's own word must do.
             let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
-            let home = Home { store: superblock.store, shard, incarnation, block_bytes: block };
-            let lost = BatchHeader::decode(bytes, &home).is_ok_and(|header| {
-                header.sequence > self.last && header.check_body(bytes).is_ok()
-            });
-            if lost {
+            let home = Home { store: superblock.store, shard, incarnation, block_bytes };
+            BatchHeader::decode(bytes, &home)
+                .is_ok_and(|header| header.sequence > self.last && header.check_body(bytes).is_ok())
+        };
+        for file in unknown {
+            // Any batch, not only the first: that one may be damaged too.
+            let mut blocks = (block_bytes..file.bytes.len()).step_by(block_bytes);
+            if blocks.any(|at| is_lost(&file.bytes[at..])) {
                 let what = format!(
                     "shard {shard}: the header of {} is damaged, and the log goes on in it: \
                      repair or restore the store",
@@ -266,6 +289,12 @@ impl<F: File> Replay<F> {
         }
         Ok(())
     }
+}
+
+/// Where the next batch may lie: right here, or at the head of a later segment.
+fn candidates<F>(files: &[Scanned<F>], here: Option<Place>) -> impl Iterator<Item = Place> + '_ {
+    let heads = here.map_or(files.len(), |(current, _)| current + 1)..files.len();
+    here.into_iter().chain(heads.map(|index| (index, files[index].first())))
 }
 
 /// Searches for the table of a lost batch, at its head or at its tail.
