@@ -226,7 +226,7 @@ fn a_store_is_reopened_with_other_numbers_of_cores() {
             for id in &ids {
                 let object = store.object(*id);
                 let found = object.contents().wait().expect("readable");
-                let found: Vec<_> = found.map.iter().map(|(_, value)| &value[..]).collect();
+                let found: Vec<_> = found.map.values().map(|value| &value[..]).collect();
                 let wanted: Vec<_> = (0..round).map(|round| format!("{round} {id}")).collect();
                 assert_eq!(found, wanted.iter().map(|it| it.as_bytes()).collect::<Vec<_>>());
                 let batch =
