@@ -18,6 +18,7 @@ use std::rc::Rc;
 use crate::directory::{How, Keyed, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
+use crate::format::Rejected;
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
@@ -45,6 +46,11 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
+    /// What a slot without a checkpoint needs: replay from the log's beginning stands in for it.
+    pub(crate) fn all() -> Self {
+        Self::default()
+    }
+
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         Self {
             replay_from: checkpoint.segment.0,
@@ -84,7 +90,7 @@ pub(crate) struct Manifest<F> {
 
 /// Opens and reads a shard's manifest, or makes an empty one; with `read_only` nothing changes.
 ///
-/// Errors: `Retry`, `NoSpace`.
+/// Errors: `Retry`, `NoSpace`, `Invalid` (a newer format).
 pub(crate) async fn read_manifest<E: Env>(
     env: &E,
     superblock: &crate::Superblock,
@@ -120,10 +126,15 @@ pub(crate) async fn read_manifest<E: Env>(
     let (result, buf) = read_full_at(&file, buf, 0, block).await;
     result.map_err(failed)?;
     let slot = |index: usize| {
-        let bytes = buf.get(index * slot_bytes..(index + 1) * slot_bytes)?;
-        Checkpoint::decode(bytes, superblock.store, shard).ok()
+        let bytes = buf.get(index * slot_bytes..(index + 1) * slot_bytes).unwrap_or_default();
+        match Checkpoint::decode(bytes, superblock.store, shard) {
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+            // It is no damage, and what the other slot says is older (E8).
+            Err(Rejected::Version(version)) => Err(Error::newer_format(&name, version)),
+            Err(_) => Ok(None),
+        }
     };
-    let slots = [slot(0), slot(1)];
+    let slots = [slot(0)?, slot(1)?];
     Ok(Manifest { file: Some(file), slot_bytes, slots })
 }
 

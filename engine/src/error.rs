@@ -108,6 +108,12 @@ impl Error {
         Self::new(Kind::Invalid, message)
     }
 
+    /// [`Kind::Invalid`]: `what` was written by newer code (E8).
+    pub(crate) fn newer_format(what: &str, version: u16) -> Self {
+        let message = format!("{what} has format version {version}, newer than this code");
+        Self::coded(Kind::Invalid, "newer-format", message)
+    }
+
     /// [`Kind::Corrupt`]: damaged bytes.
     pub fn corrupt(message: impl Into<String>) -> Self {
         Self::new(Kind::Corrupt, message)

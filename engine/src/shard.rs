@@ -74,6 +74,7 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) superblock: Superblock,
     pub(crate) number: u16,
     pub(crate) limits: Limits,
+    pub(crate) recovery: Recovery,
     pub(crate) state: RefCell<State<FileOf<E>>>,
     /// The queue or the shard's life changed: for the writer.
     pub(crate) work: Signal,
@@ -108,8 +109,8 @@ impl<E: Env> Clone for Shard<E> {
     }
 }
 
-/// Counters of one shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Counters of one shard, and what opening it found.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardStats {
     /// Objects that exist durably.
     pub objects: u64,
@@ -123,6 +124,8 @@ pub struct ShardStats {
     pub checkpoints: u64,
     /// Files of the directory.
     pub runs: usize,
+    /// What recovery found when the shard was opened: nothing that it dropped goes unseen.
+    pub recovery: Recovery,
 }
 
 impl<E: Env> Shard<E> {
@@ -159,6 +162,7 @@ impl<E: Env> Shard<E> {
             superblock,
             number,
             limits,
+            recovery: recovery.clone(),
             state: RefCell::new(state),
             work: Signal::default(),
             changed: Signal::default(),
@@ -400,7 +404,7 @@ impl<E: Env> Shard<E> {
         matches!(self.0.state.borrow().life, Life::Closing | Life::Closed)
     }
 
-    /// Counters.
+    /// Counters, and what opening found.
     pub fn stats(&self) -> ShardStats {
         let state = self.0.state.borrow();
         let bytes = |segment: &crate::log::segments::Segment<_>| u64::from(segment.header.bytes);
@@ -411,6 +415,7 @@ impl<E: Env> Shard<E> {
             log_bytes: state.log_bytes,
             segments: state.segments.len(),
             segment_bytes: state.segments.values().map(bytes).sum(),
+            recovery: self.0.recovery.clone(),
         }
     }
 

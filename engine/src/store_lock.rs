@@ -37,7 +37,9 @@ impl<E: Env> StoreLock<E> {
                     .map_err(|source| Error::io(Kind::Retry, "syncing the superblock", source))?;
                 superblock
             }
-            Err(Rejected::Version(version)) => return Err(newer(version)),
+            Err(Rejected::Version(version)) => {
+                return Err(Error::newer_format("the store", version));
+            }
             Err(why) => {
                 if recover::holds_commits(env, limits).await? {
                     let what = format!("superblock: {why}, but there are commits in the log");
@@ -57,7 +59,7 @@ impl<E: Env> StoreLock<E> {
         let (file, decoded) = read(env, limits, Create::ReadOnly).await?;
         match decoded {
             Ok(superblock) => Self::new(env, file, superblock),
-            Err(Rejected::Version(version)) => Err(newer(version)),
+            Err(Rejected::Version(version)) => Err(Error::newer_format("the store", version)),
             Err(why) => Err(Error::corrupt(format!("superblock: {why}"))),
         }
     }
@@ -75,11 +77,6 @@ impl<E: Env> StoreLock<E> {
     pub fn superblock(&self) -> Superblock {
         self.superblock
     }
-}
-
-fn newer(version: u16) -> Error {
-    let what = format!("the store has format version {version}, newer than this code");
-    Error::coded(Kind::Invalid, "newer-format", what)
 }
 
 /// Opens the superblock and reads it.

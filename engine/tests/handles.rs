@@ -244,6 +244,42 @@ fn all_objects_are_listed_over_several_pages() {
     close(&store);
 }
 
+/// Which core owns a shard is no part of the store: it is chosen anew at each opening.
+#[test]
+fn a_store_is_reopened_with_other_numbers_of_cores() {
+    for disk in disks() {
+        let dir = dir();
+        let ids: Vec<_> = (0..24).map(id).collect();
+        for shard in 0..3 {
+            assert!(ids.iter().any(|id| id.shard(3) == shard), "an object in each shard");
+        }
+        // One core, as many as there are shards but one, one again, and more than shards.
+        for (round, cores) in [1, 2, 1, 7, 3].into_iter().enumerate() {
+            let store = open(dir.path(), Options { cores: Some(cores), ..options(disk) });
+            for id in &ids {
+                let object = store.object(*id);
+                let found = object.contents().wait().expect("readable");
+                let found: Vec<_> = found.map.values().map(|value| &value[..]).collect();
+                let wanted: Vec<_> = (0..round).map(|round| format!("{round} {id}")).collect();
+                assert_eq!(found, wanted.iter().map(|it| it.as_bytes()).collect::<Vec<_>>());
+                let batch =
+                    Batch::new().put(format!("key-{round}"), format!("{round} {id}")).set_alarm(9);
+                object.commit(batch).wait().expect("durable");
+            }
+            let stats = dormouse_engine::call::wait(store.stats()).expect("open");
+            let objects: Vec<_> = stats.iter().map(|shard| shard.objects).collect();
+            let wanted =
+                [0, 1, 2].map(|shard| ids.iter().filter(|id| id.shard(3) == shard).count());
+            assert_eq!(objects, wanted.map(|count| count as u64), "{cores} cores");
+            for shard in &stats {
+                let found = (&shard.recovery.dropped, &shard.recovery.damaged[..]);
+                assert_eq!(found, (&None, &[][..]), "closed in order");
+            }
+            close(&store);
+        }
+    }
+}
+
 #[test]
 fn a_second_opening_is_refused_and_a_closed_store_answers_so() {
     let dir = dir();

@@ -367,6 +367,17 @@ impl World {
         self.0.disk.borrow_mut().damage(sector, damage);
     }
 
+    /// All files as they are visible now, by name.
+    pub fn save(&self) -> BTreeMap<String, Vec<u8>> {
+        self.0.disk.borrow().save()
+    }
+
+    /// Puts these files, all durable, in the place of all that are there: saved ones, without some,
+    /// or changed, or of different moments. Whoever has a file open keeps the old one.
+    pub fn bring_back(&self, files: &BTreeMap<String, Vec<u8>>) {
+        self.0.disk.borrow_mut().bring_back(files);
+    }
+
     /// Moves the wall clock.
     pub fn jump_wall_clock(&self, by_ms: i64) {
         self.0.wall_jump_ms.set(self.0.wall_jump_ms.get() + by_ms);

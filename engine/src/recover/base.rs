@@ -29,7 +29,7 @@ pub(super) struct Base<F: File> {
 impl<F: File> Base<F> {
     /// Chooses the newest checkpoint whose runs are whole.
     ///
-    /// Errors: `Retry`.
+    /// Errors: `Retry`, `Invalid` (a newer format).
     pub(super) async fn choose<E: Env>(
         env: &E,
         place: &Place<'_>,
@@ -40,7 +40,9 @@ impl<F: File> Base<F> {
             chosen: None,
             runs: Vec::new(),
             vouched: valid().map(|(it, _)| it.last).max().unwrap_or(Sequence(0)),
-            needs: [0, 1].map(|slot: usize| slots[slot].iter().map(Needs::of).collect()),
+            needs: slots
+                .each_ref()
+                .map(|slot| vec![slot.as_ref().map_or_else(Needs::all, Needs::of)]),
             generation: valid().map(|(it, _)| it.generation).max().unwrap_or(0),
         };
         let mut newest_first: Vec<_> = valid().collect();
@@ -93,7 +95,10 @@ async fn open_runs<E: Env>(
         let buf = PageBuf::zeroed(BLOCK_BYTES);
         let (result, buf) = read_full_at(&file, buf, 0, BLOCK_BYTES).await;
         let read = result.map_err(failed)?;
-        let rejected = |why: Rejected| Error::corrupt(format!("{name}: {why}"));
+        let rejected = |why: Rejected| match why {
+            Rejected::Version(version) => Error::newer_format(&name, version),
+            why => Error::corrupt(format!("{name}: {why}")),
+        };
         let header = RunHeader::decode(&buf[..read], superblock.store, shard).map_err(rejected)?;
         let bytes = run::file_blocks(&header) * BLOCK_BYTES as u64;
         let is_wanted = header.number == wanted.number && header.incarnation == wanted.incarnation;

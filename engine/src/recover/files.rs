@@ -8,11 +8,11 @@ use super::base::Base;
 use crate::directory;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
-use crate::format::batch::{BatchHeader, Home};
+use crate::format::batch::{BatchHeader, Home, Trailer};
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
 use crate::format::{Rejected, get, len_u32};
-use crate::ids::{Incarnation, SegmentNumber};
+use crate::ids::{Incarnation, SegmentNumber, Sequence};
 use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::log::segments::{self, FileOf, Segment, Segments};
 
@@ -34,6 +34,17 @@ impl<F> Scanned<F> {
         let header = self.header_at(offset)?;
         header.check_body(&self.bytes[offset..])?;
         Ok(header)
+    }
+
+    /// Whether anything of a batch after `last` lies at `offset` or behind it: a header, or the
+    /// trailer of a batch whose header never came.
+    pub(super) fn is_written_behind(&self, offset: usize, last: Sequence) -> bool {
+        let (block, home) = (self.first(), self.segment.home());
+        (offset..self.bytes.len()).step_by(block).any(|at| {
+            let trailer = || Trailer::decode(&self.bytes[..at + block], &home);
+            self.header_at(at).is_ok_and(|header| header.sequence > last)
+                || trailer().is_ok_and(|trailer| trailer.sequence > last)
+        })
     }
 
     pub(super) fn first(&self) -> usize {
@@ -127,12 +138,12 @@ impl<F: File> Files<F> {
         });
         let header = match SegmentHeader::decode(&head, superblock, shard) {
             Err(Rejected::Version(version)) => {
-                let what = format!("{name} has format version {version}, newer than this code");
-                return Err(Error::coded(Kind::Invalid, "newer-format", what));
+                return Err(Error::newer_format(&name, version));
             }
             Ok(header) => Some(header),
-            // The checkpoint says what the header said; the frames have checksums of their own.
-            Err(_) => wanted.filter(|wanted| wanted.number.0 < from).map(|wanted| SegmentHeader {
+            // The checkpoint says what the header said; batches and frames have checksums of their
+            // own.
+            Err(_) => wanted.filter(|wanted| wanted.number.0 <= from).map(|wanted| SegmentHeader {
                 store: superblock.store,
                 shard,
                 number: wanted.number,
@@ -176,7 +187,7 @@ impl<F: File> Files<F> {
 /// The header that a segment must have had, by its first batch and its name.
 fn adopt(bytes: &[u8], superblock: &Superblock, shard: u16, named: u32) -> Option<SegmentHeader> {
     let block = superblock.block_bytes;
-    let (_, incarnation) = first_batch(bytes, superblock, shard)?;
+    let (_, incarnation) = lone_batches(bytes, superblock, shard).next()?;
     Some(SegmentHeader {
         store: superblock.store,
         shard,
@@ -187,18 +198,21 @@ fn adopt(bytes: &[u8], superblock: &Superblock, shard: u16, named: u32) -> Optio
     })
 }
 
-/// The first batch of a segment without a header, if it is one of this shard's.
-pub(super) fn first_batch(
+/// The batches of a file without a segment's header that are this shard's. The header alone says
+/// which incarnation this was; the batches' own word must do.
+pub(super) fn lone_batches(
     bytes: &[u8],
     superblock: &Superblock,
     shard: u16,
-) -> Option<(BatchHeader, Incarnation)> {
-    let block_bytes = superblock.block_bytes;
-    let bytes = bytes.get(block_bytes..).filter(|bytes| bytes.len() >= 48)?;
-    let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
-    let home = Home { store: superblock.store, shard, incarnation, block_bytes };
-    let header = BatchHeader::decode(bytes, &home).ok()?;
-    header.check_body(bytes).is_ok().then_some((header, incarnation))
+) -> impl Iterator<Item = (BatchHeader, Incarnation)> {
+    let (store, block_bytes) = (superblock.store, superblock.block_bytes);
+    (block_bytes..bytes.len()).step_by(block_bytes).filter_map(move |at| {
+        let bytes = &bytes[at..];
+        let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
+        let home = Home { store, shard, incarnation, block_bytes };
+        let header = BatchHeader::decode(bytes, &home).ok()?;
+        header.check_body(bytes).is_ok().then_some((header, incarnation))
+    })
 }
 
 /// Reads a whole file; what is missing of its last block reads as zero.

@@ -23,6 +23,12 @@
 //! | valid, a run missing or damaged | valid, its runs whole | behind the other; the log must reach what the newest vouches for |
 //! | valid, its segment missing | any | nowhere: the shard does not open |
 //! | none is valid, or none can be used | | at the log's beginning; without one the shard does not open |
+//! | of a newer format, as anything else | any | nowhere: refused by name (E8) |
+//!
+//! A slot that holds nothing needs the whole log, for the log's beginning stands in for it: so one
+//! damaged slot is survived from the first checkpoint on.
+//!
+//! docs/recovery.md has the whole table, row by row, and `sim/tests/recovery_table` tests each.
 
 mod base;
 mod files;

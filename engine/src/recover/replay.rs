@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::Place;
 use super::base::Base;
-use super::files::{Scanned, Unknown, first_batch};
+use super::files::{Scanned, Unknown, lone_batches};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::format::batch::{BatchHeader, Role, Trailer};
@@ -98,13 +98,16 @@ impl<F: File> Replay<F> {
             let next = self.fence(files).or_else(|| self.next(files, here));
             let (file, offset) = match next {
                 Some(place) => place,
-                None => match self.vouched(files, here) {
-                    None => break,
-                    Some(place) => {
-                        self.lose(files, here, place)?;
-                        place
+                None => {
+                    self.check_newer(files, here)?;
+                    match self.vouched(files, here) {
+                        None => break,
+                        Some(place) => {
+                            self.lose(files, here, place)?;
+                            place
+                        }
                     }
-                },
+                }
             };
             let header = files[file].batch_at(offset).expect("checked by whoever chose it");
             self.accept(&mut files[file], offset, &header)?;
@@ -113,9 +116,8 @@ impl<F: File> Replay<F> {
         if self.batches == 0 && checkpoint.is_none() {
             self.unknown("its log has no beginning".to_owned())?;
         }
-        if let Some((file, offset)) = here {
-            self.note_torn_end(&files[file], offset);
-        }
+        self.dropped =
+            candidates(files, here).find_map(|(file, offset)| self.torn_end(&files[file], offset));
         Ok(())
     }
 
@@ -134,15 +136,24 @@ impl<F: File> Replay<F> {
 
     /// The next batch of this epoch, right here or at the head of a later segment.
     fn next(&self, files: &[Scanned<F>], here: Option<Spot>) -> Option<Spot> {
-        let (current, _) = here?;
-        let heads = (current + 1..files.len()).map(|index| (index, files[index].first()));
-        here.into_iter().chain(heads).find(|(file, offset)| {
+        candidates(files, here).find(|(file, offset)| {
             files[*file].batch_at(*offset).is_ok_and(|header| {
                 header.sequence == self.last.next()
                     && header.epoch == self.epoch
                     && header.previous_crc == self.last_crc
             })
         })
+    }
+
+    /// What newer code wrote is neither an end nor damage (E8).
+    fn check_newer(&self, files: &[Scanned<F>], here: Option<Spot>) -> Result<()> {
+        for (file, offset) in candidates(files, here) {
+            if let Err(Rejected::Version(version)) = files[file].header_at(offset) {
+                let what = format!("a batch of {}", files[file].segment.name);
+                return Err(Error::newer_format(&what, version));
+            }
+        }
+        Ok(())
     }
 
     /// A valid batch that says that the missing one was durable: the log is damaged before it.
@@ -170,13 +181,14 @@ impl<F: File> Replay<F> {
         let mut missing = self.last.next();
         while missing < upto {
             let Some(ids) = find_table(files, here, missing) else {
-                let (name, offset) = match here {
-                    Some((file, offset)) => (files[file].segment.name.as_str(), offset),
-                    None => ("the first segment", 0),
+                let place = match here {
+                    Some((file, offset)) => {
+                        format!("at {} offset {offset}", files[file].segment.name)
+                    }
+                    None => "at the log's beginning, and no checkpoint can be used".to_owned(),
                 };
                 self.unknown(format!(
-                    "batch {} was durable and is lost, at {name} offset {offset}; nothing says \
-                     which objects it held",
+                    "batch {} was durable and is lost, {place}; nothing says which objects it held",
                     missing.0
                 ))?;
                 missing = missing.next();
@@ -222,12 +234,21 @@ impl<F: File> Replay<F> {
         Ok(())
     }
 
-    /// Something was begun at the log's end and never acknowledged: say so.
-    fn note_torn_end(&mut self, file: &Scanned<F>, offset: usize) {
+    /// What was begun where the log ends, and nobody vouches for: which batch, and what is wrong
+    /// with it.
+    fn torn_end(&self, file: &Scanned<F>, offset: usize) -> Option<String> {
         let why = match file.batch_at(offset) {
-            Ok(header) if header.sequence == self.last.next() => Rejected::Malformed("epoch"),
-            Ok(_) | Err(Rejected::Short | Rejected::Foreign | Rejected::Magic) => return,
-            Err(why) => why,
+            Ok(header) if header.sequence == self.last.next() => {
+                Rejected::Malformed("epoch").to_string()
+            }
+            Ok(_) => return None,
+            Err(Rejected::Short | Rejected::Foreign | Rejected::Magic) => {
+                match file.is_written_behind(offset, self.last) {
+                    true => "its header is gone".to_owned(),
+                    false => return None,
+                }
+            }
+            Err(why) => why.to_string(),
         };
         let name = &file.segment.name;
         let sequence = self.last.next().0;
@@ -235,7 +256,7 @@ impl<F: File> Replay<F> {
             Ok(header) => format!("{} bytes", header.bytes),
             Err(_) => "unknown bytes".into(),
         };
-        self.dropped = Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"));
+        Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"))
     }
 
     /// A file without a valid header is a segment that was never finished, unless it holds a batch
@@ -246,8 +267,9 @@ impl<F: File> Replay<F> {
         superblock: &Superblock,
     ) -> Result<()> {
         for file in unknown {
-            let first = first_batch(&file.bytes, superblock, self.shard);
-            if first.is_some_and(|(header, _)| header.sequence > self.last) {
+            // Any batch, not only the first: that one may be damaged too.
+            let mut batches = lone_batches(&file.bytes, superblock, self.shard);
+            if batches.any(|(header, _)| header.sequence > self.last) {
                 let name = &file.name;
                 self.unknown(format!(
                     "the header of {name} is damaged, and the log goes on in it"
@@ -282,6 +304,12 @@ impl<F: File> Replay<F> {
         self.unknown.push(what);
         Ok(())
     }
+}
+
+/// Where the next batch may lie: right here, or at the head of a later segment.
+fn candidates<F>(files: &[Scanned<F>], here: Option<Spot>) -> impl Iterator<Item = Spot> + '_ {
+    let heads = here.map_or(files.len(), |(current, _)| current + 1)..files.len();
+    here.into_iter().chain(heads.map(|index| (index, files[index].first())))
 }
 
 /// Searches for the table of a lost batch, at its head or at its tail.

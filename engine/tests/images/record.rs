@@ -244,7 +244,7 @@ impl Disk for RecordedDisk {
         let number = match (self.number_of(name), open.create) {
             // Opening what is there changes nothing, nor does an error.
             (Some(number), _) => number,
-            (None, Create::Never) => return Err(io::ErrorKind::NotFound.into()),
+            (None, Create::Never | Create::ReadOnly) => return Err(io::ErrorKind::NotFound.into()),
             (None, Create::IfAbsent | Create::New) => {
                 let number = self.recorder.log.borrow().files;
                 self.recorder.log.borrow_mut().files += 1;

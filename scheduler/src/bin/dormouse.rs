@@ -121,6 +121,15 @@ fn stat(shard: &Shard<RealEnv>, number: u16) {
         stats.runs,
         damaged.len(),
     );
+    let found = &stats.recovery;
+    println!(
+        "  opening replayed {} batches of {} segments and dropped {}",
+        found.batches,
+        found.segments,
+        found.dropped.as_deref().unwrap_or("nothing"),
+    );
+    // Opening names those that it found now; the directory, those that earlier ones found too.
+    found.damaged.iter().for_each(|id| println!("  damaged in what was replayed: {id}"));
     damaged.iter().for_each(|object| println!("  damaged: {}", object.id));
 }
 

@@ -288,6 +288,29 @@ impl DiskState {
         self.names[file].contents.borrow_mut().set_sector(*at, bytes);
     }
 
+    pub(crate) fn save(&self) -> BTreeMap<String, Vec<u8>> {
+        let bytes = |inode: &Inode| {
+            let contents = inode.contents.borrow();
+            let mut bytes = vec![0; contents.len()];
+            contents.read(0, &mut bytes);
+            bytes
+        };
+        self.names.iter().map(|(name, inode)| (name.clone(), bytes(inode))).collect()
+    }
+
+    pub(crate) fn bring_back(&mut self, files: &BTreeMap<String, Vec<u8>>) {
+        let inodes = files.iter().map(|(name, bytes)| {
+            let mut contents = Contents::new(self.history);
+            contents.write_durable(0, bytes);
+            contents.sync(&[], bytes.len());
+            let contents = Rc::new(RefCell::new(contents));
+            (name.clone(), Inode { contents, locked: Rc::default() })
+        });
+        self.names = inodes.collect();
+        self.durable_names = self.names.clone();
+        self.unsynced_names.clear();
+    }
+
     fn finish(&mut self, op: &mut Op) -> io::Result<usize> {
         let one_in = match op.action {
             Action::Read { .. } => self.faults.read_error,
