@@ -63,6 +63,6 @@ pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
-pub use shard::{Recovery, Shard, Ticket};
-pub use store::{Object, ObjectInfo, Options, Store};
+pub use shard::{Recovery, Shard, ShardStats, Ticket};
+pub use store::{Durability, Keys, Object, ObjectInfo, Objects, Options, Store, StoreStats};
 pub use store_lock::StoreLock;

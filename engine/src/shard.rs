@@ -106,7 +106,7 @@ impl<E: Env> Clone for Shard<E> {
 }
 
 /// Counters of one shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
     /// Objects that exist durably.
     pub objects: u64,
@@ -239,12 +239,8 @@ impl<E: Env> Shard<E> {
     }
 
     fn check_open(&self) -> Result<()> {
-        let state = self.0.state.borrow();
-        if let Some(cause) = &state.poison {
-            let what = format!("shard {} refuses all work", self.0.number);
-            return Err(Error::caused(Kind::Poisoned, what, cause.clone()));
-        }
-        match state.life {
+        self.check_healthy()?;
+        match self.0.state.borrow().life {
             Life::Open => Ok(()),
             Life::Closing | Life::Closed => Err(Error::new(Kind::Closed, "the store is closed")),
         }
@@ -296,11 +292,16 @@ impl<E: Env> Shard<E> {
             // How it ended is for whoever made it; the directory says what is there now.
             let _ended = outcome.settled().await;
         }
-        match self.poisoned() {
+        self.check_healthy()
+    }
+
+    /// Errors: `Poisoned`, with the first cause.
+    pub(crate) fn check_healthy(&self) -> Result<()> {
+        match &self.0.state.borrow().poison {
             None => Ok(()),
             Some(cause) => {
                 let what = format!("shard {} refuses all work", self.0.number);
-                Err(Error::caused(Kind::Poisoned, what, cause))
+                Err(Error::caused(Kind::Poisoned, what, cause.clone()))
             }
         }
     }
@@ -318,6 +319,15 @@ impl<E: Env> Shard<E> {
     pub(crate) fn appended_version(&self, id: &ObjectId) -> Version {
         let head = head(&self.0.state.borrow(), id).unwrap_or(None);
         head.map_or(Version::NONE, |head| head.version)
+    }
+
+    /// Version and alarm (ms since 1970) that a commit made now would build on, durable or not.
+    ///
+    /// Errors: `Corrupt`, `Poisoned`.
+    pub(crate) fn appended_head(&self, id: &ObjectId) -> Result<Option<(Version, Option<u64>)>> {
+        self.check_healthy()?;
+        let head = head(&self.0.state.borrow(), id).map_err(|error| named(id, &error))?;
+        Ok(head.map(|head| (head.version, head.alarm)))
     }
 
     /// The earliest durable alarm, in milliseconds since 1970.

@@ -20,7 +20,7 @@ fn open(dir: &Path, options: Options) -> Store {
 }
 
 fn close(store: &Store) {
-    dormouse_engine::call::wait(store.close()).expect("closed in order");
+    store.close().wait().expect("closed in order");
 }
 
 fn id(number: u8) -> ObjectId {
@@ -193,21 +193,28 @@ fn all_objects_are_listed_over_several_pages() {
     commits.into_iter().for_each(|commit| {
         commit.wait().expect("durable");
     });
-    let found = dormouse_engine::call::wait(async {
-        let (mut objects, mut found) = (store.objects(), Vec::new());
-        while let Some(object) = objects.next().await.expect("open") {
-            assert_eq!((object.alarm, object.damaged), (Some(7), false));
-            found.push(object.id);
-        }
-        found
+    let found = store.objects().blocking().map(|object| {
+        let object = object.expect("open");
+        assert_eq!((object.alarm, object.damaged), (Some(7), false));
+        object.id
     });
-    let (mut found, mut wanted) = (found, ids);
+    let (mut found, mut wanted) = (found.collect::<Vec<_>>(), ids);
     found.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(found, wanted);
-    let stats = dormouse_engine::call::wait(store.stats()).expect("open");
-    assert_eq!(stats.len(), 3);
-    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<u64>(), 1000);
+    let stats = store.stats().wait().expect("open");
+    assert_eq!(stats.shards.len(), 3);
+    assert_eq!(stats.total.objects, 1000);
+    assert_eq!(stats.shards.iter().map(|shard| shard.objects).sum::<u64>(), 1000);
+    assert_eq!(stats.total.segments, stats.shards.iter().map(|shard| shard.segments).sum());
+    for (number, shard) in (0..).zip(&stats.shards) {
+        let its = wanted.iter().filter(|id| id.shard(3) == number).count();
+        assert_eq!(shard.objects, its as u64, "shard {number}");
+    }
+    assert_eq!(stats.cached_objects, 0, "nothing was read");
+    store.object(wanted[0]).contents().wait().expect("readable");
+    let stats = store.stats().wait().expect("open");
+    assert!(stats.cached_objects == 1 && stats.cached_bytes > 0, "{stats:?}");
     close(&store);
 }
 

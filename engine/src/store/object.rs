@@ -15,6 +15,24 @@ use crate::list::{List, Range};
 
 /// One object of a [`Store`]. Cheap to clone; `Send + Sync`. Everything is asked for when the
 /// method returns, and in that order.
+///
+/// ```
+/// use dormouse_engine::{Batch, ObjectId, Options, Store, Version};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-object-{}", std::process::id()));
+/// # let store = Store::open(&dir, Options::default())?;
+/// let room = store.object(ObjectId::from_bytes([7; 32]));
+/// let batch = Batch::new().put("topic", "mice").put("msg:1", "hello").put("msg:2", "you");
+/// let version = room.commit(batch.set_alarm(4_102_444_800_000)).wait()?;
+/// assert_eq!(room.get("topic").wait()?.expect("put above"), "mice");
+/// assert_eq!(room.head().wait()?, (version, Some(4_102_444_800_000)));
+/// assert_eq!(room.delete_prefix("msg:").wait()?, 2);
+/// room.delete().wait()?; // the topic and the alarm
+/// assert_eq!(room.contents().wait()?.version, Version::NONE); // it does not exist any more
+/// # store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Object {
     store: Store,
@@ -39,18 +57,39 @@ impl Object {
         self.store.send(self.id.shard(self.store.0.shards), lost, request)
     }
 
-    /// Commits a batch; its version, once it is durable as a whole (E1, E2).
+    /// Commits a batch; its version, once it is durable as a whole (E1, E2), or sooner where the
+    /// store's [`Durability`](super::Durability) says so.
     ///
-    /// Errors: those of [`Shard::commit`](crate::Shard::commit). After `Unknown` read again: it
-    /// may have happened.
+    /// Errors: `Invalid` (a limit, with a code), `Conflict` ([`Batch::only_if`]), `NoSpace`, `Retry`,
+    /// `Overloaded`, `Corrupt` (a damaged object takes only what deletes all), `Poisoned`, `Closed`:
+    /// nothing happened. `Unknown`: it may have happened; read again, once the store is reopened.
     pub fn commit(&self, batch: Batch) -> Call<Version> {
         let id = self.id;
         self.send(Kind::Unknown, |reply| Request::Commit { id, batch, reply })
     }
 
+    /// Removes all keys and the alarm as one commit; its version, once it is durable. Also for an
+    /// object of which nothing can be read any more (`Corrupt`): it can be made anew afterwards.
+    ///
+    /// Errors: as [`Object::commit`].
+    pub fn delete(&self) -> Call<Version> {
+        self.commit(Batch::new().delete_all().delete_alarm())
+    }
+
+    /// Removes the keys that begin with `prefix`, all of them for an empty one, as one commit; how
+    /// many there were, once that is durable. The alarm stays. It takes what was committed before
+    /// it, and nothing that is committed after it.
+    ///
+    /// Errors: as [`Object::commit`], and `Corrupt`: the object is read for it.
+    pub fn delete_prefix(&self, prefix: impl AsRef<[u8]>) -> Call<u64> {
+        let (id, prefix) = (self.id, Bytes::copy_from_slice(prefix.as_ref()));
+        self.send(Kind::Unknown, |reply| Request::DeletePrefix { id, prefix, reply })
+    }
+
     /// The value of a key.
     ///
-    /// Everything that is read is durable, and holds what was committed before this call.
+    /// What is read holds what was committed before this call, and is durable, unless commits are
+    /// answered before they are ([`Durability::OnFlush`](super::Durability::OnFlush)).
     /// Errors: `Corrupt`, with the object's id and the place; `Overloaded`, `Poisoned`, `Closed`.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>> {
         let (id, key) = (self.id, Bytes::copy_from_slice(key.as_ref()));
@@ -68,7 +107,7 @@ impl Object {
     /// The version of its last commit and its alarm in milliseconds since 1970, without reading it.
     /// An object that lost its last key without being read may still have a version.
     ///
-    /// Errors: `Overloaded`, `Poisoned`, `Closed`.
+    /// Errors: `Corrupt` (its part of the directory), `Overloaded`, `Poisoned`, `Closed`.
     pub fn head(&self) -> Call<(Version, Option<u64>)> {
         let id = self.id;
         self.send(Kind::Closed, |reply| Request::Head { id, reply })
@@ -81,6 +120,28 @@ impl Object {
 }
 
 /// A walk over the keys of an object at one version.
+///
+/// ```
+/// use dormouse_engine::{Batch, List, ObjectId, Options, Store};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-keys-{}", std::process::id()));
+/// # let store = Store::open(&dir, Options::default())?;
+/// let room = store.object(ObjectId::from_bytes([7; 32]));
+/// let batch = (1..=5).fold(Batch::new(), |batch, n| batch.put(format!("msg:{n}"), "hello"));
+/// let all = room.commit(batch.put("topic", "mice"));
+/// let newest = room.list(List::prefix("msg:").reverse().limit(2));
+/// let before = room.list(List::prefix("msg:").reverse().limit(2).end("msg:4"));
+/// room.delete(); // both lists were asked for before
+/// let names = |list: dormouse_engine::Keys| {
+///     list.blocking().map(|entry| Ok(entry?.0)).collect::<dormouse_engine::Result<Vec<_>>>()
+/// };
+/// assert_eq!(names(newest)?, ["msg:5", "msg:4"]);
+/// assert_eq!(names(before)?, ["msg:3", "msg:2"]); // the next page
+/// # all.wait()?;
+/// # store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
 pub struct Keys {
     state: Walk,
 }
