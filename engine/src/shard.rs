@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::batch::{AlarmChange, Batch, Op, split_ops};
 use crate::checkpoint::{self, Progress};
@@ -86,7 +87,8 @@ impl<E: Env> Inner<E> {
             if state.poison.is_some() {
                 return;
             }
-            tracing::error!(shard = self.number, %cause, "shard poisoned");
+            let (epoch, durable) = (state.epoch.0, state.tail.last.0);
+            tracing::error!(shard = self.number, epoch, durable, %cause, "shard poisoned");
             state.poison = Some(cause.clone());
             let unknown = Error::caused(Kind::Unknown, "the batch before it failed", cause);
             state.queue.fail(&unknown);
@@ -136,6 +138,7 @@ impl<E: Env> Shard<E> {
         limits: Limits,
     ) -> Result<(Self, Recovery)> {
         limits.check();
+        let began = env.now();
         let (state, recovery) = crate::recover::recover(env, &superblock, number, &limits).await?;
         let inner = Rc::new(Inner {
             env: env.clone(),
@@ -151,9 +154,31 @@ impl<E: Env> Shard<E> {
         if let Err(error) = shard.after_recovery(&recovery).await {
             // Its files are to be free for whoever tries again; why it can't be used is known.
             let _poisoned = shard.close().await;
-            return Err(error);
+            return Err(match error.kind() {
+                // Nobody was answered anything yet.
+                Kind::Unknown | Kind::Poisoned => {
+                    Error::caused(Kind::Retry, format!("opening shard {number}"), error)
+                }
+                _ => error,
+            });
         }
+        shard.tell_opened(&recovery, env.now() - began);
         Ok((shard, recovery))
+    }
+
+    fn tell_opened(&self, recovery: &Recovery, took: Duration) {
+        let state = self.0.state.borrow();
+        tracing::info!(
+            shard = self.0.number,
+            epoch = state.epoch.0,
+            objects = state.directory.len(),
+            batches = recovery.batches,
+            segments = recovery.segments,
+            dropped = recovery.dropped.as_deref(),
+            damaged = recovery.damaged.len(),
+            micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "shard opened"
+        );
     }
 
     /// What opening owes beside recovery: E9's second form, and an end to what crash after crash
@@ -383,12 +408,14 @@ impl<E: Env> Shard<E> {
     ///
     /// Errors: `Poisoned`, with the first cause.
     pub async fn close(&self) -> Result<()> {
-        {
+        let was = {
             let mut state = self.0.state.borrow_mut();
-            if state.life == Life::Open {
+            let was = state.life;
+            if was == Life::Open {
                 state.life = Life::Closing;
             }
-        }
+            was
+        };
         self.0.work.notify();
         let ended = || {
             let state = self.0.state.borrow();
@@ -403,7 +430,13 @@ impl<E: Env> Shard<E> {
                 (None, ..) => None,
             }
         };
-        self.0.changed.until(ended).await
+        let closed = self.0.changed.until(ended).await;
+        if was == Life::Open {
+            let state = self.0.state.borrow();
+            let (epoch, durable, vouched) = (state.epoch.0, state.tail.last.0, state.tail.vouched);
+            tracing::info!(shard = self.0.number, epoch, durable, vouched, "shard closed");
+        }
+        closed
     }
 
     /// Reads an object and appends it as one image, unless it changes meanwhile.

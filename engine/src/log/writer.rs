@@ -232,6 +232,8 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         }
     }
     let segment = take_spare(inner).await?;
+    let (number, bytes) = (segment.header.number.0, segment.header.bytes);
+    tracing::debug!(shard = inner.number, segment = number, bytes, "segment opened");
     let offset = crate::format::len_u32(segment.header.block_bytes);
     {
         let mut state = inner.state.borrow_mut();

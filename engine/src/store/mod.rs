@@ -1,8 +1,8 @@
 //! [`Store`]: the engine for those who embed it, from any thread, any runtime, or none.
 //!
 //! The shards run on threads of their own, one for each core; a [`Store`] and its [`Object`]s send
-//! requests to them through bounded mailboxes. Requests of one thread for one object take effect
-//! in the order in which they were made.
+//! requests to them through bounded mailboxes. Commits and deletes of one thread for one object take
+//! effect in the order in which they were asked for, and reads see those that were asked for before.
 
 mod durability;
 mod memory;

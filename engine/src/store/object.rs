@@ -14,7 +14,8 @@ use crate::ids::{ObjectId, Version};
 use crate::list::{List, Range};
 
 /// One object of a [`Store`]. Cheap to clone; `Send + Sync`. Everything is asked for when the
-/// method returns, and in that order.
+/// method returns. Commits and deletes of one thread happen in the order in which they were asked
+/// for; a read holds all of them that were asked for before it, and perhaps later ones.
 ///
 /// ```
 /// use dormouse_engine::{Batch, ObjectId, Options, Store, Version};
@@ -113,7 +114,8 @@ impl Object {
         self.send(Kind::Closed, |reply| Request::Head { id, reply })
     }
 
-    /// Walks over keys and values as they are now, whatever is committed meanwhile.
+    /// Walks over the keys and values of one state, whatever is committed meanwhile. It is a state
+    /// as any read gives it, no older than this call and no newer than the first key.
     pub fn list(&self, list: List) -> Keys {
         Keys { state: Walk::Asked(self.contents(), list) }
     }
@@ -128,16 +130,12 @@ impl Object {
 /// # let store = Store::open(&dir, Options::default())?;
 /// let room = store.object(ObjectId::from_bytes([7; 32]));
 /// let batch = (1..=5).fold(Batch::new(), |batch, n| batch.put(format!("msg:{n}"), "hello"));
-/// let all = room.commit(batch.put("topic", "mice"));
-/// let newest = room.list(List::prefix("msg:").reverse().limit(2));
-/// let before = room.list(List::prefix("msg:").reverse().limit(2).end("msg:4"));
-/// room.delete(); // both lists were asked for before
-/// let names = |list: dormouse_engine::Keys| {
-///     list.blocking().map(|entry| Ok(entry?.0)).collect::<dormouse_engine::Result<Vec<_>>>()
-/// };
-/// assert_eq!(names(newest)?, ["msg:5", "msg:4"]);
-/// assert_eq!(names(before)?, ["msg:3", "msg:2"]); // the next page
-/// # all.wait()?;
+/// room.commit(batch.put("topic", "mice")).wait()?;
+/// let mut newest = room.list(List::prefix("msg:").reverse().limit(2)).blocking();
+/// assert_eq!(newest.next().expect("five messages")?.0, "msg:5");
+/// room.delete().wait()?;
+/// assert_eq!(newest.next().expect("the state that it began with")?.0, "msg:4");
+/// assert!(newest.next().is_none());
 /// # store.close().wait()?;
 /// # std::fs::remove_dir_all(dir).expect("made above");
 /// # Ok::<(), dormouse_engine::Error>(())

@@ -1,5 +1,5 @@
-//! Requests for one object take effect in the order in which they were made, also while one of them
-//! has to read the object before it can commit: those that come after it wait for their turn.
+//! What changes an object takes effect in the order in which it was asked for, also while a request
+//! has to read the object before it can commit: all that come after it wait for their turn.
 //!
 //! Objects for which nothing waits are not in here, so that commits pay a look at an empty map.
 

@@ -130,6 +130,29 @@ fn a_commit_waits_for_the_device_and_one_on_flush_does_not() {
     }
 }
 
+/// Whoever does not wait can't fill the memory: what the device has not taken is bounded.
+#[test]
+fn more_than_the_queue_holds_is_refused_until_the_device_has_caught_up() {
+    on_faulty_disk(async |env| {
+        let here = Here::open(&env, Durability::OnFlush, 1 << 20).await;
+        env.set(Fault::Hold);
+        let mut answered = 0;
+        let refused = loop {
+            match here.put(answered).await {
+                Ok(_) => answered += 1,
+                Err(error) => break error,
+            }
+            assert!(answered < 2000, "400 bytes each");
+        };
+        assert_eq!(refused.kind(), Kind::Overloaded, "{refused}");
+        env.set(Fault::None);
+        here.store.flush().await.expect("what was refused is no failure");
+        here.put(answered).await.expect("there is room again");
+        assert_eq!(here.count(None).await, answered + 1);
+        here.close().await.expect("closed");
+    });
+}
+
 /// Commits until the shard refuses one, with the failure of an earlier one.
 async fn until_refused(here: &Here, env: &FaultyEnv, fault: Fault) -> (u32, Error) {
     for key in 0..20 {
@@ -204,6 +227,7 @@ fn a_failed_write_is_told_by_flush_and_then_the_shard_is_poisoned() {
         let other = here.store.object(ObjectId::from_bytes([2; 32]));
         other.commit(Batch::new().put("a", "1")).await.expect("taken");
         here.store.flush().await.expect("durable");
+        assert_eq!(other.get("a").await.expect("readable").expect("put above"), "1");
         env.set(Fault::Hold);
         here.put(3).await.expect("taken");
         let under_way = here.store.flush();
@@ -236,7 +260,9 @@ fn a_failure_that_was_answered_is_not_told_again() {
         let here = Here::open(&env, Durability::Always, 1 << 20).await;
         let (refused, error) = until_refused(&here, &env, Fault::Full).await;
         assert_eq!(error.kind(), Kind::NoSpace, "{error}");
+        let waiting = here.put(refused);
         here.store.flush().await.expect("all that was answered is durable");
+        assert_eq!(waiting.await.expect_err("no room").kind(), Kind::NoSpace);
         env.set(Fault::None);
         here.put(refused).await.expect("there is room again");
         assert_eq!(here.count(None).await, refused + 1);
