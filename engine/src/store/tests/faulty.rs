@@ -19,6 +19,10 @@ pub(super) enum Fault {
     Hold,
     /// Writes fail.
     Write,
+    /// So many more writes succeed, then all fail.
+    WriteAfter(u32),
+    /// The code that writes panics.
+    Panic,
     /// There is no room for new blocks.
     Full,
 }
@@ -27,6 +31,8 @@ pub(super) enum Fault {
 struct Switch {
     fault: Cell<Fault>,
     changed: Signal,
+    /// Reads may come from the page cache (E9).
+    buffered: Cell<bool>,
 }
 
 #[derive(Clone)]
@@ -39,6 +45,11 @@ impl FaultyEnv {
     pub(super) fn new(real: RealEnv) -> Self {
         let disk = FaultyDisk { real: real.disk().clone(), switch: Rc::default() };
         Self { real, disk }
+    }
+
+    /// As on a file system without direct I/O.
+    pub(super) fn set_buffered(&self) {
+        self.disk.switch.buffered.set(true);
     }
 
     pub(super) fn set(&self, fault: Fault) {
@@ -91,7 +102,8 @@ impl Disk for FaultyDisk {
     type File = FaultyFile;
 
     fn properties(&self) -> Properties {
-        self.real.properties()
+        let real = self.real.properties();
+        Properties { direct: real.direct && !self.switch.buffered.get(), ..real }
     }
 
     async fn open(&self, name: &str, open: Open) -> io::Result<FaultyFile> {
@@ -133,8 +145,15 @@ impl File for FaultyFile {
         let fault = &self.switch.fault;
         self.switch.changed.until(|| (fault.get() != Fault::Hold).then_some(())).await;
         match fault.get() {
-            Fault::Write => (Err(io::Error::other("a write that fails on purpose")), buf),
-            _ => self.real.write_at(buf, offset).await,
+            Fault::Write | Fault::WriteAfter(0) => {
+                (Err(io::Error::other("a write that fails on purpose")), buf)
+            }
+            Fault::Panic => panic!("on purpose"),
+            Fault::WriteAfter(more) => {
+                fault.set(Fault::WriteAfter(more - 1));
+                self.real.write_at(buf, offset).await
+            }
+            Fault::None | Fault::Full | Fault::Hold => self.real.write_at(buf, offset).await,
         }
     }
 

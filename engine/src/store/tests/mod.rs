@@ -21,6 +21,7 @@ use crate::limits::Limits;
 use crate::list::List;
 use crate::mailbox::mailbox;
 use crate::real::{DiskChoice, block_on};
+use crate::shard::Shard;
 use crate::store_lock::StoreLock;
 
 use faulty::{Fault, FaultyEnv};
@@ -266,6 +267,63 @@ fn a_failure_that_was_answered_is_not_told_again() {
         env.set(Fault::None);
         here.put(refused).await.expect("there is room again");
         assert_eq!(here.count(None).await, refused + 1);
+        here.close().await.expect("closed");
+    });
+}
+
+/// A panic of the engine itself poisons its shard (design, section 7): nobody waits for ever.
+#[test]
+fn a_panic_of_the_writer_is_told_to_all_that_wait() {
+    for durability in [Durability::Always, Durability::OnFlush] {
+        on_faulty_disk(async move |env| {
+            let here = Here::open(&env, durability, 1 << 20).await;
+            env.set(Fault::Panic);
+            let (commit, flush) = (here.put(0), here.store.flush());
+            match durability {
+                Durability::Always => {
+                    assert_eq!(commit.await.expect_err("not written").kind(), Kind::Unknown);
+                    assert_eq!(flush.await.expect_err("told").kind(), Kind::Poisoned);
+                }
+                Durability::OnFlush => {
+                    commit.await.expect("answered");
+                    assert_eq!(flush.await.expect_err("not written").kind(), Kind::Unknown);
+                }
+            }
+            assert_eq!(here.put(1).await.expect_err("refused").kind(), Kind::Poisoned);
+            assert_eq!(here.close().await.expect_err("refused").kind(), Kind::Poisoned);
+        });
+    }
+}
+
+/// Whatever write fails while a store is being opened: nobody was answered anything, so it can be
+/// tried again, and then all is there (E7, E9).
+#[test]
+fn an_opening_that_fails_to_write_can_be_tried_again() {
+    on_faulty_disk(async |env| {
+        let here = Here::open(&env, Durability::Always, 0).await;
+        for key in 0..5 {
+            here.put(key).await.expect("durable");
+        }
+        here.close().await.expect("closed");
+        env.set_buffered();
+        let limits = Limits::TINY;
+        let (mut failed, mut writes) = (0, 0);
+        loop {
+            env.set(Fault::WriteAfter(writes));
+            let lock = StoreLock::open_or_create(&env, &limits, 1).await.expect("it is there");
+            match Shard::open(&env, lock.superblock(), 0, limits).await {
+                Ok((shard, _)) => {
+                    env.set(Fault::None);
+                    shard.close().await.expect("closed");
+                    break;
+                }
+                Err(error) => assert_eq!(error.kind(), Kind::Retry, "{writes} writes: {error}"),
+            }
+            (failed, writes) = (failed + 1, writes + 1);
+        }
+        assert!(failed > 3, "zeros, header, fence, what is written again: {failed}");
+        let here = Here::open(&env, Durability::Always, 0).await;
+        assert_eq!(here.count(None).await, 5);
         here.close().await.expect("closed");
     });
 }
