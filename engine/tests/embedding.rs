@@ -4,11 +4,13 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 use common::dir;
 use dormouse_engine::real::DiskChoice;
 use dormouse_engine::{
-    Batch, Call, Durability, Kind, List, Object, ObjectId, Options, Store, Version,
+    Batch, Call, Durability, Kind, Limits, List, Object, ObjectId, Options, Store, Version,
 };
 use tokio::runtime::{Builder, Runtime};
 
@@ -77,12 +79,13 @@ fn a_store_lives_on_each_runtime_and_without_one() {
         // Opened inside, as most programs do.
         runtime
             .block_on(async { a_life(Store::open(dir.path(), options()).expect("a store")).await });
-        a_life_without_a_runtime(&Store::open(dir.path(), options()).expect("a store"));
+        a_life_without_a_runtime(dir.path());
     }
 }
 
 /// The same with `wait` and `blocking` alone.
-fn a_life_without_a_runtime(store: &Store) {
+fn a_life_without_a_runtime(dir: &Path) {
+    let store = Store::open(dir, options()).expect("a store");
     let object = store.object(id(1));
     object.commit(Batch::new().put("a:1", "1").put("a:2", "2")).wait().expect("durable");
     assert_eq!(object.list(List::prefix("a:")).blocking().count(), 2);
@@ -92,7 +95,11 @@ fn a_life_without_a_runtime(store: &Store) {
     assert_eq!(store.stats().wait().expect("open").shards.len(), 2);
     let (one, two) = (store.close(), store.close());
     two.wait().expect("closed");
-    one.wait().expect("closed: both wait for the same end");
+    // Both wait for the same end: the locks are free, whichever was waited for.
+    let limits = Limits { lock_wait: Duration::ZERO, ..Limits::PRODUCTION };
+    let again = Store::open(dir, Options { limits, ..options() }).expect("closed");
+    one.wait().expect("closed, long since");
+    again.close().wait().expect("closed");
     let refused = store.objects().blocking().collect::<Vec<_>>();
     assert_eq!(refused.len(), 1, "an error ends the walk");
     assert_eq!(refused[0].as_ref().expect_err("closed").kind(), Kind::Closed);

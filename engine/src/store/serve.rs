@@ -17,7 +17,7 @@ use crate::batch::Batch;
 use crate::contents::Contents;
 use crate::directory::IdMap;
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::Outcome;
 use crate::mailbox::Receiver;
@@ -276,25 +276,20 @@ impl<E: Env> Served<E> {
         Ok(ticket)
     }
 
-    /// Removes the keys that begin with `prefix`, as one commit made for the very state in which
-    /// they were counted. Returns how many, and how that commit, or the one that left nothing to
-    /// remove, will end.
+    /// Removes the keys that begin with `prefix`, as one commit. Returns how many, and how that
+    /// commit, or the one that left nothing to remove, will end.
     async fn delete_prefix(
         &self,
         id: &ObjectId,
         prefix: &[u8],
     ) -> Result<(u64, Option<Rc<Outcome>>)> {
-        loop {
-            let (contents, unsettled) = self.appended(id).await?;
-            let (batch, keys) = without_prefix(&contents, prefix);
-            if keys == 0 {
-                return Ok((0, unsettled));
-            }
-            match self.commit(id, &batch.only_if(contents.version)) {
-                Ok(ticket) => return Ok((keys, Some(ticket.outcome))),
-                // One that was appended before it failed is no longer there: look again.
-                Err(error) if error.kind() == Kind::Conflict => {}
-                Err(error) => return Err(error),
+        let (contents, unsettled) = self.appended(id).await?;
+        // Nothing is waited for from here on: the commit is made for the very state that was counted.
+        match without_prefix(&contents, prefix) {
+            (_, 0) => Ok((0, unsettled)),
+            (batch, keys) => {
+                let ticket = self.commit(id, &batch.only_if(contents.version))?;
+                Ok((keys, Some(ticket.outcome)))
             }
         }
     }
