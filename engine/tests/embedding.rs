@@ -93,12 +93,18 @@ fn a_life_without_a_runtime(dir: &Path) {
     assert_eq!(store.objects().blocking().count(), 1);
     store.flush().wait().expect("durable");
     assert_eq!(store.stats().wait().expect("open").shards.len(), 2);
+    // So that the end takes a while.
+    let large = || object.commit(Batch::new().put("large", vec![7; 100_000]));
+    let late: Vec<_> = (0..50).map(|_| large()).collect();
     let (one, two) = (store.close(), store.close());
     two.wait().expect("closed");
     // Both wait for the same end: the locks are free, whichever was waited for.
     let limits = Limits { lock_wait: Duration::ZERO, ..Limits::PRODUCTION };
     let again = Store::open(dir, Options { limits, ..options() }).expect("closed");
     one.wait().expect("closed, long since");
+    for commit in late {
+        commit.wait().expect("taken before the end, so it happened");
+    }
     again.close().wait().expect("closed");
     let refused = store.objects().blocking().collect::<Vec<_>>();
     assert_eq!(refused.len(), 1, "an error ends the walk");
