@@ -104,7 +104,29 @@ impl Batch {
     }
 
     /// Commits only if the object is at this version ([`Version::NONE`]: does not exist);
-    /// otherwise the commit fails with `Conflict` and changes nothing.
+    /// otherwise the commit fails with `Conflict` and changes nothing. So a change that rests on what
+    /// was read is safe without locks:
+    ///
+    /// ```
+    /// use dormouse_engine::{Batch, Kind, ObjectId, Options, Store};
+    ///
+    /// # let dir = std::env::temp_dir().join(format!("dormouse-only-if-{}", std::process::id()));
+    /// # let store = Store::open(&dir, Options::default())?;
+    /// let counter = store.object(ObjectId::from_bytes([7; 32]));
+    /// let count = loop {
+    ///     let now = counter.contents().wait()?;
+    ///     let count = now.map.get(&b"count"[..]).map_or(0, |count| count[0]) + 1;
+    ///     match counter.commit(Batch::new().put("count", [count]).only_if(now.version)).wait() {
+    ///         Ok(_) => break count,
+    ///         Err(error) if error.kind() == Kind::Conflict => {} // somebody came between: again
+    ///         Err(error) => return Err(error),
+    ///     }
+    /// };
+    /// assert_eq!(count, 1);
+    /// # store.close().wait()?;
+    /// # std::fs::remove_dir_all(dir).expect("made above");
+    /// # Ok::<(), dormouse_engine::Error>(())
+    /// ```
     #[must_use]
     pub fn only_if(mut self, version: Version) -> Self {
         self.only_if = Some(version);

@@ -1,5 +1,6 @@
 //! [`Call`]: an answer on its way from a core, for any runtime and for none.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,21 +11,32 @@ use futures_util::FutureExt;
 
 use crate::error::{Error, Kind, Result};
 
-/// The answer of a core. What was asked for is under way already: dropping this takes nothing
-/// back. Await it on any runtime, or [`wait`](Call::wait) for it without one.
+/// The answer of a core, or of all of them. What was asked for is under way already: dropping this
+/// takes nothing back. Await it on any runtime, or [`wait`](Call::wait) for it without one.
 #[must_use = "whether it succeeded is not known before it is awaited"]
-#[derive(Debug)]
-pub struct Call<T> {
-    reply: oneshot::Receiver<Result<T>>,
-    /// What it means when no answer comes.
-    lost: Kind,
+pub struct Call<T>(Source<T>);
+
+enum Source<T> {
+    Reply {
+        reply: oneshot::Receiver<Result<T>>,
+        /// What it means when no answer comes.
+        lost: Kind,
+    },
+    Gathered(Pin<Box<dyn Future<Output = Result<T>> + Send + Sync>>),
 }
 
 impl<T> Call<T> {
     /// The two ends of an answer; `lost` is the kind of error if the first is dropped unused.
     pub(crate) fn new(lost: Kind) -> (oneshot::Sender<Result<T>>, Self) {
         let (sender, reply) = oneshot::channel();
-        (sender, Self { reply, lost })
+        (sender, Self(Source::Reply { reply, lost }))
+    }
+
+    /// An answer put together from those of several cores, which were all asked.
+    pub(crate) fn gathered(
+        answers: impl Future<Output = Result<T>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Source::Gathered(Box::pin(answers)))
     }
 
     /// Blocks this thread until the answer is there. Not for use in async code.
@@ -35,14 +47,23 @@ impl<T> Call<T> {
     }
 }
 
+impl<T> fmt::Debug for Call<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").finish_non_exhaustive()
+    }
+}
+
 impl<T> Future for Call<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
-        let lost = self.lost;
-        self.reply.poll_unpin(context).map(|reply| {
-            reply.unwrap_or_else(|_| Err(Error::new(lost, "the store ended before it answered")))
-        })
+        match &mut self.0 {
+            Source::Reply { reply, lost } => reply.poll_unpin(context).map(|reply| {
+                let ended = || Error::new(*lost, "the store ended before it answered");
+                reply.unwrap_or_else(|_| Err(ended()))
+            }),
+            Source::Gathered(answers) => answers.as_mut().poll(context),
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::Rejected;
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
+use crate::format::run::BLOCK_BYTES;
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
 use crate::log::segments::{FileOf, Segment};
@@ -265,6 +266,15 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<
     let kept = inner.state.borrow().directory.run_refs().into_iter().skip(merged.len());
     checkpoint.runs = newest.into_iter().chain(kept).collect();
     write_slot(inner, &checkpoint).await?;
+    tracing::debug!(
+        shard = inner.number,
+        generation = checkpoint.generation,
+        run = number,
+        bytes = run.as_ref().map_or(0, Run::blocks) * BLOCK_BYTES as u64,
+        merged = merged.len(),
+        objects = checkpoint.objects,
+        "checkpoint made"
+    );
     let state = &mut *inner.state.borrow_mut();
     state.directory.install(run, merged.len());
     let progress = &mut state.progress;

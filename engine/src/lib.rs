@@ -1,5 +1,6 @@
 //! Log-structured store of many small objects: each a private ordered map with one alarm, all of
-//! them in one log for each core, every commit atomic and on the device when it returns.
+//! them in one log for each core, every commit atomic and, unless asked otherwise, on the device when
+//! it returns.
 //!
 //! ```
 //! use dormouse_engine::{Batch, List, ObjectId, Options, Store};
@@ -24,7 +25,8 @@
 //! # std::fs::remove_dir_all(dir).expect("made above");
 //! ```
 //!
-//! Without async: `room.get("topic").wait()`. Below [`Store`] lies [`Shard`], the single-threaded
+//! Without async: `room.get("topic").wait()`, `room.list(list).blocking()`; examples/embed.rs is a
+//! program that does all of it. [`Durability`] says when a commit is answered. Below [`Store`] lies [`Shard`], the single-threaded
 //! core that it and the actor cache build on.
 //!
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
@@ -64,6 +66,8 @@ pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
-pub use shard::{Opening, Recovery, Shard, Ticket};
-pub use store::{Filter, Object, ObjectInfo, Objects, Options, Page, Store};
+pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket};
+pub use store::{
+    Durability, Filter, Keys, Object, ObjectInfo, Objects, Options, Page, Store, StoreStats,
+};
 pub use store_lock::StoreLock;

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::batch::{AlarmChange, Batch, Op, split_ops};
 use crate::checkpoint::{self, Progress};
@@ -90,7 +91,8 @@ impl<E: Env> Inner<E> {
             if state.poison.is_some() {
                 return;
             }
-            tracing::error!(shard = self.number, %cause, "shard poisoned");
+            let (epoch, durable) = (state.epoch.0, state.tail.last.0);
+            tracing::error!(shard = self.number, epoch, durable, %cause, "shard poisoned");
             state.poison = Some(cause.clone());
             let unknown = Error::caused(Kind::Unknown, "the batch before it failed", cause);
             state.queue.fail(&unknown);
@@ -110,7 +112,7 @@ impl<E: Env> Clone for Shard<E> {
 }
 
 /// Counters of one shard, and what opening it found.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ShardStats {
     /// Objects that exist durably.
     pub objects: u64,
@@ -155,6 +157,7 @@ impl<E: Env> Shard<E> {
         opening: Opening,
     ) -> Result<(Self, Recovery)> {
         limits.check();
+        let began = env.now();
         let recovered = crate::recover::recover(env, &superblock, number, &limits, opening);
         let (state, recovery) = recovered.await?;
         let inner = Rc::new(Inner {
@@ -175,9 +178,31 @@ impl<E: Env> Shard<E> {
         if let Err(error) = shard.after_recovery(&recovery).await {
             // Its files are to be free for whoever tries again; why it can't be used is known.
             let _poisoned = shard.close().await;
-            return Err(error);
+            return Err(match error.kind() {
+                // Nobody was answered anything yet.
+                Kind::Unknown | Kind::Poisoned => {
+                    Error::caused(Kind::Retry, format!("opening shard {number}"), error)
+                }
+                _ => error,
+            });
         }
+        shard.tell_opened(&recovery, env.now() - began);
         Ok((shard, recovery))
+    }
+
+    fn tell_opened(&self, recovery: &Recovery, took: Duration) {
+        let state = self.0.state.borrow();
+        tracing::info!(
+            shard = self.0.number,
+            epoch = state.epoch.0,
+            objects = state.directory.len(),
+            batches = recovery.batches,
+            segments = recovery.segments,
+            dropped = recovery.dropped.as_deref(),
+            damaged = recovery.damaged.len(),
+            micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "shard opened"
+        );
     }
 
     /// What opening owes beside recovery: E9's second form, and an end to what crash after crash
@@ -263,12 +288,8 @@ impl<E: Env> Shard<E> {
     }
 
     fn check_open(&self) -> Result<()> {
-        let state = self.0.state.borrow();
-        if let Some(cause) = &state.poison {
-            let what = format!("shard {} refuses all work", self.0.number);
-            return Err(Error::caused(Kind::Poisoned, what, cause.clone()));
-        }
-        match state.life {
+        self.check_healthy()?;
+        match self.0.state.borrow().life {
             Life::Open => Ok(()),
             Life::Reading => {
                 let what = format!("shard {} is open for reading only", self.0.number);
@@ -324,11 +345,16 @@ impl<E: Env> Shard<E> {
             // How it ended is for whoever made it; the directory says what is there now.
             let _ended = outcome.settled().await;
         }
-        match self.poisoned() {
+        self.check_healthy()
+    }
+
+    /// Errors: `Poisoned`, with the first cause.
+    pub(crate) fn check_healthy(&self) -> Result<()> {
+        match &self.0.state.borrow().poison {
             None => Ok(()),
             Some(cause) => {
                 let what = format!("shard {} refuses all work", self.0.number);
-                Err(Error::caused(Kind::Poisoned, what, cause))
+                Err(Error::caused(Kind::Poisoned, what, cause.clone()))
             }
         }
     }
@@ -358,6 +384,15 @@ impl<E: Env> Shard<E> {
     pub(crate) fn appended_version(&self, id: &ObjectId) -> Version {
         let head = head(&self.0.state.borrow(), id).unwrap_or(None);
         head.map_or(Version::NONE, |head| head.version)
+    }
+
+    /// Version and alarm (ms since 1970) that a commit made now would build on, durable or not.
+    ///
+    /// Errors: `Corrupt`, `Poisoned`.
+    pub(crate) fn appended_head(&self, id: &ObjectId) -> Result<Option<(Version, Option<u64>)>> {
+        self.check_healthy()?;
+        let head = head(&self.0.state.borrow(), id).map_err(|error| named(id, &error))?;
+        Ok(head.map(|head| (head.version, head.alarm)))
     }
 
     /// The earliest durable alarm, in milliseconds since 1970.
@@ -424,14 +459,16 @@ impl<E: Env> Shard<E> {
     ///
     /// Errors: `Poisoned`, with the first cause.
     pub async fn close(&self) -> Result<()> {
-        {
+        let was = {
             let mut state = self.0.state.borrow_mut();
-            state.life = match state.life {
+            let was = state.life;
+            state.life = match was {
                 Life::Open => Life::Closing,
                 Life::Reading => Life::Closed,
                 ended => ended,
             };
-        }
+            was
+        };
         self.0.work.notify();
         let ended = || {
             let state = self.0.state.borrow();
@@ -446,7 +483,13 @@ impl<E: Env> Shard<E> {
                 (None, ..) => None,
             }
         };
-        self.0.changed.until(ended).await
+        let closed = self.0.changed.until(ended).await;
+        if was == Life::Open {
+            let state = self.0.state.borrow();
+            let (epoch, durable, vouched) = (state.epoch.0, state.tail.last.0, state.tail.vouched);
+            tracing::info!(shard = self.0.number, epoch, durable, vouched, "shard closed");
+        }
+        closed
     }
 
     /// Reads an object and appends it as one image, unless it changes meanwhile.

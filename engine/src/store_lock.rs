@@ -25,8 +25,9 @@ impl<E: Env> StoreLock<E> {
     ///
     /// Durability: a store that this created survives any crash from here on; one whose creation
     /// was interrupted is created anew by the next call.
-    /// Errors: `Retry` (open elsewhere), `Corrupt` (the superblock is damaged, or lost while data
-    /// is there), `Invalid` (a newer format, or blocks smaller than this disk can write).
+    /// Errors: `Retry` (open elsewhere, or the disk fails), `NoSpace`, `Corrupt` (the superblock is
+    /// damaged, or lost while data is there), `Invalid` (a newer format, or blocks smaller than this
+    /// disk can write).
     pub async fn open_or_create(env: &E, limits: &Limits, shards: u16) -> Result<Self> {
         let (file, decoded) = read(env, limits, Create::IfAbsent).await?;
         let superblock = match decoded {

@@ -20,7 +20,7 @@ fn open(dir: &Path, options: Options) -> Store {
 }
 
 fn close(store: &Store) {
-    dormouse_engine::call::wait(store.close()).expect("closed in order");
+    store.close().wait().expect("closed in order");
 }
 
 fn id(number: u8) -> ObjectId {
@@ -209,38 +209,44 @@ fn all_objects_are_listed_over_several_pages() {
     }
     close(&store);
     let store = open(dir.path(), options(DiskChoice::Auto));
-    let found = dormouse_engine::call::wait(async {
-        let (mut objects, mut found) = (store.objects(), Vec::new());
-        while let Some(object) = objects.next().await.expect("open") {
-            assert_eq!((object.alarm, object.damaged), (Some(7), false));
-            assert!(object.written_ms > 1_700_000_000_000 && object.log_bytes > 300, "{object:?}");
-            found.push(object.id);
-        }
-        found
+    let found = store.objects().blocking().map(|object| {
+        let object = object.expect("open");
+        assert_eq!((object.alarm, object.damaged), (Some(7), false));
+        assert!(object.written_ms > 1_700_000_000_000 && object.log_bytes > 300, "{object:?}");
+        object.id
     });
-    let rooms = dormouse_engine::call::wait(async {
-        let mut objects = store.objects().namespace("rooms").name_prefix("room-1");
-        let mut found = Vec::new();
-        while let Some(object) = objects.next().await.expect("open") {
+    let (mut found, mut sorted) = (found.collect::<Vec<_>>(), ids.clone());
+    found.sort_unstable();
+    sorted.sort_unstable();
+    assert_eq!(found, sorted);
+    let rooms = store.objects().namespace("rooms").name_prefix("room-1").blocking();
+    let mut rooms: Vec<_> = rooms
+        .map(|object| {
+            let object = object.expect("open");
             assert_eq!(object.namespace.as_deref(), Some("rooms"));
-            found.push((object.name.expect("named").to_string(), object.id));
-        }
-        found.sort_unstable();
-        found
-    });
+            (object.name.expect("named").to_string(), object.id)
+        })
+        .collect();
+    rooms.sort_unstable();
     let numbered = |number: &usize| format!("room-{number}").starts_with("room-1");
     let numbers = (0..5000).step_by(5).filter(numbered);
     let mut wanted: Vec<_> = numbers.map(|at| (format!("room-{at}"), ids[at])).collect();
     wanted.sort_unstable();
     assert_eq!(rooms, wanted);
-    let (mut found, mut wanted) = (found, ids);
-    found.sort_unstable();
-    wanted.sort_unstable();
-    assert_eq!(found, wanted);
-    let stats = dormouse_engine::call::wait(store.stats()).expect("open");
-    assert_eq!(stats.len(), 3);
-    assert_eq!(stats.iter().map(|shard| shard.objects).sum::<u64>(), 5000);
-    assert!(stats.iter().all(|shard| shard.checkpoints > 0 || shard.log_bytes < 2 << 20));
+    let stats = store.stats().wait().expect("open");
+    assert_eq!(stats.shards.len(), 3);
+    assert_eq!(stats.total.objects, 5000);
+    assert_eq!(stats.shards.iter().map(|shard| shard.objects).sum::<u64>(), 5000);
+    assert_eq!(stats.total.segments, stats.shards.iter().map(|shard| shard.segments).sum());
+    assert!(stats.shards.iter().all(|it| it.checkpoints > 0 || it.log_bytes < 2 << 20));
+    for (number, shard) in (0..).zip(&stats.shards) {
+        let its = ids.iter().filter(|id| id.shard(3) == number).count();
+        assert_eq!(shard.objects, its as u64, "shard {number}");
+    }
+    assert_eq!(stats.cached_objects, 0, "nothing was read");
+    store.object(ids[0]).contents().wait().expect("readable");
+    let stats = store.stats().wait().expect("open");
+    assert!(stats.cached_objects == 1 && stats.cached_bytes > 0, "{stats:?}");
     close(&store);
 }
 
@@ -267,11 +273,11 @@ fn a_store_is_reopened_with_other_numbers_of_cores() {
                 object.commit(batch).wait().expect("durable");
             }
             let stats = dormouse_engine::call::wait(store.stats()).expect("open");
-            let objects: Vec<_> = stats.iter().map(|shard| shard.objects).collect();
+            let objects: Vec<_> = stats.shards.iter().map(|shard| shard.objects).collect();
             let wanted =
                 [0, 1, 2].map(|shard| ids.iter().filter(|id| id.shard(3) == shard).count());
             assert_eq!(objects, wanted.map(|count| count as u64), "{cores} cores");
-            for shard in &stats {
+            for shard in &stats.shards {
                 let found = (&shard.recovery.dropped, &shard.recovery.damaged[..]);
                 assert_eq!(found, (&None, &[][..]), "closed in order");
             }

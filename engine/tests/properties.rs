@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dormouse_engine::real::DiskChoice;
-use dormouse_engine::{Batch, Kind, Limits, List, ObjectId, Options, Store, Version};
+use dormouse_engine::{Batch, Durability, Kind, Limits, List, ObjectId, Options, Store, Version};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -28,6 +28,10 @@ enum Step {
     Get(u8, u8),
     List(u8, u8, u8, Option<u8>, bool),
     Head(u8),
+    Delete(u8),
+    /// Deletes one key, or all of them, as a prefix, and commits without waiting for that.
+    DeletePrefix(u8, Option<u8>, Vec<Change>),
+    Flush,
     Objects,
     Reopen,
 }
@@ -52,6 +56,10 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (object(), 0..24_u8, 0..30_u8, prop::option::of(1..9_u8), any::<bool>())
             .prop_map(|(o, from, to, limit, reverse)| Step::List(o, from, to, limit, reverse)),
         2 => object().prop_map(Step::Head),
+        1 => object().prop_map(Step::Delete),
+        2 => (object(), prop::option::of(0..24_u8), changes())
+            .prop_map(|(o, prefix, c)| Step::DeletePrefix(o, prefix, c)),
+        1 => Just(Step::Flush),
         1 => Just(Step::Objects),
         1 => Just(Step::Reopen),
     ]
@@ -110,7 +118,7 @@ fn pairs<'a>(
 fn live(options: &Options, steps: Vec<Step>) {
     let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let open = || Store::open(dir.path(), options.clone()).expect("a store");
-    let close = |store: &Store| dormouse_engine::call::wait(store.close()).expect("closed");
+    let close = |store: &Store| store.close().wait().expect("closed");
     let mut store = open();
     let mut models = [const { None::<Model> }; 3].map(Option::unwrap_or_default);
     for step in steps {
@@ -163,11 +171,30 @@ fn live(options: &Options, steps: Vec<Step>) {
                 assert!(model.may_be_at(got.0), "{got:?}, not {:?}", model.version);
                 assert_eq!(got.1, model.alarm);
             }
+            Step::Delete(object) => {
+                let model = &mut models[usize::from(object)];
+                let version = store.object(id(object)).delete().wait().expect("taken");
+                model.apply(&[Change::DeleteAll, Change::NoAlarm], version);
+            }
+            Step::DeletePrefix(object, prefix, changes) => {
+                let model = &mut models[usize::from(object)];
+                let object = store.object(id(object));
+                let deleted = object.delete_prefix(prefix.as_slice());
+                let commit = object.commit(batch(&changes));
+                let before = model.map.len();
+                model.map.retain(|key, _| !key.starts_with(prefix.as_slice()));
+                let wanted = before - model.map.len();
+                assert_eq!(deleted.wait().expect("deleted"), wanted as u64);
+                let version = commit.wait().expect("taken");
+                assert!(version > model.version);
+                model.apply(&changes, version);
+            }
+            Step::Flush => store.flush().wait().expect("durable"),
             Step::Objects => {
-                let mut objects = store.objects();
+                store.flush().wait().expect("durable");
                 let mut got = BTreeMap::new();
-                while let Some(object) = dormouse_engine::call::wait(objects.next()).expect("open")
-                {
+                for object in store.objects().blocking() {
+                    let object = object.expect("open");
                     got.insert(object.id, object.version);
                 }
                 for (number, model) in (0..).zip(&models) {
@@ -211,13 +238,16 @@ proptest! {
         cache_bytes in prop_oneof![Just(0_usize), Just(2000), Just(1 << 20)],
         cores in 1..3_usize,
         posix in any::<bool>(),
+        on_flush in any::<bool>(),
     ) {
+        let durability = if on_flush { Durability::OnFlush } else { Durability::Always };
         let disk = if posix { DiskChoice::Posix } else { DiskChoice::Auto };
         let options = Options {
             cores: Some(cores),
             shards: Some(2),
             disk,
             limits: Limits::TINY,
+            durability,
             cache_bytes,
             ..Options::default()
         };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use super::queue::{OpenBatch, Update};
+use super::queue::{OpenBatch, Outcome, Update};
 use super::segments::{self, FileOf, Segment};
 use crate::checkpoint;
 use crate::env::Env;
@@ -110,6 +110,18 @@ impl<E: Env> Drop for PanicGuard<'_, E> {
     }
 }
 
+/// The batch that is being written: by a panic its commits end too.
+struct InFlight(Rc<Outcome>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.0.result().is_none() {
+            let what = "the log writer ended by a panic while it wrote this batch";
+            self.0.resolve(Err(Error::new(Kind::Unknown, what)));
+        }
+    }
+}
+
 async fn next_work<E: Env>(inner: &Rc<Inner<E>>, quiet: Duration) -> Work {
     let ready = || {
         let state = inner.state.borrow();
@@ -137,6 +149,7 @@ async fn write_close<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
 
 /// Writes one batch and settles it. An error means that the writer is done for good.
 async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()> {
+    let _told_by_a_panic = InFlight(batch.outcome.clone());
     // What would have to be replayed stays bounded.
     let caught_up = || (!inner.state.borrow().checkpoint_lags(&inner.limits)).then_some(());
     inner.changed.until(caught_up).await;
@@ -232,6 +245,8 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         }
     }
     let segment = take_spare(inner).await?;
+    let (number, bytes) = (segment.header.number.0, segment.header.bytes);
+    tracing::debug!(shard = inner.number, segment = number, bytes, "segment opened");
     let offset = crate::format::len_u32(segment.header.block_bytes);
     {
         let mut state = inner.state.borrow_mut();

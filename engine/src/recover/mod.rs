@@ -88,6 +88,20 @@ pub struct Recovery {
     pub unknown: Vec<String>,
 }
 
+impl Recovery {
+    /// Takes in what opening another shard found.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self { batches, segments, dropped, damaged, unknown } = other;
+        self.batches += batches;
+        self.segments += segments;
+        let dropped = self.dropped.iter().chain(dropped).cloned();
+        self.dropped = dropped.reduce(|one, other| format!("{one}; {other}"));
+        self.damaged.extend(damaged);
+        self.damaged.sort_unstable();
+        self.unknown.extend(unknown.iter().cloned());
+    }
+}
+
 /// Which shard is opened, and how.
 #[derive(Clone, Copy)]
 struct Place<'a> {

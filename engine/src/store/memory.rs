@@ -2,7 +2,7 @@
 //!
 //! What is kept is an object's *appended* state: it holds commits that are not durable yet, so that
 //! readers never wait for a pause between commits. A reader is told only once everything that it
-//! saw is durable. When a commit fails, so do all that were appended after it; whoever looks next
+//! saw is durable, unless commits are answered before they are. When a commit fails, so do all that were appended after it; whoever looks next
 //! finds the last one failed, and forgets the object.
 
 use std::collections::BTreeMap;
@@ -72,6 +72,11 @@ impl Memory {
     pub(super) fn new(bytes_max: usize) -> Self {
         let (objects, order) = (IdMap::default(), BTreeMap::new());
         Self { objects, order, clock: 0, bytes: 0, bytes_max }
+    }
+
+    /// Number of objects, and their bytes.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.objects.len(), self.bytes)
     }
 
     /// The object, if it is here; one with a failed commit in it is not.

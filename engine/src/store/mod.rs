@@ -1,16 +1,24 @@
 //! [`Store`]: the engine for those who embed it, from any thread, any runtime, or none.
 //!
 //! The shards run on threads of their own, one for each core; a [`Store`] and its [`Object`]s send
-//! requests to them through bounded mailboxes. Requests of one thread for one object take effect
-//! in the order in which they were made.
+//! requests to them through bounded mailboxes. Commits and deletes of one thread for one object take
+//! effect in the order in which they were asked for, and reads see those that were asked for before.
 
-mod listing;
+mod durability;
 mod memory;
 mod object;
+mod objects;
 mod serve;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
+
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 
 use crate::call::Call;
 use crate::env::Env;
@@ -20,12 +28,15 @@ use crate::ids::ObjectId;
 use crate::limits::Limits;
 use crate::mailbox::{Refused, Sender, mailbox};
 use crate::real::{CoreOptions, CoreThread, DiskChoice};
-use crate::shard::{Shard, ShardStats};
+use crate::shard::Shard;
 use crate::store_lock::StoreLock;
 
-pub use listing::{Filter, ObjectInfo, Objects, Page};
+pub use durability::Durability;
+use durability::Told;
 pub use object::{Keys, Object};
+pub use objects::{Filter, ObjectInfo, Objects, Page};
 use serve::{Request, Served};
+pub use stats::StoreStats;
 
 /// How to open a [`Store`].
 #[derive(Clone, Debug)]
@@ -38,6 +49,8 @@ pub struct Options {
     pub disk: DiskChoice,
     /// Bounds.
     pub limits: Limits,
+    /// When a commit is answered.
+    pub durability: Durability,
     /// Bytes of objects that are kept in memory, over all cores.
     pub cache_bytes: usize,
     /// Requests that may wait for one core; beyond, they are refused (`Overloaded`).
@@ -51,6 +64,7 @@ impl Default for Options {
             shards: None,
             disk: DiskChoice::Auto,
             limits: Limits::PRODUCTION,
+            durability: Durability::Always,
             cache_bytes: 64 << 20,
             requests_max: 4096,
         }
@@ -59,13 +73,37 @@ impl Default for Options {
 
 /// A store. Cheap to clone; `Send + Sync`. When the last clone and the last [`Object`] are
 /// dropped, its threads finish what they were asked for and end; [`Store::close`] waits for that.
+///
+/// ```
+/// use dormouse_engine::{Batch, ObjectId, Options, Store};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-store-{}", std::process::id()));
+/// let store = Store::open(&dir, Options::default())?;
+/// let object = store.object(ObjectId::from_bytes([7; 32]));
+/// let writer = std::thread::spawn(move || object.commit(Batch::new().put("a", "1")).wait());
+/// let version = writer.join().expect("no panic")?;
+/// for object in store.objects().blocking() {
+///     assert_eq!(object?.version, version);
+/// }
+/// assert_eq!(store.stats().wait()?.total.objects, 1);
+/// store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
 struct Inner {
     shards: u16,
     mailboxes: Vec<Sender<Request>>,
-    threads: Mutex<Vec<CoreThread<Result<()>>>>,
+    told: Told,
+    threads: Mutex<Threads>,
+}
+
+enum Threads {
+    Running(Vec<CoreThread<Result<()>>>),
+    /// How the store's end went, for everybody who closes it.
+    Closing(Shared<BoxFuture<'static, Result<()>>>),
 }
 
 impl Drop for Inner {
@@ -77,18 +115,29 @@ impl Drop for Inner {
 impl Store {
     /// Opens the store in `dir`, or creates it, and recovers it. Blocks until then.
     ///
-    /// Errors: `Retry` (open elsewhere, or the disk fails), `Corrupt`, `NoSpace`, `Invalid` (a
-    /// newer format, or blocks smaller than this disk can write).
+    /// Errors: `Retry` (open elsewhere, or the disk or a thread fails), `Corrupt`, `NoSpace`,
+    /// `Invalid` (no shard, no room for requests, a newer format, or blocks smaller than this disk
+    /// can write).
+    ///
+    /// # Panics
+    /// If the limits contradict each other ([`Limits::check`]).
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self> {
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let cores = options.cores.unwrap_or_else(available).max(1);
         let shards = options.shards.unwrap_or_else(|| u16::try_from(cores).unwrap_or(u16::MAX));
+        options.limits.check();
+        if options.requests_max == 0 || shards == 0 {
+            return Err(Error::invalid("a store needs a shard, and room for a request"));
+        }
         let start = Start { dir: dir.as_ref().to_owned(), options, cores, shards };
-        let mut inner = Inner { shards: 0, mailboxes: Vec::new(), threads: Mutex::default() };
-        let superblock = start.core(&mut inner, 0, None)?;
+        let threads = Mutex::new(Threads::Running(Vec::new()));
+        // How many shards there are is known once the first core has looked.
+        let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told: Told::new(0), threads };
+        let (superblock, told) = start.core(&mut inner, 0, None)?;
         inner.shards = superblock.shards;
+        inner.told = told.clone();
         for core in 1..start.cores_of(superblock) {
-            start.core(&mut inner, core, Some(superblock))?;
+            start.core(&mut inner, core, Some((superblock, told.clone())))?;
         }
         Ok(Self(Arc::new(inner)))
     }
@@ -99,37 +148,71 @@ impl Store {
     }
 
     /// All objects that exist, shard by shard in an order of the store's own; each is there as it is
-    /// when the walk comes by.
+    /// durably when the walk comes by.
     pub fn objects(&self) -> Objects {
         Objects::new(self.clone())
     }
 
-    /// Counters of each shard.
+    /// Counters of each shard, and of all together.
     ///
     /// Errors: `Overloaded`, `Closed`.
-    pub async fn stats(&self) -> Result<Vec<ShardStats>> {
-        let mut stats = Vec::new();
-        for shard in 0..self.0.shards {
-            let ask = |reply| Request::Stats { shard, reply };
-            stats.push(self.send(shard, Kind::Closed, ask).await?);
-        }
-        Ok(stats)
+    pub fn stats(&self) -> Call<StoreStats> {
+        let asked = self.ask_all(Kind::Closed, |reply| Request::Stats { reply });
+        Call::gathered(async move {
+            let mut cores = Vec::new();
+            for core in asked {
+                cores.push(core.await?);
+            }
+            Ok(StoreStats::new(&cores))
+        })
+    }
+
+    /// Makes durable what was answered before this call; of use with [`Durability::OnFlush`].
+    ///
+    /// After an error no commit that was answered since the last flush is sure to be durable; those
+    /// that are, are the oldest of each shard.
+    ///
+    /// Errors: the first failure of a commit that was answered, which nobody was told before:
+    /// `NoSpace`, `Retry` (it did not happen), `Unknown` (it may have). `Poisoned`: a failure that
+    /// somebody was told. `Overloaded`: call again. `Closed`.
+    pub fn flush(&self) -> Call<()> {
+        let asked = self.ask_all(Kind::Unknown, |reply| Request::Flush { reply });
+        let told = self.0.told.clone();
+        Call::gathered(async move {
+            let (mut failures, mut others) = (Vec::new(), Ok(()));
+            for core in asked {
+                match core.await {
+                    Ok(failed) => failures.extend(failed),
+                    Err(error) => others = others.and(Err(error)),
+                }
+            }
+            failures.iter().for_each(|failure| told.tell(failure));
+            failures.into_iter().next().map_or(others, |failure| Err(failure.error))
+        })
     }
 
     /// Takes no new requests, answers those that are there, makes everything durable, and ends the
-    /// threads. The store can be opened again when this returns. Closing twice is fine.
+    /// threads. The store can be opened again when this returns. Closing twice is fine: both wait for
+    /// the same end.
     ///
-    /// Errors: what was answered is durable all the same; `Poisoned`, with the first cause.
-    pub async fn close(&self) -> Result<()> {
+    /// Errors: the first failure of a commit that was answered ([`Store::flush`]), if nobody was told
+    /// before. `Poisoned`, with the first cause; where commits are answered when they are durable,
+    /// those that were answered are.
+    pub fn close(&self) -> Call<()> {
         self.0.mailboxes.iter().for_each(Sender::close);
-        let threads = std::mem::take(&mut *self.0.threads.lock().expect("no code panics under it"));
-        let mut closed = Ok(());
-        for mut thread in threads {
-            thread.ended().await;
-            let ended = thread.join().map_err(core_failed).and_then(|ended| ended);
-            closed = closed.and(ended);
+        let mut threads = self.0.threads.lock().expect("no code panics under it");
+        if let Threads::Running(running) = &mut *threads {
+            let running = std::mem::take(running);
+            *threads = Threads::Closing(ended(running).boxed().shared());
         }
-        closed
+        let Threads::Closing(closing) = &*threads else { unreachable!("set above") };
+        Call::gathered(closing.clone())
+    }
+
+    /// Sends a request to every core.
+    fn ask_all<T>(&self, lost: Kind, request: impl Fn(serve::Reply<T>) -> Request) -> Vec<Call<T>> {
+        let cores = 0..u16::try_from(self.0.mailboxes.len()).expect("a core has a shard");
+        cores.map(|shard| self.send(shard, lost, &request)).collect()
     }
 
     /// Sends a request to the core of a shard. `lost`: see [`Call::new`].
@@ -153,6 +236,17 @@ impl Store {
     }
 }
 
+/// Waits for the end of all threads.
+async fn ended(threads: Vec<CoreThread<Result<()>>>) -> Result<()> {
+    let mut closed = Ok(());
+    for mut thread in threads {
+        thread.ended().await;
+        let panicked = |source| Error::io(Kind::Poisoned, "a core's thread", source);
+        closed = closed.and(thread.join().map_err(panicked).and_then(|ended| ended));
+    }
+    closed
+}
+
 fn core_failed(source: std::io::Error) -> Error {
     Error::io(Kind::Retry, "a core's thread", source)
 }
@@ -174,34 +268,42 @@ impl Start {
         &self,
         inner: &mut Inner,
         core: usize,
-        superblock: Option<Superblock>,
-    ) -> Result<Superblock> {
+        opened: Option<(Superblock, Told)>,
+    ) -> Result<(Superblock, Told)> {
         let cpu = (self.cores > 1).then_some(core);
         let name = format!("dormouse-{core}");
-        let options = CoreOptions { name, cpu, dir: self.dir.clone(), disk: self.options.disk };
+        let core_options =
+            CoreOptions { name, cpu, dir: self.dir.clone(), disk: self.options.disk };
         let (sender, mail) = mailbox(self.options.requests_max);
         let (started, starts) = mpsc::channel();
-        let (limits, shards) = (self.options.limits, self.shards);
-        let (cores, cache_bytes) = (self.cores, self.options.cache_bytes);
+        let (options, shards, cores) = (self.options.clone(), self.shards, self.cores);
         let main = async move |env| {
-            let lock = match superblock {
-                None => Some(StoreLock::open_or_create(&env, &limits, shards).await?),
-                Some(_) => None,
+            let mut lock = None;
+            let (superblock, told) = match opened {
+                Some(opened) => opened,
+                None => {
+                    let opening = StoreLock::open_or_create(&env, &options.limits, shards);
+                    let superblock = lock.insert(opening.await?).superblock();
+                    (superblock, Told::new(superblock.shards))
+                }
             };
-            let superblock = superblock.or(lock.as_ref().map(StoreLock::superblock));
-            let superblock = superblock.expect("one of the two");
             let cores = cores.min(usize::from(superblock.shards));
-            let served = open(&env, superblock, core, cores, limits, cache_bytes).await?;
-            let _starter_is_gone = started.send(superblock);
+            let served = open(&env, superblock, (core, cores), &options, &told).await?;
+            let _starter_is_gone = started.send((superblock, told));
             drop(started);
-            served.run(mail).await
+            let ended = served.run(mail).await;
+            drop(lock);
+            ended
         };
-        let thread = CoreThread::spawn(options, main).map_err(core_failed)?;
+        let thread = CoreThread::spawn(core_options, main).map_err(core_failed)?;
         match starts.recv() {
-            Ok(superblock) => {
+            Ok(opened) => {
                 inner.mailboxes.push(sender);
-                inner.threads.get_mut().expect("no code panics under it").push(thread);
-                Ok(superblock)
+                match inner.threads.get_mut().expect("no code panics under it") {
+                    Threads::Running(threads) => threads.push(thread),
+                    Threads::Closing(_) => unreachable!("nobody has the store yet"),
+                }
+                Ok(opened)
             }
             // It ended before it served: its error says why.
             Err(_) => Err(match thread.join() {
@@ -217,19 +319,19 @@ impl Start {
 async fn open<E: Env>(
     env: &E,
     superblock: Superblock,
-    core: usize,
-    cores: usize,
-    limits: Limits,
-    cache_bytes: usize,
+    (core, cores): (usize, usize),
+    options: &Options,
+    told: &Told,
 ) -> Result<Served<E>> {
     let mut shards = Vec::new();
     for number in (0..superblock.shards).skip(core).step_by(cores) {
-        let (shard, recovery) = Shard::open(env, superblock, number, limits).await?;
+        let (shard, recovery) = Shard::open(env, superblock, number, options.limits).await?;
         if !recovery.damaged.is_empty() {
             let objects = recovery.damaged.len();
             tracing::error!(shard = number, objects, "damage: these objects can't be read");
         }
         shards.push(shard);
     }
-    Ok(Served::new(env.clone(), shards, superblock.shards, cores, cache_bytes / cores))
+    let count = superblock.shards;
+    Ok(Served::new(env.clone(), shards, (core, cores), count, options, told))
 }

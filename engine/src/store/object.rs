@@ -14,7 +14,26 @@ use crate::ids::{ObjectId, Version};
 use crate::list::{List, Range};
 
 /// One object of a [`Store`]. Cheap to clone; `Send + Sync`. Everything is asked for when the
-/// method returns, and in that order.
+/// method returns. Commits and deletes of one thread happen in the order in which they were asked
+/// for; a read holds all of them that were asked for before it, and perhaps later ones.
+///
+/// ```
+/// use dormouse_engine::{Batch, ObjectId, Options, Store, Version};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-object-{}", std::process::id()));
+/// # let store = Store::open(&dir, Options::default())?;
+/// let room = store.object(ObjectId::from_bytes([7; 32]));
+/// let batch = Batch::new().put("topic", "mice").put("msg:1", "hello").put("msg:2", "you");
+/// let version = room.commit(batch.set_alarm(4_102_444_800_000)).wait()?;
+/// assert_eq!(room.get("topic").wait()?.expect("put above"), "mice");
+/// assert_eq!(room.head().wait()?, (version, Some(4_102_444_800_000)));
+/// assert_eq!(room.delete_prefix("msg:").wait()?, 2);
+/// room.delete().wait()?; // the topic and the alarm
+/// assert_eq!(room.contents().wait()?.version, Version::NONE); // it does not exist any more
+/// # store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Object {
     store: Store,
@@ -39,18 +58,39 @@ impl Object {
         self.store.send(self.id.shard(self.store.0.shards), lost, request)
     }
 
-    /// Commits a batch; its version, once it is durable as a whole (E1, E2).
+    /// Commits a batch; its version, once it is durable as a whole (E1, E2), or sooner where the
+    /// store's [`Durability`](super::Durability) says so.
     ///
-    /// Errors: those of [`Shard::commit`](crate::Shard::commit). After `Unknown` read again: it
-    /// may have happened.
+    /// Errors: `Invalid` (a limit, with a code), `Conflict` ([`Batch::only_if`]), `NoSpace`, `Retry`,
+    /// `Overloaded`, `Corrupt` (a damaged object takes only what deletes all), `Poisoned`, `Closed`:
+    /// nothing happened. `Unknown`: it may have happened; read again, once the store is reopened.
     pub fn commit(&self, batch: Batch) -> Call<Version> {
         let id = self.id;
         self.send(Kind::Unknown, |reply| Request::Commit { id, batch, reply })
     }
 
+    /// Removes all keys and the alarm as one commit; its version, once it is durable. Also for an
+    /// object of which nothing can be read any more (`Corrupt`): it can be made anew afterwards.
+    ///
+    /// Errors: as [`Object::commit`].
+    pub fn delete(&self) -> Call<Version> {
+        self.commit(Batch::new().delete_all().delete_alarm())
+    }
+
+    /// Removes the keys that begin with `prefix`, all of them for an empty one, as one commit; how
+    /// many there were, once that is durable. The alarm stays. It takes what was committed before
+    /// it, and nothing that is committed after it.
+    ///
+    /// Errors: as [`Object::commit`], and `Corrupt`: the object is read for it.
+    pub fn delete_prefix(&self, prefix: impl AsRef<[u8]>) -> Call<u64> {
+        let (id, prefix) = (self.id, Bytes::copy_from_slice(prefix.as_ref()));
+        self.send(Kind::Unknown, |reply| Request::DeletePrefix { id, prefix, reply })
+    }
+
     /// The value of a key.
     ///
-    /// Everything that is read is durable, and holds what was committed before this call.
+    /// What is read holds what was committed before this call, and is durable, unless commits are
+    /// answered before they are ([`Durability::OnFlush`](super::Durability::OnFlush)).
     /// Errors: `Corrupt`, with the object's id and the place; `Overloaded`, `Poisoned`, `Closed`.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>> {
         let (id, key) = (self.id, Bytes::copy_from_slice(key.as_ref()));
@@ -68,19 +108,38 @@ impl Object {
     /// The version of its last commit and its alarm in milliseconds since 1970, without reading it.
     /// An object that lost its last key without being read may still have a version.
     ///
-    /// Errors: `Overloaded`, `Poisoned`, `Closed`.
+    /// Errors: `Corrupt` (its part of the directory), `Overloaded`, `Poisoned`, `Closed`.
     pub fn head(&self) -> Call<(Version, Option<u64>)> {
         let id = self.id;
         self.send(Kind::Closed, |reply| Request::Head { id, reply })
     }
 
-    /// Walks over keys and values as they are now, whatever is committed meanwhile.
+    /// Walks over the keys and values of one state, whatever is committed meanwhile. It is a state
+    /// as any read gives it, no older than this call and no newer than the first key.
     pub fn list(&self, list: List) -> Keys {
         Keys { state: Walk::Asked(self.contents(), list) }
     }
 }
 
 /// A walk over the keys of an object at one version.
+///
+/// ```
+/// use dormouse_engine::{Batch, List, ObjectId, Options, Store};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-keys-{}", std::process::id()));
+/// # let store = Store::open(&dir, Options::default())?;
+/// let room = store.object(ObjectId::from_bytes([7; 32]));
+/// let batch = (1..=5).fold(Batch::new(), |batch, n| batch.put(format!("msg:{n}"), "hello"));
+/// room.commit(batch.put("topic", "mice")).wait()?;
+/// let mut newest = room.list(List::prefix("msg:").reverse().limit(2)).blocking();
+/// assert_eq!(newest.next().expect("five messages")?.0, "msg:5");
+/// room.delete().wait()?;
+/// assert_eq!(newest.next().expect("the state that it began with")?.0, "msg:4");
+/// assert!(newest.next().is_none());
+/// # store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
 pub struct Keys {
     state: Walk,
 }

@@ -1,14 +1,18 @@
 //! A core's side of a [`Store`](super::Store): takes requests and answers them.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_channel::oneshot;
 
+use super::durability::{Answered, Durability, Failure, Told};
 use super::memory::{Held, Memory};
-use super::{Filter, Page};
+use super::stats::CoreStats;
+use super::turns::Turns;
+use super::{Filter, Options, Page};
 use crate::batch::Batch;
 use crate::contents::Contents;
 use crate::directory::IdMap;
@@ -17,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::Outcome;
 use crate::mailbox::Receiver;
-use crate::shard::{Shard, ShardStats};
+use crate::shard::{Shard, Ticket};
 use crate::signal::Signal;
 
 /// Where an answer goes. Nobody may be waiting any more.
@@ -30,7 +34,9 @@ pub(super) enum Request {
     Contents { id: ObjectId, reply: Reply<Arc<Contents>> },
     Head { id: ObjectId, reply: Reply<(Version, Option<u64>)> },
     Objects { shard: u16, filter: Filter, after: Option<ObjectId>, reply: Reply<Page> },
-    Stats { shard: u16, reply: Reply<ShardStats> },
+    DeletePrefix { id: ObjectId, prefix: Bytes, reply: Reply<u64> },
+    Flush { reply: Reply<Vec<Failure>> },
+    Stats { reply: Reply<CoreStats> },
 }
 
 impl Request {
@@ -42,7 +48,9 @@ impl Request {
             Self::Contents { reply, .. } => drop(reply.send(Err(error))),
             Self::Head { reply, .. } => drop(reply.send(Err(error))),
             Self::Objects { reply, .. } => drop(reply.send(Err(error))),
-            Self::Stats { reply, .. } => drop(reply.send(Err(error))),
+            Self::DeletePrefix { reply, .. } => drop(reply.send(Err(error))),
+            Self::Flush { reply } => drop(reply.send(Err(error))),
+            Self::Stats { reply } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -69,6 +77,10 @@ struct Inner<E: Env> {
     shards: Vec<Shard<E>>,
     shard_count: u16,
     cores: usize,
+    durability: Durability,
+    /// What each of `shards` answered.
+    answered: RefCell<Vec<Answered>>,
+    turns: Turns,
     memory: RefCell<Memory>,
     /// Objects that are being read, each by one task.
     loading: RefCell<IdMap<Vec<Meanwhile>>>,
@@ -79,19 +91,27 @@ struct Inner<E: Env> {
 }
 
 impl<E: Env> Served<E> {
+    /// Serves `shards`, which are core `core` of `cores`' part of a store of `shard_count`.
     pub(super) fn new(
         env: E,
         shards: Vec<Shard<E>>,
+        (core, cores): (usize, usize),
         shard_count: u16,
-        cores: usize,
-        cache_bytes: usize,
+        options: &Options,
+        told: &Told,
     ) -> Self {
+        let numbers = (0..shard_count).skip(core).step_by(cores);
+        let durability = options.durability;
+        let answered = numbers.map(|shard| Answered::new(shard, durability, told.clone()));
         Self(Rc::new(Inner {
             env,
             shards,
             shard_count,
             cores,
-            memory: RefCell::new(Memory::new(cache_bytes)),
+            durability,
+            answered: RefCell::new(answered.collect()),
+            turns: Turns::default(),
+            memory: RefCell::new(Memory::new(options.cache_bytes / cores)),
             loading: RefCell::default(),
             busy: Cell::new(0),
             changed: Signal::default(),
@@ -101,7 +121,8 @@ impl<E: Env> Served<E> {
     /// Serves until the mailbox is closed and everything in it is answered; then closes the
     /// shards.
     ///
-    /// Errors: the first shard's that could not be closed.
+    /// Errors: the first failure of a commit that was answered, if nobody was told yet; the first
+    /// shard's that could not be closed.
     pub(super) async fn run(self, mail: Receiver<Request>) -> Result<()> {
         while let Some(request) = mail.recv().await {
             self.take(request);
@@ -112,36 +133,71 @@ impl<E: Env> Served<E> {
         for shard in &self.0.shards {
             closed = closed.and(shard.close().await);
         }
-        closed
+        let untold = self.0.answered.borrow_mut().iter_mut().find_map(Answered::failure);
+        untold.map_or(closed, |failure| Err(failure.error))
     }
 
     fn take(&self, request: Request) {
+        let this = self.clone();
         match request {
-            Request::Commit { id, batch, reply } => match self.commit(&id, &batch) {
-                Ok(ticket) => self.answer("commit", reply, ticket),
-                Err(error) => drop(reply.send(Err(error))),
+            Request::Commit { id, batch, reply } => match self.0.turns.behind(&id) {
+                None => self.commit_and_answer(&id, &batch, reply),
+                Some(turn) => self.task("commit in turn", async move {
+                    turn.comes().await;
+                    this.commit_and_answer(&id, &batch, reply);
+                }),
             },
+            Request::DeletePrefix { id, prefix, reply } => {
+                let turn = self.0.turns.take(&id);
+                self.answer("delete prefix", reply, async move {
+                    turn.comes().await;
+                    let (keys, unsettled) = this.delete_prefix(&id, &prefix).await?;
+                    drop(turn);
+                    this.answerable(unsettled).await?;
+                    Ok(keys)
+                });
+            }
             Request::Get { id, key, reply } => {
-                let this = self.clone();
                 let get = async move { Ok(this.contents(&id).await?.map.get(&key).cloned()) };
-                self.answer("get", reply, get);
+                self.answer_in_turn("get", &id, reply, get);
             }
             Request::Contents { id, reply } => {
-                let this = self.clone();
-                self.answer("read", reply, async move { this.contents(&id).await });
+                let contents = async move { this.contents(&id).await };
+                self.answer_in_turn("read", &id, reply, contents);
             }
             Request::Head { id, reply } => {
-                let shard = self.shard(&id).clone();
-                let head = async move {
-                    shard.settled(&id).await?;
-                    Ok(shard.head(&id)?.unwrap_or_default())
-                };
-                self.answer("head", reply, head);
+                let head = async move { this.head(&id).await };
+                self.answer_in_turn("head", &id, reply, head);
             }
             Request::Objects { shard, filter, after, reply } => {
                 drop(reply.send(Ok(self.numbered(shard).page(&filter, after))));
             }
-            Request::Stats { shard, reply } => drop(reply.send(Ok(self.numbered(shard).stats()))),
+            Request::Flush { reply } => self.answer("flush", reply, self.flush()),
+            Request::Stats { reply } => drop(reply.send(Ok(self.stats()))),
+        }
+    }
+
+    fn stats(&self) -> CoreStats {
+        let shards = self.0.shards.iter().map(Shard::stats).collect();
+        let (cached_objects, cached_bytes) = self.0.memory.borrow().size();
+        CoreStats { shards, cached_objects, cached_bytes }
+    }
+
+    /// Waits until everything that was taken before now is durable.
+    ///
+    /// Errors: `Poisoned`, where no answered commit failed.
+    fn flush(&self) -> impl Future<Output = Result<Vec<Failure>>> + 'static {
+        let begun: Vec<_> = self.0.answered.borrow_mut().iter_mut().map(Answered::begin).collect();
+        let this = self.clone();
+        async move {
+            let mut failures = Vec::new();
+            for flush in begun {
+                failures.extend(flush.done().await);
+            }
+            if failures.is_empty() {
+                this.0.shards.iter().try_for_each(Shard::check_healthy)?;
+            }
+            Ok(failures)
         }
     }
 
@@ -153,6 +209,16 @@ impl<E: Env> Served<E> {
         &self.0.shards[usize::from(shard) / self.0.cores]
     }
 
+    /// Runs a task; the core does not end before it has.
+    fn task(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
+        let inner = self.0.clone();
+        inner.busy.set(inner.busy.get() + 1);
+        self.0.env.spawn(name, async move {
+            let _busy = Busy(inner);
+            task.await;
+        });
+    }
+
     /// Answers when `answer` is known.
     fn answer<T: 'static>(
         &self,
@@ -160,19 +226,46 @@ impl<E: Env> Served<E> {
         reply: Reply<T>,
         answer: impl Future<Output = Result<T>> + 'static,
     ) {
-        let inner = self.0.clone();
-        inner.busy.set(inner.busy.get() + 1);
-        self.0.env.spawn(name, async move {
-            let _busy = Busy(inner);
-            drop(reply.send(answer.await));
-        });
+        self.task(name, async move { drop(reply.send(answer.await)) });
     }
 
-    fn commit(&self, id: &ObjectId, batch: &Batch) -> Result<crate::shard::Ticket> {
+    /// Answers when `answer` is known, which is asked for once all requests for the object that came
+    /// before have taken effect.
+    fn answer_in_turn<T: 'static>(
+        &self,
+        name: &'static str,
+        id: &ObjectId,
+        reply: Reply<T>,
+        answer: impl Future<Output = Result<T>> + 'static,
+    ) {
+        match self.0.turns.behind(id) {
+            None => self.answer(name, reply, answer),
+            Some(turn) => self.answer(name, reply, async move {
+                turn.comes().await;
+                drop(turn);
+                answer.await
+            }),
+        }
+    }
+
+    fn commit_and_answer(&self, id: &ObjectId, batch: &Batch, reply: Reply<Version>) {
+        match self.commit(id, batch) {
+            Ok(ticket) if self.0.durability == Durability::OnFlush => {
+                drop(reply.send(Ok(ticket.version)));
+            }
+            Ok(ticket) => self.answer("commit", reply, ticket),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn commit(&self, id: &ObjectId, batch: &Batch) -> Result<Ticket> {
         let shard = self.shard(id);
+        let answered = usize::from(id.shard(self.0.shard_count)) / self.0.cores;
+        self.0.answered.borrow_mut()[answered].check()?;
         let commit = |resident: Option<&dyn crate::Resident>| shard.commit(id, batch, resident);
         let version = || shard.appended_version(id);
         let ticket = self.0.memory.borrow_mut().commit(id, batch, commit, version)?;
+        self.0.answered.borrow_mut()[answered].note(&ticket.outcome);
         if let Some(commits) = self.0.loading.borrow_mut().get_mut(id) {
             let (version, outcome) = (ticket.version, ticket.outcome.clone());
             commits.push(Meanwhile { batch: batch.clone(), version, outcome });
@@ -180,32 +273,76 @@ impl<E: Env> Served<E> {
         Ok(ticket)
     }
 
-    /// The object as it is now, once all of that is durable.
+    /// Removes the keys that begin with `prefix`, as one commit. Returns how many, and how that
+    /// commit, or the one that left nothing to remove, will end.
+    async fn delete_prefix(
+        &self,
+        id: &ObjectId,
+        prefix: &[u8],
+    ) -> Result<(u64, Option<Rc<Outcome>>)> {
+        let (contents, unsettled) = self.appended(id).await?;
+        // Nothing is waited for from here on: the commit is made for the very state that was counted.
+        match without_prefix(&contents, prefix) {
+            (_, 0) => Ok((0, unsettled)),
+            (batch, keys) => {
+                let ticket = self.commit(id, &batch.only_if(contents.version))?;
+                Ok((keys, Some(ticket.outcome)))
+            }
+        }
+    }
+
+    /// Waits until what rests on a commit with this outcome can be answered.
+    async fn answerable(&self, unsettled: Option<Rc<Outcome>>) -> Result<()> {
+        match (self.0.durability, unsettled) {
+            (Durability::Always, Some(outcome)) => outcome.settled().await,
+            (Durability::Always, None) | (Durability::OnFlush, _) => Ok(()),
+        }
+    }
+
+    async fn head(&self, id: &ObjectId) -> Result<(Version, Option<u64>)> {
+        let shard = self.shard(id);
+        let head = match self.0.durability {
+            Durability::Always => {
+                shard.settled(id).await?;
+                shard.head(id)?
+            }
+            Durability::OnFlush => shard.appended_head(id)?,
+        };
+        Ok(head.unwrap_or_default())
+    }
+
+    /// The object as it is now, once that can be answered.
     async fn contents(&self, id: &ObjectId) -> Result<Arc<Contents>> {
         loop {
+            let (contents, unsettled) = self.appended(id).await?;
+            // If it failed: it did not happen, or nobody knows; what was read is not the object.
+            if self.answerable(unsettled).await.is_ok() {
+                return Ok(contents);
+            }
+        }
+    }
+
+    /// The object with all that was appended, durable or not, at the moment at which this returns;
+    /// and how the newest commit in it will end.
+    async fn appended(&self, id: &ObjectId) -> Result<(Arc<Contents>, Option<Rc<Outcome>>)> {
+        loop {
+            // What is in memory is no answer either once the shard has failed (E4).
+            self.shard(id).check_healthy()?;
             let held = {
                 let mut memory = self.0.memory.borrow_mut();
                 memory.get(id).map(|held| (held.contents.clone(), held.unsettled()))
             };
-            let (contents, unsettled) = match held {
-                Some(held) => held,
+            match held {
+                Some(held) => return Ok(held),
                 None if self.0.loading.borrow().contains_key(id) => {
                     let read = || (!self.0.loading.borrow().contains_key(id)).then_some(());
                     self.0.changed.until(read).await;
-                    continue;
                 }
-                None => match self.load(id).await? {
-                    Some(loaded) => loaded,
-                    None => continue,
-                },
-            };
-            match unsettled {
-                None => return Ok(contents),
-                Some(outcome) => match outcome.settled().await {
-                    Ok(()) => return Ok(contents),
-                    // It did not happen, or nobody knows: what was read is not the object.
-                    Err(_) => continue,
-                },
+                None => {
+                    if let Some(loaded) = self.load(id).await? {
+                        return Ok(loaded);
+                    }
+                }
             }
         }
     }
@@ -244,4 +381,15 @@ impl<E: Env> Drop for Busy<E> {
         self.0.busy.set(self.0.busy.get() - 1);
         self.0.changed.notify();
     }
+}
+
+/// A batch that removes the keys that begin with `prefix`, and their number.
+fn without_prefix(contents: &Contents, prefix: &[u8]) -> (Batch, u64) {
+    let range = contents.map.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded));
+    let keys = range.map(|(key, _)| key).take_while(|key| key.starts_with(prefix));
+    let batch = keys.fold(Batch::new(), Batch::delete);
+    let count = batch.len();
+    let all = count == contents.map.len();
+    // The shortest way to say so, and the one that no limit refuses.
+    (if all { Batch::new().delete_all() } else { batch }, count as u64)
 }

@@ -119,7 +119,7 @@ fn child() {
         }
     }
     in_flight.drain(..).for_each(tell);
-    dormouse_engine::call::wait(store.close()).expect("closed");
+    store.close().wait().expect("closed");
 }
 
 /// The library that writes the trace.

@@ -105,6 +105,7 @@ impl Objects {
     /// The next object.
     ///
     /// Errors: `Overloaded` (ask again, nothing is skipped), `Closed`.
+    /// Cancel: nothing is lost; call it again.
     pub async fn next(&mut self) -> Result<Option<ObjectInfo>> {
         loop {
             if let Some(object) = self.page.next() {
@@ -122,5 +123,18 @@ impl Objects {
             self.after = page.next;
             self.page = page.objects.into_iter();
         }
+    }
+
+    /// The same walk without async: blocks where the other one waits. Ends after an error.
+    pub fn blocking(mut self) -> impl Iterator<Item = Result<ObjectInfo>> {
+        let mut failed = false;
+        std::iter::from_fn(move || {
+            if failed {
+                return None;
+            }
+            let next = crate::call::wait(self.next()).transpose();
+            failed = matches!(next, Some(Err(_)));
+            next
+        })
     }
 }

@@ -1,0 +1,172 @@
+//! [`Durability`]: when a commit is answered; and what was answered before it was durable.
+//!
+//! Batches of a shard are written in order, and one that fails takes all that wait behind it with
+//! it. So the newest commit answered early tells of all before it: if it is durable, so are they,
+//! and if any of them failed, so did it. After such a failure the shard takes no commit until a
+//! flush has told somebody: what is durable stays a prefix of what was answered, up to the gap that
+//! the flush tells of (E2).
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Kind, Result};
+use crate::log::queue::Outcome;
+
+/// When a commit is answered.
+///
+/// ```
+/// use dormouse_engine::{Batch, Durability, ObjectId, Options, Store};
+///
+/// # let dir = std::env::temp_dir().join(format!("dormouse-flush-{}", std::process::id()));
+/// let options = Options { durability: Durability::OnFlush, ..Options::default() };
+/// let store = Store::open(&dir, options)?;
+/// let object = store.object(ObjectId::from_bytes([1; 32]));
+/// for line in 0..100_u32 {
+///     // Does not wait for the device; a crash now may lose it, and everything after it.
+///     object.commit(Batch::new().put(line.to_be_bytes(), "imported")).wait()?;
+/// }
+/// store.flush().wait()?; // all hundred survive any crash from here on
+/// store.close().wait()?;
+/// # std::fs::remove_dir_all(dir).expect("made above");
+/// # Ok::<(), dormouse_engine::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// When it is durable: an answered commit survives any crash (E2).
+    #[default]
+    Always,
+    /// As soon as it is in the log's queue, before it is written. Atomicity and order are as
+    /// always: a crash may take the newest of what a shard answered, never an older commit and not
+    /// the newer one, and never a part of one. Reads see what was answered.
+    ///
+    /// [`Store::flush`](super::Store::flush) makes all that was answered durable, and so does
+    /// [`Store::close`](super::Store::close). A commit that fails after it was answered (a full disk,
+    /// a failed write) is told by the next flush or close; until then its shard takes no further
+    /// commits. Commits made faster than the device writes are refused in the end (`Overloaded`):
+    /// flush, and go on.
+    OnFlush,
+}
+
+/// A commit that failed after it was answered.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) shard: u16,
+    /// Counts those of the shard, from 1.
+    number: u64,
+    pub(super) error: Error,
+}
+
+/// For each shard, the number of the last failure that somebody was told. Whoever asked says so
+/// himself once he has the answer: one that is lost on its way has told nobody.
+#[derive(Clone)]
+pub(super) struct Told(Arc<[AtomicU64]>);
+
+impl Told {
+    pub(super) fn new(shards: u16) -> Self {
+        Self((0..shards).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(super) fn tell(&self, failure: &Failure) {
+        self.0[usize::from(failure.shard)].fetch_max(failure.number, Ordering::AcqRel);
+    }
+
+    fn is_told(&self, shard: u16, number: u64) -> bool {
+        self.0[usize::from(shard)].load(Ordering::Acquire) >= number
+    }
+}
+
+/// What one shard answered, as far as it is not known to be durable.
+pub(super) struct Answered {
+    shard: u16,
+    durability: Durability,
+    told: Told,
+    /// How the newest commit will end.
+    last: Option<Rc<Outcome>>,
+    failures: u64,
+    /// The newest failure, until somebody was told.
+    failed: Option<Error>,
+}
+
+impl Answered {
+    pub(super) fn new(shard: u16, durability: Durability, told: Told) -> Self {
+        Self { shard, durability, told, last: None, failures: 0, failed: None }
+    }
+
+    /// A commit was taken.
+    pub(super) fn note(&mut self, outcome: &Rc<Outcome>) {
+        if self.last.as_ref().is_none_or(|last| !Rc::ptr_eq(last, outcome)) {
+            self.last = Some(outcome.clone());
+        }
+    }
+
+    /// Whether a commit can be taken.
+    ///
+    /// Errors: the kind of the failure that nobody was told yet.
+    pub(super) fn check(&mut self) -> Result<()> {
+        match self.failure() {
+            // The shard is poisoned, and says so itself.
+            Some(failure) if failure.error.kind() == Kind::Unknown => Ok(()),
+            Some(Failure { error, .. }) => {
+                let what = "a commit before this one failed after it was answered; flush tells";
+                Err(Error::caused(error.kind(), what, error))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The failure that nobody was told yet.
+    pub(super) fn failure(&mut self) -> Option<Failure> {
+        match self.last.as_ref().and_then(|last| last.result()) {
+            Some(Ok(())) => self.last = None,
+            Some(Err(error)) => {
+                self.last = None;
+                // Who waits for a commit until it is durable was answered with the failure.
+                if self.durability == Durability::OnFlush {
+                    self.failures += 1;
+                    tracing::error!(shard = self.shard, %error, "failed after it was answered");
+                    self.failed = Some(error);
+                }
+            }
+            None => {}
+        }
+        if self.told.is_told(self.shard, self.failures) {
+            self.failed = None;
+        }
+        let (shard, number) = (self.shard, self.failures);
+        self.failed.clone().map(|error| Failure { shard, number, error })
+    }
+
+    /// What a flush that begins now has to wait for.
+    pub(super) fn begin(&mut self) -> Flush {
+        match self.failure() {
+            Some(failure) => Flush::Failed(failure),
+            None => Flush::Waiting {
+                last: self.last.clone(),
+                shard: self.shard,
+                // The next failure is the one that takes `last`, if any does.
+                number: self.failures + 1,
+                early: self.durability == Durability::OnFlush,
+            },
+        }
+    }
+}
+
+/// One shard's part of a flush.
+pub(super) enum Flush {
+    Failed(Failure),
+    Waiting { last: Option<Rc<Outcome>>, shard: u16, number: u64, early: bool },
+}
+
+impl Flush {
+    /// Waits until everything is durable that was taken before the flush began. Two flushes that
+    /// wait for the same commit are both told of its failure.
+    pub(super) async fn done(self) -> Option<Failure> {
+        let (last, shard, number, early) = match self {
+            Self::Failed(failure) => return Some(failure),
+            Self::Waiting { last, shard, number, early } => (last?, shard, number, early),
+        };
+        let error = last.settled().await.err().filter(|_| early)?;
+        Some(Failure { shard, number, error })
+    }
+}
