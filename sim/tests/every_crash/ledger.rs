@@ -8,6 +8,22 @@ use dormouse_engine::{Batch, Contents, ObjectId, Version};
 /// All objects of a store.
 pub(crate) type Shown = BTreeMap<ObjectId, Contents>;
 
+/// Two looks at a store show the same: versions, keys, values, alarms.
+pub(crate) fn assert_same(found: &Shown, wanted: &Shown, what: &str) {
+    for (id, wanted) in wanted {
+        let (found, keys) = (&found[id], wanted.map.len());
+        assert!(
+            found == wanted,
+            "{what}: object {id} is at {} with {} keys, alarm {:?}, and was at {} with {keys}, {:?}",
+            found.version,
+            found.map.len(),
+            found.alarm,
+            wanted.version,
+            wanted.alarm,
+        );
+    }
+}
+
 #[derive(Clone)]
 struct History {
     /// What the object holds, with the version also where it does not exist.

@@ -105,7 +105,8 @@ async fn in_parts(client: &Client, value: u8) {
     client.durable(3, &large, false).await;
 }
 
-/// A chain that nests until the shard writes it again as one image; how much the log grew by that.
+/// A chain that nests until the shard writes it again as one image, with a commit that comes while
+/// it is read for that; how much the log grew by the rewrite.
 async fn nested(client: &Client, env: &SimEnv) -> u64 {
     // All but the last at a time, in few batches.
     let mut tickets = Vec::new();
@@ -116,6 +117,7 @@ async fn nested(client: &Client, env: &SimEnv) -> u64 {
         client.acknowledged(4, ticket).await;
     }
     client.durable(4, &put(9, 9, 100), false).await;
+    client.durable(4, &put(10, 10, 100), false).await;
     let before = client.shard.stats().log_bytes;
     env.sleep(Duration::from_millis(40)).await;
     client.shard.stats().log_bytes - before
