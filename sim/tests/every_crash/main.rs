@@ -328,6 +328,9 @@ fn every_crash_leaves_what_was_acknowledged() {
     for change in 0..=changes {
         let (world, stopped) = live_until(change);
         assert_eq!((world.disk_changes(), world.stands_still()), (change, change < changes));
+        if change == changes {
+            assert_eq!(world.trace_hash(), whole.trace_hash(), "the same life");
+        }
         let (deep, shallow) = stopped.outcomes(change);
         deep.iter().for_each(|crashed| checker.first(crashed, &stopped.ledger, Trial::Deep));
         shallow.iter().for_each(|crashed| checker.first(crashed, &stopped.ledger, Trial::Flat));
