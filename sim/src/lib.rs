@@ -9,5 +9,5 @@ pub mod reference;
 pub mod trace;
 pub mod world;
 
-pub use disk::{Damage, DiskFaults, SimDisk};
+pub use disk::{Damage, DiskFaults, DiskImage, Fate, Plain, SimDisk};
 pub use world::{Process, SimEnv, World};

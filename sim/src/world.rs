@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use dormouse_engine::{Env, Host};
 
-use crate::disk::{Damage, DiskFaults, DiskState, Landing, SimDisk};
+use crate::disk::{Damage, DiskFaults, DiskImage, DiskState, Fate, Landing, Op, SimDisk};
 use crate::random::Random;
 use crate::trace::Trace;
 
@@ -68,7 +68,7 @@ pub enum Step {
     Polled,
     /// Moved time on.
     Advanced,
-    /// Nothing is ready and nothing will ever happen.
+    /// Nothing is ready and nothing will ever happen, or the disk stands still.
     Idle,
 }
 
@@ -137,6 +137,36 @@ impl World {
         }))
     }
 
+    /// Another machine, with a copy of the disk of one whose processes are all dead.
+    pub fn of_image(seed: u64, faults: DiskFaults, image: &DiskImage) -> Self {
+        let world = Self::new(seed, faults);
+        world.0.disk.borrow_mut().put(image);
+        world
+    }
+
+    /// The disk as it is now, with the writes that are on their way.
+    pub fn disk_image(&self) -> DiskImage {
+        self.0.disk.borrow().image()
+    }
+
+    /// Changes that the disk carried out so far: writes, syncs, allocations, and creations, renames,
+    /// removals and syncs of names. Those that failed count too.
+    pub fn disk_changes(&self) -> u64 {
+        self.0.disk.borrow().changes()
+    }
+
+    /// The machine stands still when the disk would carry out this change, counted from 0: it and
+    /// what else is on its way never happen. What there is to do then is to copy the disk, or to cut
+    /// the power, which ends the standstill.
+    pub fn stop_at_disk_change(&self, change: u64) {
+        self.0.disk.borrow_mut().stop_at(change);
+    }
+
+    /// Whether it stands still.
+    pub fn stands_still(&self) -> bool {
+        self.0.disk.borrow().stopped()
+    }
+
     /// Starts a process.
     pub fn process(&self) -> Process {
         Process { world: self.clone(), id: self.0.next_id() }
@@ -144,13 +174,22 @@ impl World {
 
     /// Cuts the power: every process dies, and the disk keeps what a device may keep.
     pub fn power_cut(&self) {
+        self.cut_power(DiskState::power_cut);
+    }
+
+    /// Cuts the power, and the disk keeps what `fate` says.
+    pub fn power_cut_with(&self, fate: &mut dyn Fate) {
+        self.cut_power(|disk| disk.power_cut_with(fate));
+    }
+
+    fn cut_power(&self, cut: impl FnOnce(&mut DiskState) -> Vec<Op>) {
         self.drop_tasks(|_| true);
         // What dead processes left in flight and what timers would have done is gone too.
         let events = std::mem::take(&mut *self.0.events.borrow_mut());
         drop(events);
         self.0.turn_ends.borrow_mut().clear();
         self.0.stalled.borrow_mut().clear();
-        let ops = self.0.disk.borrow_mut().power_cut();
+        let ops = cut(&mut self.0.disk.borrow_mut());
         drop(ops);
         self.0.trace.borrow_mut().number(0xdead);
     }
@@ -169,6 +208,9 @@ impl World {
     /// Does one thing: polls a ready task, or moves time to the next event.
     pub fn step(&self) -> Step {
         let inner = &self.0;
+        if inner.disk.borrow().stopped() {
+            return Step::Idle;
+        }
         let task = {
             self.hear_of_ready();
             let mut runnable = inner.runnable.borrow_mut();

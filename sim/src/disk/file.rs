@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::random::Random;
+use super::fate::{Fate, Torn};
+use crate::trace::Trace;
 
 /// What a device writes as a whole, or tears.
 pub(super) const SECTOR_BYTES: usize = 512;
@@ -10,7 +11,7 @@ pub(super) const SECTOR_BYTES: usize = 512;
 type Sector = [u8; SECTOR_BYTES];
 
 /// One file's bytes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Contents {
     durable: Vec<u8>,
     /// Visible length; the durable one is that of `durable`.
@@ -176,8 +177,8 @@ impl Contents {
         self.settle(at, bytes);
     }
 
-    /// Chooses what each sector becomes; so many of them stand or fall together.
-    pub(super) fn power_cut(&mut self, random: &mut Random, together: usize) {
+    /// Makes each sector what `fate` says; so many of them stand or fall together.
+    pub(super) fn power_cut(&mut self, fate: &mut dyn Fate, together: usize) {
         let versions = std::mem::take(&mut self.versions);
         let mut blocks: BTreeMap<usize, Vec<(usize, Vec<Sector>)>> = BTreeMap::new();
         for (sector, versions) in versions {
@@ -186,12 +187,7 @@ impl Contents {
         for sectors in blocks.into_values() {
             // By age: 0 is what was durable. A sector that was written less often has older ones.
             let newest = sectors.iter().map(|(_, versions)| versions.len()).max().unwrap_or(0);
-            let mut pick = || random.index(newest + 1);
-            let (first, second) = (pick(), pick());
-            let tear = match random.one_in(3) {
-                true => random.index(together * SECTOR_BYTES),
-                false => together * SECTOR_BYTES,
-            };
+            let Torn { first, second, at } = fate.block(newest, together * SECTOR_BYTES);
             for (sector, versions) in sectors {
                 let old = self.durable_sector(sector);
                 let version = |age: usize| match age.min(versions.len()) {
@@ -200,16 +196,33 @@ impl Contents {
                 };
                 let mut bytes = version(first);
                 let start = sector % together * SECTOR_BYTES;
-                let kept = tear.saturating_sub(start).min(SECTOR_BYTES);
+                let kept = at.saturating_sub(start).min(SECTOR_BYTES);
                 bytes[kept..].copy_from_slice(&version(second)[kept..]);
                 self.settle(sector, bytes);
             }
         }
         // An unsynced length may be lost too, down to the last sector that is durable.
-        if random.one_in(2) {
+        if !fate.length() {
             self.len = self.durable.len();
         }
         self.durable.resize(self.len.max(self.durable.len()), 0);
         self.len = self.durable.len();
+    }
+
+    /// Blocks of so many sectors that a power cut may change.
+    pub(super) fn unsynced_blocks(&self, together: usize) -> usize {
+        let mut blocks: Vec<_> = self.versions.keys().map(|sector| sector / together).collect();
+        blocks.dedup();
+        blocks.len()
+    }
+
+    /// Folds its bytes in, durable or not.
+    pub(super) fn fold(&self, trace: &mut Trace) {
+        trace.number(self.len as u64);
+        trace.bytes(&self.durable);
+        for (sector, versions) in &self.versions {
+            trace.number(*sector as u64);
+            versions.iter().for_each(|version| trace.bytes(version));
+        }
     }
 }

@@ -18,7 +18,9 @@
 //!
 //! Locks belong to open files and to operations in flight, also to those of a dead process (E8).
 
+mod fate;
 mod file;
+mod image;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -34,7 +36,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
 use crate::world::{Event, Inner, World};
+pub use fate::{Fate, Plain, Torn};
 use file::{Contents, SECTOR_BYTES};
+pub use image::DiskImage;
 
 /// How long a dead process's operation may still take to land, in nanoseconds.
 const LANDING_NS_MAX: u64 = 20_000_000;
@@ -155,6 +159,11 @@ pub(crate) struct DiskState {
     ops: BTreeMap<u64, Op>,
     landings: BTreeMap<u64, LateWrite>,
     history: bool,
+    /// Changes that were carried out, of bytes, lengths, names and what is durable of them.
+    changes: u64,
+    /// The change that never comes, nor anything after it.
+    stop_at: Option<u64>,
+    stopped: bool,
 }
 
 impl DiskState {
@@ -168,7 +177,37 @@ impl DiskState {
             ops: BTreeMap::new(),
             landings: BTreeMap::new(),
             history: false,
+            changes: 0,
+            stop_at: None,
+            stopped: false,
         }
+    }
+
+    pub(crate) fn image(&self) -> DiskImage {
+        DiskImage::of(self)
+    }
+
+    pub(crate) fn put(&mut self, image: &DiskImage) {
+        image.put_on(self);
+    }
+
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    pub(crate) fn stop_at(&mut self, change: u64) {
+        self.stop_at = Some(change);
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stopped
+    }
+
+    /// Counts a change that is about to be carried out; whether the disk stands still instead.
+    fn stops(&mut self) -> bool {
+        self.stopped |= self.stop_at == Some(self.changes);
+        self.changes += u64::from(!self.stopped);
+        self.stopped
     }
 
     pub(crate) fn keep_history(&mut self) {
@@ -232,6 +271,16 @@ impl DiskState {
 
     /// Leaves on the disk what a device may leave; returns what to drop once nothing is borrowed.
     pub(crate) fn power_cut(&mut self) -> Vec<Op> {
+        // The numbers go back where they came from: the rest of the life goes on with them.
+        let mut random = self.random.clone();
+        let ops = self.power_cut_with(&mut random);
+        self.random = random;
+        ops
+    }
+
+    /// Leaves on the disk what `fate` says; returns what to drop once nothing is borrowed.
+    pub(crate) fn power_cut_with(&mut self, fate: &mut dyn Fate) -> Vec<Op> {
+        (self.stop_at, self.stopped) = (None, false);
         let ops: Vec<Op> = std::mem::take(&mut self.ops).into_values().collect();
         for op in &ops {
             if let (Action::Write { offset }, Some(buf)) = (&op.action, &op.buf) {
@@ -241,14 +290,14 @@ impl DiskState {
         for (contents, offset, bytes) in std::mem::take(&mut self.landings).into_values() {
             contents.borrow_mut().write_visible(offset, &bytes);
         }
-        let kept = self.random.index(self.unsynced_names.len() + 1);
+        let kept = fate.names(self.unsynced_names.len());
         for change in std::mem::take(&mut self.unsynced_names).iter().take(kept) {
             Self::apply_names(&mut self.durable_names, change);
         }
         self.names = self.durable_names.clone();
         for inode in self.names.values() {
             let sectors = self.faults.block_bytes() / SECTOR_BYTES;
-            inode.contents.borrow_mut().power_cut(&mut self.random, sectors);
+            inode.contents.borrow_mut().power_cut(fate, sectors);
         }
         ops
     }
@@ -365,6 +414,11 @@ impl DiskState {
 /// Completes an operation at its moment.
 pub(crate) fn complete(world: &Inner, id: u64) {
     let Some(mut op) = world.disk.borrow_mut().ops.remove(&id) else { return };
+    if !matches!(op.action, Action::Read { .. }) && world.disk.borrow_mut().stops() {
+        // It stays on its way.
+        world.disk.borrow_mut().ops.insert(id, op);
+        return;
+    }
     let result = world.disk.borrow_mut().finish(&mut op);
     {
         let mut trace = world.trace.borrow_mut();
@@ -398,6 +452,13 @@ impl SimDisk {
         env.sleep(Duration::from_nanos(nanos)).await;
     }
 
+    /// A change of names comes now, or never, where the disk stands still.
+    async fn change(&self) {
+        if self.world.0.disk.borrow_mut().stops() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     fn world_env(&self) -> crate::world::SimEnv {
         crate::world::SimEnv::for_disk(self.clone(), self.world.clone(), self.process)
     }
@@ -413,20 +474,18 @@ impl Disk for SimDisk {
 
     async fn open(&self, name: &str, open: Open) -> io::Result<SimFile> {
         self.pause().await;
-        let inode = {
-            let mut disk = self.world.0.disk.borrow_mut();
-            match (disk.names.get(name).cloned(), open.create) {
-                (Some(_), Create::New) => return Err(io::ErrorKind::AlreadyExists.into()),
-                (Some(inode), _) => inode,
-                (None, Create::Never | Create::ReadOnly) => {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                (None, _) => {
-                    let contents = Rc::new(RefCell::new(Contents::new(disk.history)));
-                    let inode = Inode { contents, locked: Rc::default() };
-                    disk.change_names(NameChange::Set(name.to_owned(), inode.clone()));
-                    inode
-                }
+        let known = self.world.0.disk.borrow().names.get(name).cloned();
+        let inode = match (known, open.create) {
+            (Some(_), Create::New) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(inode), _) => inode,
+            (None, Create::Never | Create::ReadOnly) => return Err(io::ErrorKind::NotFound.into()),
+            (None, _) => {
+                self.change().await;
+                let mut disk = self.world.0.disk.borrow_mut();
+                let contents = Rc::new(RefCell::new(Contents::new(disk.history)));
+                let inode = Inode { contents, locked: Rc::default() };
+                disk.change_names(NameChange::Set(name.to_owned(), inode.clone()));
+                inode
             }
         };
         let env = self.world_env();
@@ -455,8 +514,10 @@ impl Disk for SimDisk {
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.pause().await;
+        let known = self.world.0.disk.borrow().names.get(from).cloned();
+        let inode = known.ok_or(io::ErrorKind::NotFound)?;
+        self.change().await;
         let mut disk = self.world.0.disk.borrow_mut();
-        let inode = disk.names.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
         disk.change_names(NameChange::Set(to.to_owned(), inode));
         disk.change_names(NameChange::Remove(from.to_owned()));
         Ok(())
@@ -464,10 +525,11 @@ impl Disk for SimDisk {
 
     async fn remove(&self, name: &str) -> io::Result<()> {
         self.pause().await;
-        let mut disk = self.world.0.disk.borrow_mut();
-        if !disk.names.contains_key(name) {
+        if !self.world.0.disk.borrow().names.contains_key(name) {
             return Err(io::ErrorKind::NotFound.into());
         }
+        self.change().await;
+        let mut disk = self.world.0.disk.borrow_mut();
         disk.change_names(NameChange::Remove(name.to_owned()));
         Ok(())
     }
@@ -475,6 +537,7 @@ impl Disk for SimDisk {
     async fn sync_dir(&self) -> io::Result<()> {
         let covered = self.world.0.disk.borrow().unsynced_names.len();
         self.pause().await;
+        self.change().await;
         let disk = &mut *self.world.0.disk.borrow_mut();
         if disk.strikes(disk.faults.sync_error) {
             return Err(io::Error::other("simulated sync error"));
