@@ -18,9 +18,9 @@ use std::rc::Rc;
 use crate::directory::{How, Keyed, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
-use crate::format::Rejected;
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
 use crate::format::run::BLOCK_BYTES;
+use crate::format::{Rejected, len_u32};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
 use crate::log::segments::{FileOf, Segment};
@@ -31,6 +31,9 @@ use crate::shard::{Inner, Life, State};
 pub(crate) const SEGMENTS_MAX: usize = 4;
 /// Bytes of the log of which one block of directory entries is thought to be the outcome.
 const LOG_BYTES_PER_BLOCK: u64 = 16 << 10;
+
+/// Bytes of a slot at least ([`Limits::check`]).
+const SLOT_BYTES_LEAST: usize = 4096;
 
 /// The name of a shard's manifest.
 pub(crate) fn manifest_name(shard: u16) -> String {
@@ -111,21 +114,24 @@ pub(crate) async fn read_manifest<E: Env>(
     };
     let block = superblock.block_bytes;
     let bytes = usize::try_from(file.len().await.map_err(failed)?).expect("an address space");
-    let slot_bytes = match bytes {
-        0 if !read_only => {
-            file.allocate(2 * limits.manifest_slot_bytes as u64).await.map_err(failed)?;
-            limits.manifest_slot_bytes
-        }
-        bytes => bytes / 2 / block * block,
+    let buf = PageBuf::zeroed(bytes.next_multiple_of(block).max(block));
+    let (result, buf) = read_full_at(&file, buf, 0, block).await;
+    result.map_err(failed)?;
+    // A file that was cut may still hold the first slot, which says where the second one was.
+    let said = Checkpoint::decode(&buf, superblock.store, shard).map(|it| it.slot_bytes as usize);
+    let slot_bytes = match said {
+        Ok(said) => said,
+        Err(_) if bytes < 2 * SLOT_BYTES_LEAST => limits.manifest_slot_bytes,
+        Err(_) => bytes / 2 / block * block,
     };
-    // E9: what a dead process left visible must be durable before it is built upon.
     if !read_only {
+        if bytes < 2 * slot_bytes {
+            file.allocate(2 * slot_bytes as u64).await.map_err(failed)?;
+        }
+        // E9: what a dead process left visible must be durable before it is built upon.
         file.sync().await.map_err(failed)?;
         env.disk().sync_dir().await.map_err(failed)?;
     }
-    let buf = PageBuf::zeroed((2 * slot_bytes).max(block));
-    let (result, buf) = read_full_at(&file, buf, 0, block).await;
-    result.map_err(failed)?;
     let slot = |index: usize| {
         let bytes = buf.get(index * slot_bytes..(index + 1) * slot_bytes).unwrap_or_default();
         match Checkpoint::decode(bytes, superblock.store, shard) {
@@ -227,6 +233,7 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         log_bytes: state.log_bytes,
         wall_ms: inner.env.wall_ms(),
         next_run: run + 1,
+        slot_bytes: len_u32(state.progress.slot_bytes),
         segments: segments.collect(),
         runs: Vec::new(),
     };

@@ -87,7 +87,7 @@ impl Limits {
         // Any one operation fits in a batch, beside everything else that a frame may carry.
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
-        assert!(self.manifest_slot_bytes.is_multiple_of(4096));
+        assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

@@ -188,6 +188,7 @@ fn checkpoint() -> Checkpoint {
         log_bytes: 70_000,
         wall_ms: 1_700_000_000_002,
         next_run: 6,
+        slot_bytes: 8192,
         segments: vec![segment(5, 900), segment(7, 0)],
         runs: vec![RunRef { number: 5, incarnation }, RunRef { number: 2, incarnation }],
     }
@@ -255,7 +256,7 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     }
 }
 
-const CHECKPOINT_CRC: [u8; 4] = [0xbb, 0x75, 0x45, 0x06];
+const CHECKPOINT_CRC: [u8; 4] = [0xaa, 0x61, 0x35, 0x7e];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
 const BLOCK_CRC: [u8; 4] = [0x22, 0x64, 0x6a, 0xe2];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

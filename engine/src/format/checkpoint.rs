@@ -23,7 +23,8 @@
 //! | 96 | 8 | wall clock, ms since 1970 | |
 //! | 104 | 4 | runs | |
 //! | 108 | 4 | next run's number | 1.. |
-//! | 112 | 16 | reserved | 0 |
+//! | 112 | 4 | bytes of a slot: where the second one begins, whatever the file's length | 1.. |
+//! | 116 | 12 | reserved | 0 |
 //! | 128 | 24 each | segments: number (4), bytes (4), bytes of frames (4), 0 (4), incarnation (8) | numbers rise |
 //! | | 16 each | runs, newest first: number (4), 0 (4), incarnation (8) | |
 //!
@@ -87,6 +88,8 @@ pub struct Checkpoint {
     pub wall_ms: u64,
     /// The number of the next run.
     pub next_run: u32,
+    /// Bytes of each slot of the manifest.
+    pub slot_bytes: u32,
     /// The segments that it needs, by number.
     pub segments: Vec<SegmentRef>,
     /// The runs that it needs, newest first.
@@ -121,6 +124,7 @@ impl Checkpoint {
         put(out, 96, &self.wall_ms.to_le_bytes());
         put(out, 104, &len_u32(self.runs.len()).to_le_bytes());
         put(out, 108, &self.next_run.to_le_bytes());
+        put(out, 112, &self.slot_bytes.to_le_bytes());
         let mut at = HEADER_BYTES;
         for segment in &self.segments {
             put(out, at, &segment.number.0.to_le_bytes());
@@ -168,6 +172,7 @@ impl Checkpoint {
             log_bytes: get_u64(bytes, 88),
             wall_ms: get_u64(bytes, 96),
             next_run: get_u32(bytes, 108),
+            slot_bytes: get_u32(bytes, 112),
             segments,
             runs,
         };
@@ -179,7 +184,8 @@ impl Checkpoint {
             || checkpoint.next_version == 0
             || !rises
             || last != Some(checkpoint.segment)
-            || !all_zero(&bytes[112..128])
+            || (checkpoint.slot_bytes as usize) < bytes.len()
+            || !all_zero(&bytes[116..128])
         {
             return Err(Rejected::Malformed("checkpoint"));
         }

@@ -152,15 +152,21 @@ impl<F: File> Files<F> {
                 block_bytes: block,
             }),
         };
-        let header = header.filter(|header| u64::from(header.bytes) <= len);
+        // Of a file that was cut, what is left counts, and what is gone says so when it is read; but
+        // the log does not go on in it.
+        let is_whole = |header: &SegmentHeader| u64::from(header.bytes) <= len;
+        let header = header.filter(|header| header.number.0 < from || is_whole(header));
         let number = header.map_or(named, |header| header.number.0);
         self.next_number = self.next_number.max(number.saturating_add(1));
-        let wanted = wanted
-            .filter(|wanted| header.is_some_and(|header| header.incarnation == wanted.incarnation));
-        let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
+        let frames_bytes = |header: &SegmentHeader| {
+            let wanted = wanted.filter(|wanted| wanted.incarnation == header.incarnation);
+            wanted.map(|wanted| wanted.frames_bytes)
+        };
         if let Some(header) = header.filter(|header| header.number.0 < from) {
-            match wanted.is_some() || base.needs_segment(number) {
+            let frames_bytes = frames_bytes(&header);
+            match frames_bytes.is_some() || base.needs_segment(number) {
                 true => {
+                    let frames_bytes = frames_bytes.unwrap_or(0);
                     let segment = Segment { file, name, header, frames_bytes };
                     self.old.insert(number, segment);
                 }
@@ -175,6 +181,7 @@ impl<F: File> Files<F> {
         };
         match header {
             Some(header) => {
+                let frames_bytes = frames_bytes(&header).unwrap_or(0);
                 let segment = Segment { file, name, header, frames_bytes };
                 self.scanned.push(Scanned { segment, bytes, accepted: false });
             }
