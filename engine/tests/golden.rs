@@ -73,6 +73,7 @@ fn sealed() -> Vec<u8> {
         previous_crc: 0xdead_beef,
         durable: Sequence(41),
         wall_ms: 1_700_000_000_002,
+        offset: 512,
     };
     batch::seal(&mut bytes, &HOME, &fields, &[id()], frames.len());
     bytes
@@ -113,7 +114,7 @@ fn what_was_written_reads_back() {
     assert_eq!(Superblock::decode(&superblock().encode()), Ok(superblock()));
     assert_eq!(SegmentHeader::decode(&segment().encode(), &superblock(), 3), Ok(segment()));
     let bytes = sealed();
-    let header = BatchHeader::decode(&bytes, &HOME).expect("valid");
+    let header = BatchHeader::decode(&bytes, &HOME, 512).expect("valid");
     header.check_body(&bytes).expect("valid");
     assert_eq!(header.table(&bytes), Ok(vec![id()]));
     assert_eq!(Trailer::decode(&bytes, &HOME).expect("valid").ids, [id()]);
@@ -140,7 +141,7 @@ fn a_flipped_bit_anywhere_is_noticed() {
         let mut bytes = whole.clone();
         bytes[at / 8] ^= 1 << (at % 8);
         let checked =
-            BatchHeader::decode(&bytes, &HOME).and_then(|header| header.check_body(&bytes));
+            BatchHeader::decode(&bytes, &HOME, 512).and_then(|header| header.check_body(&bytes));
         assert!(checked.is_err(), "bit {at}");
     }
 }
@@ -148,13 +149,15 @@ fn a_flipped_bit_anywhere_is_noticed() {
 #[test]
 fn a_frame_is_believed_only_at_its_place() {
     let bytes = sealed();
-    let header = BatchHeader::decode(&bytes, &HOME).expect("valid");
+    let header = BatchHeader::decode(&bytes, &HOME, 512).expect("valid");
     let frames = &bytes[header.frames()];
     let offset = u32::try_from(512 + header.frames().start).expect("small");
     let rejected = |incarnation, offset| frame::decode(frames, incarnation, offset).err();
     assert_eq!(rejected(HOME.incarnation, offset), None);
     assert_eq!(rejected(HOME.incarnation, offset + 512), Some(Rejected::Checksum));
     assert_eq!(rejected(Incarnation(1), offset), Some(Rejected::Checksum));
+    let misdirected = BatchHeader::decode(&bytes, &HOME, 1024).err();
+    assert_eq!(misdirected, Some(Rejected::Foreign), "a batch too");
 }
 
 #[test]
@@ -176,6 +179,7 @@ fn checkpoint() -> Checkpoint {
         frames_bytes,
         incarnation,
     };
+    let run = |number| RunRef { number, entry_blocks: 3, alarm_blocks: 1, incarnation };
     Checkpoint {
         generation: 4,
         epoch: Epoch(2),
@@ -190,7 +194,7 @@ fn checkpoint() -> Checkpoint {
         next_run: 6,
         slot_bytes: 8192,
         segments: vec![segment(5, 900), segment(7, 0)],
-        runs: vec![RunRef { number: 5, incarnation }, RunRef { number: 2, incarnation }],
+        runs: vec![run(5), run(2)],
     }
 }
 
@@ -199,7 +203,7 @@ fn a_checkpoint_is_what_it_was_and_every_flipped_bit_is_noticed() {
     let checkpoint = checkpoint();
     let mut bytes = vec![0; checkpoint.bytes()];
     checkpoint.encode(&mut bytes, STORE, 3);
-    assert_eq!(bytes.len(), 128 + 2 * 24 + 2 * 16);
+    assert_eq!(bytes.len(), 128 + 2 * 24 + 2 * 24);
     assert_eq!(&bytes[..12], b"DMCHECKP\x01\x00\x03\x00");
     // The checksum stands for all the others.
     assert_eq!(bytes[12..16], CHECKPOINT_CRC, "{:02x?}", &bytes[12..16]);
@@ -256,7 +260,7 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     }
 }
 
-const CHECKPOINT_CRC: [u8; 4] = [0xaa, 0x61, 0x35, 0x7e];
+const CHECKPOINT_CRC: [u8; 4] = [0xe3, 0xaa, 0xf8, 0xef];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
 const BLOCK_CRC: [u8; 4] = [0x22, 0x64, 0x6a, 0xe2];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

@@ -39,7 +39,7 @@ pub fn log(bytes: &[u8]) {
         let rest = &bytes[at..];
         let _ = Trailer::decode(&bytes[..at], &HOME);
         frames(rest, at);
-        let Ok(header) = BatchHeader::decode(rest, &HOME) else { continue };
+        let Ok(header) = BatchHeader::decode(rest, &HOME, at) else { continue };
         let _ = header.table(rest);
         if header.check_body(rest).is_ok() {
             let range = header.frames();
@@ -98,9 +98,10 @@ pub fn sealed(bytes: &[u8]) {
         previous_crc: 0,
         durable: Sequence(1),
         wall_ms: 0,
+        offset: 0,
     };
     seal(&mut batch, &HOME, &fields, &ids, frames.len());
-    let header = BatchHeader::decode(&batch, &HOME).expect("sealed above");
+    let header = BatchHeader::decode(&batch, &HOME, 0).expect("sealed above");
     header.check_body(&batch).expect("sealed above");
     assert_eq!(header.table(&batch).expect("sealed above"), ids);
     assert_eq!(Trailer::decode(&batch, &HOME).expect("sealed above").ids, ids);

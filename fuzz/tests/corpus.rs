@@ -76,7 +76,7 @@ fn the_corpus_holds_a_whole_batch() {
     use dormouse_engine::format::batch::BatchHeader;
     let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/log/batch"));
     let bytes = bytes.expect("the input");
-    let header = BatchHeader::decode(&bytes, &dormouse_fuzz::HOME).expect("valid");
+    let header = BatchHeader::decode(&bytes, &dormouse_fuzz::HOME, 0).expect("valid");
     header.check_body(&bytes).expect("valid");
     assert!(!header.frames().is_empty());
 }

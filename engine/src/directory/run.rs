@@ -34,7 +34,8 @@ impl<F: File> Run<F> {
 
     /// As a checkpoint names it.
     pub(crate) fn to_ref(&self) -> RunRef {
-        RunRef { number: self.header.number, incarnation: self.header.incarnation }
+        let RunHeader { number, incarnation, entry_blocks, alarm_blocks, .. } = self.header;
+        RunRef { number, entry_blocks, alarm_blocks, incarnation }
     }
 
     /// Blocks of the file.

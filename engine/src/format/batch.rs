@@ -31,7 +31,8 @@
 //! | 80 | 4 | crc32c of all bytes after the header | |
 //! | 84 | 4 | crc32c of the table | |
 //! | 88 | 8 | wall clock, ms since 1970 | |
-//! | 96 | 32 | reserved | 0 |
+//! | 96 | 4 | offset in the segment: a batch elsewhere was misdirected | |
+//! | 100 | 28 | reserved | 0 |
 //!
 //! A *fence* opens the log of a new epoch: its sequence number and previous checksum name the last
 //! batch that recovery accepted, and whatever an older epoch wrote behind that is dead. A *close*
@@ -118,8 +119,9 @@ pub struct BatchHeader {
 }
 
 impl BatchHeader {
-    /// Checks and reads a header at the start of `bytes`; everything but the body.
-    pub fn decode(bytes: &[u8], home: &Home) -> Result<Self, Rejected> {
+    /// Checks and reads the header of a batch that begins with `bytes`, at `offset` of its segment;
+    /// everything but the body.
+    pub fn decode(bytes: &[u8], home: &Home, offset: usize) -> Result<Self, Rejected> {
         let bytes = bytes.get(..HEADER_BYTES).ok_or(Rejected::Short)?;
         if bytes[..8] != MAGIC {
             return Err(Rejected::Magic);
@@ -134,6 +136,7 @@ impl BatchHeader {
         if u128::from_le_bytes(get(bytes, 16)) != home.store.0
             || get_u16(bytes, 32) != home.shard
             || get_u64(bytes, 40) != home.incarnation.0
+            || get_u32(bytes, 96) as usize != offset
         {
             return Err(Rejected::Foreign);
         }
@@ -157,7 +160,7 @@ impl BatchHeader {
             wall_ms: get_u64(bytes, 88),
             crc,
         };
-        if !all_zero(&bytes[96..]) || !all_zero(&bytes[34..36]) {
+        if !all_zero(&bytes[100..]) || !all_zero(&bytes[34..36]) {
             return Err(Rejected::Malformed("reserved bytes"));
         }
         header.check_bounds(home)?;
@@ -272,6 +275,8 @@ pub struct Seal {
     pub durable: Sequence,
     /// Wall clock, ms since 1970.
     pub wall_ms: u64,
+    /// Where in its segment it begins.
+    pub offset: u32,
 }
 
 /// Writes header, tables, padding and trailer around frames that already lie in `batch` behind
@@ -332,6 +337,7 @@ pub fn seal(
     put(header, 80, &crc32c::crc32c(body).to_le_bytes());
     put(header, 84, &table_crc.to_le_bytes());
     put(header, 88, &seal.wall_ms.to_le_bytes());
+    put(header, 96, &seal.offset.to_le_bytes());
     let crc = crc_without(header, 12);
     put(header, 12, &crc.to_le_bytes());
     crc

@@ -26,7 +26,7 @@
 //! | 112 | 4 | bytes of a slot: where the second one begins, whatever the file's length | 1.. |
 //! | 116 | 12 | reserved | 0 |
 //! | 128 | 24 each | segments: number (4), bytes (4), bytes of frames (4), 0 (4), incarnation (8) | numbers rise |
-//! | | 16 each | runs, newest first: number (4), 0 (4), incarnation (8) | |
+//! | | 24 each | runs, newest first: number (4), blocks of entries (4), of alarms (4), 0 (4), incarnation (8) | |
 //!
 //! Segments behind that of the last batch are not in the list: replay finds them.
 
@@ -38,7 +38,7 @@ use crate::ids::{Epoch, Incarnation, SegmentNumber, Sequence, StoreId};
 /// Bytes of a checkpoint before its lists.
 pub const HEADER_BYTES: usize = 128;
 const SEGMENT_BYTES: usize = 24;
-const RUN_BYTES: usize = 16;
+const RUN_BYTES: usize = 24;
 const MAGIC: [u8; 8] = *b"DMCHECKP";
 
 /// A segment that a checkpoint needs.
@@ -59,6 +59,10 @@ pub struct SegmentRef {
 pub struct RunRef {
     /// Its number.
     pub number: u32,
+    /// Blocks of entries: with this the run is read though its header is damaged.
+    pub entry_blocks: u32,
+    /// Blocks of alarms.
+    pub alarm_blocks: u32,
     /// This use of its file.
     pub incarnation: Incarnation,
 }
@@ -135,7 +139,9 @@ impl Checkpoint {
         }
         for run in &self.runs {
             put(out, at, &run.number.to_le_bytes());
-            put(out, at + 8, &run.incarnation.0.to_le_bytes());
+            put(out, at + 4, &run.entry_blocks.to_le_bytes());
+            put(out, at + 8, &run.alarm_blocks.to_le_bytes());
+            put(out, at + 16, &run.incarnation.0.to_le_bytes());
             at += RUN_BYTES;
         }
         let crc = crc_without(out, 12);
@@ -209,7 +215,9 @@ fn lists(bytes: &[u8]) -> Result<(Vec<SegmentRef>, Vec<RunRef>), Rejected> {
     });
     let runs = runs.chunks_exact(RUN_BYTES).map(|bytes| RunRef {
         number: get_u32(bytes, 0),
-        incarnation: Incarnation(get_u64(bytes, 8)),
+        entry_blocks: get_u32(bytes, 4),
+        alarm_blocks: get_u32(bytes, 8),
+        incarnation: Incarnation(get_u64(bytes, 16)),
     });
     Ok((segments.collect(), runs.collect()))
 }

@@ -241,15 +241,16 @@ impl Queue {
         self.batches.drain(..).for_each(|batch| batch.outcome.resolve(Err(error.clone())));
     }
 
-    /// Seals a batch that will be written at `offset` of a segment: gives every frame its address
+    /// Seals a batch that will be written to a segment: gives every frame its address
     /// and checksum. Returns the bytes to write and the header's checksum.
     pub(crate) fn seal(
         &mut self,
         batch: &mut OpenBatch,
         home: &Home,
         fields: &Seal,
-        (segment, offset): (SegmentNumber, u32),
+        segment: SegmentNumber,
     ) -> (PageBuf, u32) {
+        let offset = fields.offset;
         let mut buf = PageBuf::zeroed(batch.bytes(home.block_bytes));
         let table_bytes = batch.ids.len() * ObjectId::BYTES;
         let frames_at = crate::format::batch::HEADER_BYTES + table_bytes;

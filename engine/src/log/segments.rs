@@ -1,8 +1,9 @@
 //! The files of a shard's log: made ready off the path of commits, found again at opening.
 //!
-//! A file goes through *preparing* (allocated, written over once with zeros, header written, file
-//! and directory synced) and *ready* (the next to be written) to *current* and *full*. What a file
-//! is stands in its header block; its name only keeps it apart from others.
+//! A file goes through *preparing* (allocated, written over once with zeros, header written, synced;
+//! under a name that says so) and *ready* (renamed, the next to be written) to *current* and *full*.
+//! What a file is stands in its header block; its name only keeps it apart from others. But a file
+//! that has a segment's name was whole once: without a valid header, or cut short, it is damaged.
 
 use std::collections::BTreeMap;
 
@@ -51,6 +52,11 @@ pub(crate) fn name_prefix(shard: u16) -> String {
     format!("shard-{shard:04}-segment-")
 }
 
+/// The beginning of the names of segments that are being made.
+fn preparing_prefix(shard: u16) -> String {
+    format!("shard-{shard:04}-preparing-")
+}
+
 fn file_name(shard: u16, number: SegmentNumber) -> String {
     format!("{}{:010}", name_prefix(shard), number.0)
 }
@@ -58,6 +64,11 @@ fn file_name(shard: u16, number: SegmentNumber) -> String {
 /// The number in a segment's name: only to keep a new name apart from old ones.
 pub(crate) fn number_in_name(shard: u16, name: &str) -> Option<u32> {
     name.strip_prefix(&name_prefix(shard))?.parse().ok()
+}
+
+/// The number in the name of a segment that was not finished.
+pub(crate) fn number_in_preparing(shard: u16, name: &str) -> Option<u32> {
+    name.strip_prefix(&preparing_prefix(shard))?.parse().ok()
 }
 
 /// Bytes of a new segment in a log of `log_bytes`: doubling as the log grows.
@@ -87,10 +98,18 @@ pub(crate) async fn prepare<E: Env>(
         incarnation: Incarnation(env.random().max(1)),
         block_bytes: superblock.block_bytes,
     };
-    match write_new(env, &name, &header, limits).await {
+    let preparing = format!("{}{:010}", preparing_prefix(shard), number.0);
+    let made = async {
+        let file = write_new(env, &preparing, &header, limits).await?;
+        env.disk().rename(&preparing, &name).await?;
+        env.disk().sync_dir().await?;
+        Ok(file)
+    };
+    match made.await {
         Ok(file) => Ok(Segment { file, name, header, frames_bytes: 0 }),
         Err(source) => {
             // Best effort: a file that stays is taken away by the next recovery.
+            let _ = env.disk().remove(&preparing).await;
             let _ = env.disk().remove(&name).await;
             Err(Error::making(format!("making segment {name} of {bytes} bytes ready"), source))
         }
@@ -122,6 +141,5 @@ async fn write_new<E: Env>(
     block[..encoded.len()].copy_from_slice(&encoded);
     write_all_at(&file, block, 0, header.block_bytes).await.0?;
     file.sync().await?;
-    env.disk().sync_dir().await?;
     Ok(file)
 }

@@ -176,9 +176,10 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
             previous_crc: state.tail.last_crc,
             durable: state.tail.last,
             wall_ms: inner.env.wall_ms(),
+            offset,
         };
-        let place = (segment.header.number, offset);
-        let (buf, crc) = state.queue.seal(&mut batch, &segment.home(), &fields, place);
+        let number = segment.header.number;
+        let (buf, crc) = state.queue.seal(&mut batch, &segment.home(), &fields, number);
         for update in &batch.updates {
             let entry =
                 state.pending.get_mut(&update.id).and_then(|pending| pending.entry.as_mut());

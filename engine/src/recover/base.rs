@@ -95,15 +95,26 @@ async fn open_runs<E: Env>(
         let buf = PageBuf::zeroed(BLOCK_BYTES);
         let (result, buf) = read_full_at(&file, buf, 0, BLOCK_BYTES).await;
         let read = result.map_err(failed)?;
-        let rejected = |why: Rejected| match why {
-            Rejected::Version(version) => Error::newer_format(&name, version),
-            why => Error::corrupt(format!("{name}: {why}")),
+        // The checkpoint says what the header said; blocks have checksums of their own.
+        let said = RunHeader {
+            store: superblock.store,
+            shard,
+            number: wanted.number,
+            incarnation: wanted.incarnation,
+            entry_blocks: wanted.entry_blocks,
+            alarm_blocks: wanted.alarm_blocks,
         };
-        let header = RunHeader::decode(&buf[..read], superblock.store, shard).map_err(rejected)?;
-        let bytes = run::file_blocks(&header) * BLOCK_BYTES as u64;
-        let is_wanted = header.number == wanted.number && header.incarnation == wanted.incarnation;
-        if !is_wanted || file.len().await.map_err(failed)? < bytes {
-            return Err(rejected(Rejected::Foreign));
+        let header = match RunHeader::decode(&buf[..read], superblock.store, shard) {
+            Err(Rejected::Version(version)) => return Err(Error::newer_format(&name, version)),
+            Err(why) => {
+                tracing::error!(name, %why, "the header of a run is damaged; nothing is lost");
+                said
+            }
+            Ok(header) => header,
+        };
+        let bytes = run::file_blocks(&said) * BLOCK_BYTES as u64;
+        if header != said || file.len().await.map_err(failed)? < bytes {
+            return Err(Error::corrupt(format!("{name}: {}", Rejected::Foreign)));
         }
         runs.push(Rc::new(Run::new(header, file).map_err(failed)?));
     }

@@ -26,7 +26,7 @@ pub(super) struct Scanned<F> {
 impl<F> Scanned<F> {
     pub(super) fn header_at(&self, offset: usize) -> Result<BatchHeader, Rejected> {
         let bytes = self.bytes.get(offset..).ok_or(Rejected::Short)?;
-        BatchHeader::decode(bytes, &self.segment.home())
+        BatchHeader::decode(bytes, &self.segment.home(), offset)
     }
 
     /// The whole batch at `offset`, header and body checked.
@@ -52,9 +52,12 @@ impl<F> Scanned<F> {
     }
 }
 
-/// A file that has a segment's name and no valid header.
+/// A file that has a segment's name, and no valid header or too few bytes.
 pub(super) struct Unknown {
     pub(super) name: String,
+    /// Bytes of the file.
+    pub(super) len: u64,
+    /// They, and zeros to the end of the last block.
     pub(super) bytes: PageBuf,
 }
 
@@ -94,6 +97,11 @@ pub(super) async fn read_files<E: Env>(
                 true => drop(files.runs.insert(run)),
                 false => files.stale.push(name),
             }
+            continue;
+        }
+        if let Some(number) = segments::number_in_preparing(shard, &name) {
+            files.next_number = files.next_number.max(number.saturating_add(1));
+            files.stale.push(name);
             continue;
         }
         let Some(named) = segments::number_in_name(shard, &name) else { continue };
@@ -185,7 +193,7 @@ impl<F: File> Files<F> {
                 let segment = Segment { file, name, header, frames_bytes };
                 self.scanned.push(Scanned { segment, bytes, accepted: false });
             }
-            None => self.unknown.push(Unknown { name, bytes }),
+            None => self.unknown.push(Unknown { name, len, bytes }),
         }
         Ok(())
     }
@@ -217,7 +225,7 @@ pub(super) fn lone_batches(
         let bytes = &bytes[at..];
         let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
         let home = Home { store, shard, incarnation, block_bytes };
-        let header = BatchHeader::decode(bytes, &home).ok()?;
+        let header = BatchHeader::decode(bytes, &home, at).ok()?;
         header.check_body(bytes).is_ok().then_some((header, incarnation))
     })
 }

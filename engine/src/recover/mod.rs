@@ -223,7 +223,8 @@ pub(crate) async fn create<E: Env>(
     let prefix = segments::name_prefix(shard);
     let failed = |source| Error::io(Kind::Retry, format!("creating shard {shard}"), source);
     for entry in env.disk().list().await.map_err(failed)? {
-        if entry.name.starts_with(&prefix) {
+        let preparing = segments::number_in_preparing(shard, &entry.name).is_some();
+        if preparing || entry.name.starts_with(&prefix) {
             // Left by a creation that was interrupted: `holds_commits` looked.
             env.disk().remove(&entry.name).await.map_err(failed)?;
         }
@@ -244,6 +245,7 @@ async fn write_fence<E: Env>(
 ) -> Result<Tail> {
     let mut queue = Queue::default();
     let mut fence = queue.lone(Role::Fence);
+    let block = segment.header.block_bytes;
     let fields = crate::format::batch::Seal {
         role: Role::Fence,
         epoch,
@@ -251,10 +253,9 @@ async fn write_fence<E: Env>(
         previous_crc: last_crc,
         durable: last,
         wall_ms: env.wall_ms(),
+        offset: len_u32(block),
     };
-    let block = segment.header.block_bytes;
-    let place = (segment.header.number, len_u32(block));
-    let (buf, crc) = queue.seal(&mut fence, &segment.home(), &fields, place);
+    let (buf, crc) = queue.seal(&mut fence, &segment.home(), &fields, segment.header.number);
     let bytes = buf.len();
     let (result, _) = write_all_at(&segment.file, buf, block as u64, block).await;
     result.map_err(|source| {

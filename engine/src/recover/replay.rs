@@ -259,8 +259,8 @@ impl<F: File> Replay<F> {
         Some(format!("batch {sequence}, {bytes}, at {name} offset {offset}: {why}"))
     }
 
-    /// A file without a valid header is a segment that was never finished, unless it holds a batch
-    /// that the log lacks.
+    /// A damaged file may be one in which the log went on, unless it shows that nothing was written
+    /// to it, or nothing that the log lacks.
     pub(super) fn check_unknown(
         &mut self,
         unknown: &[Unknown],
@@ -268,12 +268,16 @@ impl<F: File> Replay<F> {
     ) -> Result<()> {
         for file in unknown {
             // Any batch, not only the first: that one may be damaged too.
-            let mut batches = lone_batches(&file.bytes, superblock, self.shard);
-            if batches.any(|(header, _)| header.sequence > self.last) {
-                let name = &file.name;
-                self.unknown(format!(
-                    "the header of {name} is damaged, and the log goes on in it"
-                ))?;
+            let batches = lone_batches(&file.bytes, superblock, self.shard);
+            let newest = batches.map(|(header, _)| header.sequence).max();
+            let block = superblock.block_bytes;
+            let first = file.bytes.get(block..2 * block).filter(|_| file.len >= 2 * block as u64);
+            let unused = || first.is_some_and(crate::format::all_zero);
+            let name = &file.name;
+            if newest.is_some_and(|newest| newest > self.last) {
+                self.unknown(format!("{name} is damaged, and the log goes on in it"))?;
+            } else if newest.is_none() && !unused() {
+                self.unknown(format!("{name} is damaged, and nothing says what was in it"))?;
             }
         }
         Ok(())
@@ -327,7 +331,7 @@ fn find_table<F>(
         };
         let home = file.segment.home();
         (start..file.bytes.len()).step_by(block).find_map(|at| {
-            let head = BatchHeader::decode(&file.bytes[at..], &home)
+            let head = BatchHeader::decode(&file.bytes[at..], &home, at)
                 .ok()
                 .filter(|header| header.sequence == sequence)
                 .and_then(|header| header.table(&file.bytes[at..]).ok());

@@ -74,7 +74,7 @@ fn frames_at(
     home: &Home,
     bytes_max: usize,
 ) -> Option<(Range<usize>, usize)> {
-    if let Ok(header) = BatchHeader::decode(&bytes[at..], home) {
+    if let Ok(header) = BatchHeader::decode(&bytes[at..], home, at) {
         let frames = header.frames();
         let end = at + header.bytes as usize;
         return (end <= bytes.len()).then_some((at + frames.start..at + frames.end, end));

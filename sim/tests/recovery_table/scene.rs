@@ -223,7 +223,7 @@ fn batches(files: &Files) -> Vec<(Place, BatchHeader)> {
         let SegmentHeader { store, shard, incarnation, block_bytes, .. } = header;
         let home = Home { store, shard, incarnation, block_bytes };
         let mut at = block_bytes;
-        while let Ok(batch) = BatchHeader::decode(&bytes[at..], &home) {
+        while let Ok(batch) = BatchHeader::decode(&bytes[at..], &home, at) {
             let end = at + batch.bytes as usize;
             all.push((Place::new(file, at..end), batch));
             at = end;
