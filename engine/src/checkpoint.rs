@@ -206,8 +206,8 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         state.directory.recount();
     }
     let frozen = state.directory.freeze();
-    let blocks = if forget { u64::MAX / 4 } else { 1 + grown / LOG_BYTES_PER_BLOCK };
-    let merged = state.directory.to_merge(blocks);
+    let blocks = if forget { u64::MAX } else { 1 + grown / LOG_BYTES_PER_BLOCK };
+    let merged = state.directory.to_merge(blocks, &inner.limits);
     let run = state.progress.next_run;
     state.progress.next_run += 1;
     let tail = state.tail;

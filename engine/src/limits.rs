@@ -29,6 +29,11 @@ pub struct Limits {
     pub replay_bytes_max: u64,
     /// Bytes of each slot of a new manifest: it bounds the segments that a shard may have.
     pub manifest_slot_bytes: usize,
+    /// A checkpoint merges the youngest runs that have at most so many times the blocks of what is
+    /// younger than they: the larger it is, the fewer runs there are, and the more is written.
+    pub merge_ratio: u64,
+    /// Runs at most; the youngest are merged whatever their size where there would be more.
+    pub runs_max: usize,
     /// How long the log stays quiet before a close record vouches for its end.
     pub quiet: Duration,
     /// How long opening waits for the locks of another or dead process (E8).
@@ -49,6 +54,8 @@ impl Limits {
         checkpoint_bytes: 2 << 20,
         replay_bytes_max: 3 << 20,
         manifest_slot_bytes: 64 << 10,
+        merge_ratio: 2,
+        runs_max: 32,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
     };
@@ -66,6 +73,8 @@ impl Limits {
         checkpoint_bytes: 12 << 10,
         replay_bytes_max: 32 << 10,
         manifest_slot_bytes: 8 << 10,
+        merge_ratio: 1,
+        runs_max: 4,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
     };
@@ -88,6 +97,7 @@ impl Limits {
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
+        assert!(self.merge_ratio > 0 && self.runs_max > 0);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

@@ -27,6 +27,7 @@ use crate::format::frame::{Address, Frame, Kind};
 use crate::format::run::Key;
 use crate::ids::{ObjectId, StoreId, Version};
 use crate::io::File;
+use crate::limits::Limits;
 
 pub use entry::{CHAIN_MAX, Entry, Known, Stamp};
 pub(crate) use merge::Merge;
@@ -255,14 +256,17 @@ impl<F: File> Directory<F> {
     }
 
     /// The youngest runs that are to be merged with `blocks` of frozen entries, so that each run
-    /// that stays is more than twice as large as all that are younger.
-    pub(crate) fn to_merge(&self, mut blocks: u64) -> Vec<Rc<Run<F>>> {
+    /// that stays is more than `merge_ratio` times as large as all that are younger, and that there
+    /// are `runs_max` with the new one at most.
+    pub(crate) fn to_merge(&self, mut blocks: u64, limits: &Limits) -> Vec<Rc<Run<F>>> {
         let small = self.runs.iter().take_while(|run| {
-            let small = run.blocks() <= 2 * blocks;
-            blocks += run.blocks();
+            let small = run.blocks() <= blocks.saturating_mul(limits.merge_ratio);
+            blocks = blocks.saturating_add(run.blocks());
             small
         });
-        small.cloned().collect()
+        let surplus = (self.runs.len() + 1).saturating_sub(limits.runs_max);
+        let merged = small.count().max(surplus);
+        self.runs[..merged].to_vec()
     }
 
     /// Whether so many of the youngest runs are all: then nothing older can hold what was deleted.

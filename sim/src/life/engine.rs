@@ -16,6 +16,8 @@ use crate::random::Random;
 use crate::reference::Reference;
 use crate::world::{SimEnv, World};
 
+/// Damages to one closed store, one at a time.
+const DAMAGES: usize = 4;
 /// Reads of an object until one succeeds; one in twenty fails at most.
 const READS_MAX: u32 = 50;
 
@@ -58,15 +60,35 @@ impl Life<'_> {
 
     /// One sector of the closed store is damaged: every object answers as before, or that it is
     /// damaged; or the store says that it can't be opened (E5, E6). A damaged object can be made
-    /// anew.
+    /// anew. The same store is damaged some times over.
     pub(super) fn damage(&mut self) -> Result<()> {
         let mut random = Random::new(self.plan.seed ^ 0xda3a);
+        let image = self.world.disk_image();
+        for _ in 0..DAMAGES {
+            let world = World::of_image(random.bits(), self.well(), &image);
+            let whole = std::mem::replace(&mut self.world, world);
+            let damage = self.damage_one(&mut random);
+            let looked = self.look_at_damage(&damage);
+            let hash = self.world.trace_hash();
+            self.world = whole;
+            self.world.fold(&hash.to_le_bytes());
+            looked?;
+        }
+        Ok(())
+    }
+
+    /// Damages a sector; says which and how.
+    fn damage_one(&self, random: &mut Random) -> String {
         let sectors = self.world.used_sectors();
         let mut files: Vec<&str> = sectors.iter().map(|(file, _)| &**file).collect();
         files.dedup();
-        // A small file as often as a large one.
+        // A small file as often as a large one; and the log's end, which is replayed, more often.
+        let log = files.iter().rposition(|file| file.contains("segment")).unwrap_or(0);
         let mut pick = || {
-            let file = files[random.index(files.len())];
+            let file = match random.one_in(3) {
+                true => files[log - random.index(3).min(log)],
+                false => files[random.index(files.len())],
+            };
             let of_file: Vec<_> = sectors.iter().filter(|(name, _)| name == file).collect();
             of_file[random.index(of_file.len())]
         };
@@ -78,11 +100,14 @@ impl Life<'_> {
             _ => Damage::Copy(other.clone()),
         };
         self.world.damage(sector, &damage);
-        let damage = format!("{sector:?}: {damage:?}");
-        self.shared.note(|| damage.clone());
+        format!("{sector:?}: {damage:?}")
+    }
+
+    fn look_at_damage(&mut self, damage: &str) -> Result<()> {
+        self.shared.note(|| damage.to_owned());
         let running = self.start_nothing();
         let (env, shared, shards) = (running.env.clone(), self.shared.clone(), self.plan.shards);
-        let (checker, all) = (self.checker(), self.objects());
+        let (checker, all, damage) = (self.checker(), self.objects(), damage.to_owned());
         let looked = self.spawn(&running, async move {
             let opened = match open(&env, &shared, shards).await {
                 Ok(opened) => opened,
@@ -142,6 +167,7 @@ impl Life<'_> {
         let (checker, all, shared) = (self.checker(), self.objects(), self.shared.clone());
         let looked = self.spawn(running, async move {
             shared.check("at the end", checker.check_all(&shards, &all).await);
+            shared.check("at the end", checker.scrub(&shards).await);
         });
         self.until("looking at all objects", || looked.get())
     }
@@ -267,6 +293,17 @@ impl Checker {
         there.retain(|(.., name)| name.as_ref().is_some_and(|name| name.starts_with("object-1")));
         let listed = self::listed(shards, &even);
         ensure!(listed == there || self.shared.lenient.get(), "listed {listed:?}, not {there:?}");
+        Ok(())
+    }
+
+    /// A store that was not damaged is whole, to the last block of its directory.
+    async fn scrub(&self, shards: &Shards) -> Result<()> {
+        for shard in shards.iter() {
+            let scrub = shard.scrub(|_| {}).await?;
+            ensure!(scrub.is_clean(), "a scrub finds {scrub:?}");
+            let counted = shard.stats().objects;
+            ensure!(scrub.objects == counted, "{counted} objects are counted, {}", scrub.objects);
+        }
         Ok(())
     }
 

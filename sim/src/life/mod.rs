@@ -114,11 +114,7 @@ impl Life<'_> {
         for (number, session) in self.plan.sessions.iter().enumerate() {
             let last = number + 1 == self.plan.sessions.len();
             if last {
-                self.world.set_faults(DiskFaults {
-                    buffered: self.plan.faults.buffered,
-                    large_blocks: self.plan.faults.large_blocks,
-                    ..DiskFaults::default()
-                });
+                self.world.set_faults(self.well());
                 self.shared.lenient.set(false);
             }
             self.session(session, last).with_context(|| format!("session {number}"))?;
@@ -127,6 +123,12 @@ impl Life<'_> {
             true => self.damage().context("after damage"),
             false => Ok(()),
         }
+    }
+
+    /// A disk on which nothing fails.
+    fn well(&self) -> DiskFaults {
+        let DiskFaults { buffered, large_blocks, .. } = self.plan.faults;
+        DiskFaults { buffered, large_blocks, ..DiskFaults::default() }
     }
 
     fn session(&mut self, session: &Session, last: bool) -> Result<()> {
