@@ -8,6 +8,7 @@
 
 mod damage;
 mod look;
+mod torture;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ mod print;
 mod repair;
 mod scrub;
 mod stat;
+mod torture;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,9 @@ enum Command {
     Dump(dump::Dump),
     Scrub(scrub::Scrub),
     Repair(repair::Repair),
+    Torture(torture::Torture),
+    #[command(hide = true)]
+    TortureWriter(torture::Writer),
 }
 
 /// What a command found.
@@ -65,6 +69,8 @@ fn main() -> ExitCode {
         Command::Dump(dump) => dump.run(),
         Command::Scrub(scrub) => scrub.run(),
         Command::Repair(repair) => repair.run(),
+        Command::Torture(torture) => torture.run(),
+        Command::TortureWriter(writer) => writer.run(),
     };
     match done {
         Ok(Verdict::Fine) => ExitCode::SUCCESS,
