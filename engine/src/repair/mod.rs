@@ -10,7 +10,7 @@
 //! What was brought back is a commit like any other, of a version of its own: nothing is changed in
 //! place (E3), and a crash half-way leaves some objects repaired and the others as they were.
 
-mod scan;
+pub(crate) mod scan;
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

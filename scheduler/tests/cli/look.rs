@@ -132,6 +132,39 @@ fn a_dump_depends_on_the_contents_alone() {
     assert_eq!(halls, "");
 }
 
+#[test]
+fn an_objects_commits_are_told_newest_first() {
+    let (_dir, path) = dir();
+    rooms(&path, 2);
+    let store = open(&path, 2);
+    let keys = (0..25).fold(Batch::new(), |batch, n| batch.put(format!("key {n:02}"), "value"));
+    let (room, _) = room(&store, "a");
+    let version = room.commit(keys.delete("topic").delete_alarm()).wait().unwrap().0;
+    let gone = room.delete().wait().unwrap().0;
+    store.close().wait().unwrap();
+    let log = |args: &[&str]| {
+        fine(&[&["log", &path, "--namespace", "rooms", "--name", "a"], args].concat())
+    };
+    let text = log(&[]);
+    let heads: Vec<&str> = text.lines().filter(|line| !line.starts_with("  ")).collect();
+    assert_eq!(heads.len(), 4, "{text}");
+    assert!(heads[0].contains(&format!(" version {gone} image of nothing: deleted, alarm -, ")));
+    assert!(heads[1].contains(&format!(" version {version} delta, alarm -, ")), "{text}");
+    assert!(heads[3].contains(" image, alarm 2100-01-01T00:00:00.000Z, "), "{text}");
+    assert!(
+        text.contains("  + topic (200 bytes)\n") && text.contains("  … and 6 more\n"),
+        "{text}"
+    );
+    let full = log(&["--full"]);
+    assert!(full.contains("  + key 24 (5 bytes)\n  - topic\n"), "{full}");
+    let lines = log(&["--json"]);
+    let line: serde_json::Value = serde_json::from_str(lines.lines().nth(1).unwrap()).unwrap();
+    assert_eq!((&line["version"], &line["form"]), (&version.into(), &"delta".into()));
+    assert_eq!(line["changes"][25], serde_json::json!({"delete": {"key": "topic"}}));
+    let none = run(&["log", &path, &"0".repeat(64)]);
+    assert!(none.code == 1 && none.err.contains("holds no commit"), "{}", none.err);
+}
+
 /// What opening dropped is reported, in `stat` too (docs/design.md, 3.2); looking drops nothing.
 #[test]
 fn stat_shows_what_opening_dropped() {
@@ -176,6 +209,7 @@ fn looking_changes_nothing() {
         &["stat"][..],
         &["ls", "--sort"],
         &["inspect", "--namespace", "rooms", "--name", "a"],
+        &["log", "--namespace", "rooms", "--name", "a"],
         &["dump"],
         &["scrub"],
         &["repair"],

@@ -6,6 +6,7 @@
 mod access;
 mod dump;
 mod inspect;
+mod log;
 mod ls;
 mod print;
 mod repair;
@@ -37,6 +38,7 @@ enum Command {
     Stat(stat::Stat),
     Ls(ls::Ls),
     Inspect(inspect::Inspect),
+    Log(log::Log),
     Dump(dump::Dump),
     Scrub(scrub::Scrub),
     Repair(repair::Repair),
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Stat(stat) => stat.run(),
         Command::Ls(ls) => ls.run(),
         Command::Inspect(inspect) => inspect.run(),
+        Command::Log(log) => log.run(),
         Command::Dump(dump) => dump.run(),
         Command::Scrub(scrub) => scrub.run(),
         Command::Repair(repair) => repair.run(),
