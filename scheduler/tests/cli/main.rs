@@ -8,6 +8,7 @@
 
 mod damage;
 mod look;
+mod reshard;
 mod torture;
 
 use std::collections::BTreeMap;

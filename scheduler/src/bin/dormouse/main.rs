@@ -10,6 +10,7 @@ mod log;
 mod ls;
 mod print;
 mod repair;
+mod reshard;
 mod scrub;
 mod stat;
 mod torture;
@@ -42,6 +43,7 @@ enum Command {
     Dump(dump::Dump),
     Scrub(scrub::Scrub),
     Repair(repair::Repair),
+    Reshard(reshard::Reshard),
     Torture(torture::Torture),
     #[command(hide = true)]
     TortureWriter(torture::Writer),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Dump(dump) => dump.run(),
         Command::Scrub(scrub) => scrub.run(),
         Command::Repair(repair) => repair.run(),
+        Command::Reshard(reshard) => reshard.run(),
         Command::Torture(torture) => torture.run(),
         Command::TortureWriter(writer) => writer.run(),
     };
