@@ -25,6 +25,10 @@ fn what_a_runtime_left_is_looked_into() {
     let none = run(&["stat", path]);
     assert!(none.code == 2 && none.err.contains("there is no store here"), "{}", none.err);
     assert!(!std::path::Path::new(path).exists(), "nothing is made");
+    std::fs::create_dir(path).unwrap();
+    std::fs::write(format!("{path}/superblock"), "").unwrap();
+    let interrupted = run(&["ls", path]);
+    assert!(interrupted.code == 2 && interrupted.err.contains("there is no store here"));
     let runtime = Runtime::builder(path).cores(2).namespace::<Note>("notes").start().unwrap();
     let note = runtime.namespace::<Note>().get_by_name("one");
     note.call("mice").wait().unwrap();
@@ -98,6 +102,7 @@ fn values_are_cut_unless_asked_for() {
     assert!(topic.contains(&whole) && topic.contains("1 keys"), "{topic}");
     let json: serde_json::Value = serde_json::from_str(&inspect(&["--json"])).unwrap();
     assert_eq!(json["keys"][0], serde_json::json!(["topic", whole]));
+    assert!(inspect(&["--key", "\\xff\\n"]).contains("1 keys"));
     let none = run(&["inspect", &path, "--namespace", "rooms", "--name", "a", "--key", "b"]);
     assert!(none.code == 1 && none.err.contains("has no key b"), "{}", none.err);
 }
@@ -199,7 +204,7 @@ fn damage_end(path: &str) {
     flip(&file, used(&bytes) * BLOCK + 17);
 }
 
-/// A store that nobody may write can be looked into, and is as it was afterwards.
+/// Every file is as it was.
 #[test]
 fn looking_changes_nothing() {
     let (_dir, path) = dir();

@@ -24,9 +24,9 @@ pub(crate) struct Opened {
     _lock: StoreLock<RealEnv>,
 }
 
-/// Whether the directory holds a store.
+/// Whether the directory holds a store. The superblock of one whose creation was interrupted is empty.
 pub(crate) fn is_store(dir: &Path) -> bool {
-    dir.join("superblock").exists()
+    dir.join("superblock").metadata().is_ok_and(|superblock| superblock.len() > 0)
 }
 
 /// Locks the store in `dir` and runs `look` on a core, for reading.
@@ -60,7 +60,7 @@ where
     F: Future<Output = Result<T>> + 'static,
 {
     let shown = || dir.display().to_string();
-    ensure!(is_store(dir), "{}: there is no store here (no file superblock)", shown());
+    ensure!(is_store(dir), "{}: there is no store here (no superblock)", shown());
     let done = block_on(dir, DiskChoice::Auto, async move |env| {
         let mut lock = StoreLock::open_read_only(&env, &LIMITS).await?;
         if !read_only {

@@ -21,11 +21,14 @@ use crate::{Done, Verdict};
 /// --all is given. An object that can't be read is said on the error output and left out; then it exits
 /// with 1.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store dump data > data.jsonl
   cargo store dump data --namespace rooms | jq -c '[.name, (.keys | length)]'
-  diff <(cargo store dump one) <(cargo store dump other)")]
+  diff <(cargo store dump one) <(cargo store dump other)"
+)]
 pub(crate) struct Dump {
     /// The store's directory.
     dir: PathBuf,

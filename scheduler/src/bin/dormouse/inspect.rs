@@ -49,13 +49,16 @@ impl Which {
 /// Values are shown on one line, text as it is, with backslashes, control characters and bytes that are
 /// no UTF-8 escaped, and cut after 100 characters. Exits with 1 if there is no such object or key.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store inspect data 2225079e58bee60f097055c8b2a88eb5647bd2d337894f77e8e5ad6c2e78452f
   cargo store inspect data --namespace rooms --name lobby --full
   cargo store inspect data --namespace rooms --name lobby --key topic --json | jq .keys
 
-In JSON, `keys` is a list of pairs of key and value; bytes that are no UTF-8 are {\"hex\": \"…\"}.")]
+In JSON, `keys` is a list of pairs of key and value; bytes that are no UTF-8 are {\"hex\": \"…\"}."
+)]
 pub(crate) struct Inspect {
     /// The store's directory.
     dir: PathBuf,
@@ -64,7 +67,7 @@ pub(crate) struct Inspect {
     /// Whole values.
     #[arg(long)]
     full: bool,
-    /// Only this key, with its whole value.
+    /// Only this key, as it is or as it is shown, with its whole value.
     #[arg(long)]
     key: Option<String>,
     /// One JSON document, with whole values.
@@ -102,7 +105,8 @@ impl Inspect {
 
     fn show(&self, info: &ObjectInfo, contents: &Contents) -> Done {
         let wanted = |(key, _): &(&Bytes, &Bytes)| {
-            self.key.as_deref().is_none_or(|wanted| *key == wanted.as_bytes())
+            let is = |wanted: &str| *key == wanted.as_bytes() || print::escaped(key) == wanted;
+            self.key.as_deref().is_none_or(is)
         };
         let keys: Vec<_> = contents.map.iter().filter(wanted).collect();
         if let Some(key) = self.key.as_deref().filter(|_| keys.is_empty()) {

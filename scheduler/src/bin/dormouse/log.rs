@@ -22,10 +22,13 @@ const KEYS: usize = 20;
 /// where they lie, and its keys: `+` put, with the bytes of the value, `-` deleted. Of an image, these are all
 /// keys. Reads the whole log of the object's shard. Exits with 1 if there are none.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store log data 2225079e58bee60f097055c8b2a88eb5647bd2d337894f77e8e5ad6c2e78452f
-  cargo store log data --namespace rooms --name lobby --json | jq -c '[.version, .written]'")]
+  cargo store log data --namespace rooms --name lobby --json | jq -c '[.version, .written]'"
+)]
 pub(crate) struct Log {
     /// The store's directory.
     dir: PathBuf,

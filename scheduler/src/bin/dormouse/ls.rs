@@ -18,11 +18,14 @@ use crate::{Done, Verdict};
 /// read. Times are UTC. The order is the store's own, and nothing is held in memory, unless --sort is
 /// given. Exits with 1 if the directory itself is damaged: then objects may be missing.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store ls data
   cargo store ls data --namespace rooms --prefix lobby- --sort
-  cargo store ls data --json | jq -r 'select(.alarm) | .name'")]
+  cargo store ls data --json | jq -r 'select(.alarm) | .name'"
+)]
 pub(crate) struct Ls {
     /// The store's directory.
     dir: PathBuf,

@@ -25,7 +25,8 @@ use dormouse_engine as engine;
 /// A store must not be open elsewhere meanwhile. Commands that only look change nothing on the disk: an
 /// interrupted store is shown as it would be recovered.
 #[derive(Parser)]
-#[command(name = "cargo store", version, after_help = EXITS)]
+#[command(name = "cargo store", bin_name = "cargo store", version)]
+#[command(verbatim_doc_comment, after_help = EXITS)]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
         Err(error) if is_io(&error, std::io::ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", told(&error));
-            ExitCode::from(2)
+            ExitCode::from(if is_damage(&error) { 1 } else { 2 })
         }
     }
 }
@@ -94,6 +95,11 @@ fn is_io(error: &anyhow::Error, kind: std::io::ErrorKind) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == kind)
     })
+}
+
+fn is_damage(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<engine::Error>());
+    causes.any(|error| error.kind() == engine::Kind::Corrupt)
 }
 
 /// An error with its causes, and what to do about it.
@@ -107,10 +113,9 @@ fn told(error: &anyhow::Error) -> String {
         }
     }
     let mut told = causes.join(": ");
-    let engine = error.chain().find_map(|cause| cause.downcast_ref::<engine::Error>());
     if is_io(error, std::io::ErrorKind::WouldBlock) {
         told += "\nClose the program that has the store open, and try again.";
-    } else if engine.is_some_and(|error| error.kind() == engine::Kind::Corrupt) {
+    } else if is_damage(error) {
         told += "\n`cargo store scrub` lists what is damaged, `cargo store repair` what can be \
                  brought back.";
     }

@@ -23,10 +23,13 @@ use crate::{Done, Verdict};
 /// scrubbed afterwards; exits with 0 if nothing was to be done or all was done. Copy the store first: what a
 /// repair gives up is not kept.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store repair data
-  cargo store repair data --apply")]
+  cargo store repair data --apply"
+)]
 pub(crate) struct Repair {
     /// The store's directory.
     dir: PathBuf,

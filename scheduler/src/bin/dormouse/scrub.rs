@@ -17,10 +17,13 @@ use crate::{Done, Verdict, print};
 /// keeps a shard from opening (the rest of it is read all the same). The last line is
 /// `scrub: O objects, B bytes, D damaged`. Exits with 1 if anything is damaged.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store scrub data
-  cargo store scrub data --json | jq -r .objects_damaged[].id")]
+  cargo store scrub data --json | jq -r .objects_damaged[].id"
+)]
 pub(crate) struct Scrub {
     /// The store's directory.
     dir: PathBuf,

@@ -16,10 +16,13 @@ use crate::{Done, Verdict, print};
 /// Says of each shard what opening it found: how much of the log it replayed, what it dropped (a tail
 /// that was never acknowledged) and which objects are damaged. Exits with 1 if anything is damaged.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store stat data
-  cargo store stat data --json | jq .total.objects")]
+  cargo store stat data --json | jq .total.objects"
+)]
 pub(crate) struct Stat {
     /// The store's directory.
     dir: PathBuf,

@@ -24,10 +24,13 @@ use dirs::Dirs;
 /// for both stores, and a file system that can swap directories. Refuses if anything can't be read. Also
 /// without changing the number of shards: what is no longer needed is left behind.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store reshard data --shards 8
-  cargo store reshard data --shards 1 --remove-old")]
+  cargo store reshard data --shards 1 --remove-old"
+)]
 pub(crate) struct Reshard {
     /// The store's directory.
     dir: PathBuf,

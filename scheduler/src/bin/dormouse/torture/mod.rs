@@ -31,10 +31,13 @@ pub(crate) use writer::Writer;
 /// acknowledged commits are there, others are there as a whole or not at all, none without the earlier ones
 /// of its object. Ends with `torture: K kills, A acknowledged, L lost`; exits with 1 unless L is 0.
 #[derive(Args)]
-#[command(after_help = "\
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
 Examples:
   cargo store torture /mnt/disk/torture --seconds 60
-  cargo store torture /tmp/torture --seconds 5 --cores 1")]
+  cargo store torture /tmp/torture --seconds 5 --cores 1"
+)]
 pub(crate) struct Torture {
     /// A directory of its own, on the disk that is to be tried.
     dir: PathBuf,
