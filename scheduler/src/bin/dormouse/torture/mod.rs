@@ -5,21 +5,21 @@
 //! The parent keeps for each object the span of commits that may be its last one ([`Span`]), and narrows
 //! it with every look at the store.
 
+mod child;
 mod plan;
 mod writer;
 
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Args;
 use dormouse_engine::{Contents, Error, Options, Store};
 use indicatif::ProgressBar;
 
 use crate::access::{self, Opened};
 use crate::{Done, Verdict, print};
+use child::{Ended, Running};
 use plan::{Line, OBJECTS};
 pub(crate) use writer::Writer;
 
@@ -49,6 +49,8 @@ pub(crate) struct Torture {
     cores: Option<u16>,
 }
 
+/// How long a writer may write at most.
+const WRITING: Duration = Duration::from_millis(250);
 /// The file that says whose store it is.
 const MARKER: &str = "torture";
 
@@ -65,6 +67,8 @@ struct Span {
 struct Parent {
     dir: PathBuf,
     cores: u16,
+    /// How long the last writer took to open the store.
+    opening: Duration,
     spans: Vec<Span>,
     kills: u64,
     /// Of these, while the store was being opened.
@@ -105,6 +109,15 @@ fn make_dir(dir: &Path) -> Result<()> {
     Ok(std::fs::write(marker, "This store is written and killed by `cargo store torture`.\n")?)
 }
 
+#[expect(clippy::disallowed_methods, reason = "a real process is killed after real time")]
+fn sleep(time: Duration) {
+    std::thread::sleep(time);
+}
+
+fn random_below(time: Duration) -> Duration {
+    Duration::from_micros(random(u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1)))
+}
+
 #[expect(clippy::disallowed_methods, reason = "no two tortures are alike")]
 fn random(below: u64) -> u64 {
     getrandom::u64().expect("the system gives entropy") % below
@@ -114,7 +127,8 @@ impl Parent {
     fn new(dir: PathBuf, cores: u16) -> Self {
         let spans = vec![Span { from: 0, to: u64::MAX }; OBJECTS];
         let (kills, early, closes, looks, acknowledged, lost) = Default::default();
-        Self { dir, cores, spans, kills, early, closes, looks, acknowledged, lost }
+        let opening = Duration::from_millis(20);
+        Self { dir, cores, opening, spans, kills, early, closes, looks, acknowledged, lost }
     }
 
     #[expect(clippy::disallowed_methods, reason = "real time, of a real process")]
@@ -126,9 +140,9 @@ impl Parent {
         // What is lost is to be looked at, not written over.
         while began.elapsed() < time && self.lost == 0 {
             match random(8) {
-                0 => self.close(Duration::from_millis(random(100)))?,
-                1 | 2 => self.kill(Duration::from_millis(random(20)))?,
-                _ => self.kill(Duration::from_millis(20 + random(250)))?,
+                0 => self.close()?,
+                1 | 2 => self.kill_early()?,
+                _ => self.kill()?,
             }
             // Otherwise the next writer meets what this one left.
             match random(4) {
@@ -143,45 +157,37 @@ impl Parent {
         self.look(false)
     }
 
-    fn start(&self) -> Result<Child> {
-        Command::new(std::env::current_exe()?)
-            .arg("torture-writer")
-            .arg(&self.dir)
-            .args(["--cores", &self.cores.to_string()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting a writer")
+    /// Kills a writer while it opens the store, or just after that.
+    fn kill_early(&mut self) -> Result<()> {
+        let child = Running::start(&self.dir, self.cores)?;
+        sleep(random_below(self.opening));
+        self.killed(child.kill()?)
     }
 
-    /// Lets a writer run, kills it, and takes in what it said.
-    #[expect(clippy::disallowed_methods, reason = "a real process, killed after real time")]
-    fn kill(&mut self, after: Duration) -> Result<()> {
-        let mut child = self.start()?;
-        let heard = hear(&mut child);
-        std::thread::sleep(after);
-        child.kill()?;
-        let status = child.wait()?;
+    /// Kills a writer that writes.
+    fn kill(&mut self) -> Result<()> {
+        let mut child = Running::start(&self.dir, self.cores)?;
+        self.opening = child.until_opened()?;
+        sleep(random_below(WRITING));
+        self.killed(child.kill()?)
+    }
+
+    fn killed(&mut self, child: Ended) -> Result<()> {
         self.kills += 1;
-        let lines = heard.join().expect("no panic")?;
-        let ready = lines.iter().filter(|line| matches!(line, Line::Found { .. })).count();
-        self.early += u64::from(ready < OBJECTS);
-        self.take(&lines);
-        if let Some(code) = status.code() {
-            bail!("a writer ended by itself, with {code}");
+        self.early += u64::from(!child.opened);
+        self.take(&child.lines);
+        match child.status.code() {
+            Some(code) => bail!("a writer ended by itself, with {code}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Lets a writer run and close the store.
-    #[expect(clippy::disallowed_methods, reason = "a real process, ended after real time")]
-    fn close(&mut self, after: Duration) -> Result<()> {
-        let mut child = self.start()?;
-        let heard = hear(&mut child);
-        std::thread::sleep(after);
-        drop(child.stdin.take());
-        let status = child.wait()?;
-        let lines = heard.join().expect("no panic")?;
+    /// Lets a writer write and close the store.
+    fn close(&mut self) -> Result<()> {
+        let mut child = Running::start(&self.dir, self.cores)?;
+        self.opening = child.until_opened()?;
+        sleep(random_below(WRITING));
+        let Ended { status, lines, .. } = child.close()?;
         self.take(&lines);
         ensure!(status.success(), "a writer failed: {status}");
         self.closes += 1;
@@ -281,16 +287,6 @@ async fn read(opened: Opened) -> Result<Seen> {
 
 fn options(cores: u16) -> Options {
     Options { cores: Some(cores.into()), shards: Some(cores), ..Options::default() }
-}
-
-/// Reads what a child says, to the end; the last line may be cut.
-#[expect(clippy::disallowed_methods, reason = "reads while the parent waits")]
-fn hear(child: &mut Child) -> std::thread::JoinHandle<Result<Vec<Line>>> {
-    let out = std::io::BufReader::new(child.stdout.take().expect("piped"));
-    std::thread::spawn(move || {
-        let lines = out.lines().map(|line| Ok(Line::parse(&line?)));
-        lines.filter_map(Result::transpose).collect()
-    })
 }
 
 #[cfg(test)]
