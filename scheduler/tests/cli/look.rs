@@ -204,6 +204,29 @@ fn damage_end(path: &str) {
     flip(&file, used(&bytes) * BLOCK + 17);
 }
 
+/// A dead process's last writes keep the log's files locked for a while; they are waited for (E8).
+#[test]
+#[expect(clippy::disallowed_types, reason = "plays a process that is dying")]
+fn the_last_writes_of_a_dead_process_are_waited_for() {
+    let (_dir, path) = dir();
+    rooms(&path, 1);
+    let segments = files(&path).into_keys();
+    let segments = segments.filter(|file| file.to_string_lossy().contains("-segment-"));
+    let locked: Vec<_> = segments
+        .map(|file| {
+            let file = std::fs::File::options().read(true).write(true).open(file).unwrap();
+            file.lock().unwrap();
+            file
+        })
+        .collect();
+    let ends = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        drop(locked);
+    });
+    assert!(fine(&["stat", &path]).contains("total: 4 objects"));
+    ends.join().unwrap();
+}
+
 /// Every file is as it was.
 #[test]
 fn looking_changes_nothing() {

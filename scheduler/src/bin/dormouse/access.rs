@@ -10,9 +10,9 @@ use dormouse_engine::{
     Error, Filter, Kind, Limits, ObjectId, ObjectInfo, Opening, Shard, StoreLock, Superblock,
 };
 
-/// A person waits: whoever has the store open is named at once. A dead writer's locks are gone sooner.
-pub(crate) const LIMITS: Limits =
-    Limits { lock_wait: Duration::from_millis(200), ..Limits::PRODUCTION };
+/// How the store itself is locked: whoever has it open has its superblock, and is not waited for. The last
+/// writes of a dead one may keep files of the log for longer, and are waited for (E8).
+const LIMITS: Limits = Limits { lock_wait: Duration::from_millis(200), ..Limits::PRODUCTION };
 
 /// A shard on a real disk.
 pub(crate) type RealShard = Shard<RealEnv>;
@@ -81,7 +81,8 @@ impl Opened {
     }
 
     async fn shard_as(&self, number: u16, opening: Opening) -> dormouse_engine::Result<RealShard> {
-        let opened = Shard::open_as(&self.env, self.superblock, number, LIMITS, opening);
+        let opened =
+            Shard::open_as(&self.env, self.superblock, number, Limits::PRODUCTION, opening);
         opened.await.map(|(shard, _)| shard)
     }
 

@@ -5,11 +5,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 use dormouse_engine::{Contents, Error, Filter, Kind, ObjectId, ObjectInfo};
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use crate::access::{self, Opened, RealShard};
 use crate::print::{self, Text};
 use crate::{Done, Verdict};
+
+/// Objects that are read at once, and the bytes that they may have together.
+const READ_OBJECTS: usize = 64;
+const READ_BYTES: u64 = 8 << 20;
 
 /// All contents, a JSON object a line, sorted by id.
 ///
@@ -68,18 +73,22 @@ impl Dump {
         // Where the text itself goes to the terminal, it is the progress.
         let bar =
             (!std::io::stdout().is_terminal()).then(|| print::bar("objects", ids.len() as u64));
-        for id in ids {
-            let shard = &shards[usize::from(id.shard(opened.superblock.shards))];
-            match read(shard, &id).await {
-                Ok(Some((info, contents))) => print::json(&mut out, &self.line(&info, &contents))?,
-                Ok(None) => {}
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    eprintln!("left out: {error}");
-                    whole = false;
+        let mut rest = &ids[..];
+        while !rest.is_empty() {
+            for (_, read) in read_some(&shards, &mut rest).await {
+                match read {
+                    Ok(Some((info, contents))) => {
+                        print::json(&mut out, &self.line(&info, &contents))?;
+                    }
+                    Ok(None) => {}
+                    Err(error) if error.kind() == Kind::Corrupt => {
+                        eprintln!("left out: {error}");
+                        whole = false;
+                    }
+                    Err(error) => return Err(error.into()),
                 }
-                Err(error) => return Err(error.into()),
+                bar.iter().for_each(|bar| bar.inc(1));
             }
-            bar.iter().for_each(|bar| bar.inc(1));
         }
         out.flush()?;
         bar.iter().for_each(|bar| bar.finish_and_clear());
@@ -112,11 +121,33 @@ pub(crate) fn sorted_ids(shards: &[RealShard], filter: &Filter) -> Vec<ObjectId>
     ids
 }
 
+/// What was read of an object; nothing if it does not exist.
+pub(crate) type Read = Result<Option<(ObjectInfo, Contents)>, Error>;
+
+/// Reads the next few objects at once and takes their ids off `ids`: not more than some bytes of them, but
+/// one at least.
+pub(crate) async fn read_some(
+    shards: &[RealShard],
+    ids: &mut &[ObjectId],
+) -> Vec<(ObjectId, Read)> {
+    let shard = |id: &ObjectId| {
+        let count = u16::try_from(shards.len()).expect("shards are numbered by 16 bits");
+        &shards[usize::from(id.shard(count))]
+    };
+    let mut bytes = 0;
+    let fits = |id: &&ObjectId| {
+        let info = shard(id).info(id).ok().flatten();
+        bytes += info.map_or(0, |info| info.log_bytes);
+        bytes <= READ_BYTES
+    };
+    let few = ids.iter().take(READ_OBJECTS).take_while(fits).count().max(1);
+    let (now, later) = ids.split_at(few.min(ids.len()));
+    *ids = later;
+    join_all(now.iter().map(async |id| (*id, read(shard(id), id).await))).await
+}
+
 /// Reads an object. One with neither key nor alarm does not exist, though it may still have an entry.
-pub(crate) async fn read(
-    shard: &RealShard,
-    id: &ObjectId,
-) -> Result<Option<(ObjectInfo, Contents)>, Error> {
+async fn read(shard: &RealShard, id: &ObjectId) -> Read {
     let Some(info) = shard.info(id)? else { return Ok(None) };
     let contents = shard.load(id).await?;
     let exists = !contents.map.is_empty() || contents.alarm.is_some();

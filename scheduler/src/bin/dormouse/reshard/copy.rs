@@ -57,34 +57,38 @@ impl Old {
         Ok(Self { shards, ids })
     }
 
-    /// Reads an object. All that is known of where its id comes from is in its contents.
-    async fn read(&self, id: &ObjectId) -> Result<Option<Contents>> {
-        let count = u16::try_from(self.shards.len()).expect("shards are numbered by 16 bits");
-        let read = dump::read(&self.shards[usize::from(id.shard(count))], id).await?;
-        Ok(read.map(|(ObjectInfo { namespace, name, .. }, mut contents)| {
+    /// Reads the next few objects. All that is known of where an id comes from is in the contents.
+    async fn read(&self, ids: &mut &[ObjectId]) -> Result<Vec<(ObjectId, Contents)>> {
+        let mut objects = Vec::new();
+        for (id, read) in dump::read_some(&self.shards, ids).await {
+            let Some((info, mut contents)) = read? else { continue };
+            let ObjectInfo { namespace, name, .. } = info;
             contents.origin.learn(&Origin { namespace, name });
-            contents
-        }))
+            objects.push((id, contents));
+        }
+        Ok(objects)
     }
 
     async fn copy(&self, new: &Store) -> Result<()> {
         let bar = print::bar("copying objects", self.ids.len() as u64);
         let (mut in_flight, mut bytes) = (VecDeque::<(usize, Call<Version>)>::new(), 0);
-        for id in &self.ids {
-            let Some(contents) = self.read(id).await? else { continue };
-            let object = new.object(*id);
-            for batch in batches(&contents) {
-                let size = batch.ops().map(|op| op_bytes(&op)).sum();
-                // Bounded in number too, as the mailboxes are.
-                while bytes + size > IN_FLIGHT_BYTES || in_flight.len() >= 1024 {
-                    let Some((size, call)) = in_flight.pop_front() else { break };
-                    call.await?;
-                    bytes -= size;
+        let mut rest = &self.ids[..];
+        while !rest.is_empty() {
+            for (id, contents) in self.read(&mut rest).await? {
+                let object = new.object(id);
+                for batch in batches(&contents) {
+                    let size = batch.ops().map(|op| op_bytes(&op)).sum();
+                    // Bounded in number too, as the mailboxes are.
+                    while bytes + size > IN_FLIGHT_BYTES || in_flight.len() >= 1024 {
+                        let Some((size, call)) = in_flight.pop_front() else { break };
+                        call.await?;
+                        bytes -= size;
+                    }
+                    bytes += size;
+                    in_flight.push_back((size, object.commit(batch)));
                 }
-                bytes += size;
-                in_flight.push_back((size, object.commit(batch)));
             }
-            bar.inc(1);
+            bar.set_position((self.ids.len() - rest.len()) as u64);
         }
         for (_, call) in in_flight {
             call.await?;
@@ -97,14 +101,18 @@ impl Old {
     async fn compare(&self, new: &Store) -> Result<u64> {
         let bar = print::bar("comparing objects", self.ids.len() as u64);
         let mut objects = 0;
-        for id in &self.ids {
-            bar.inc(1);
-            let Some(old) = self.read(id).await? else { continue };
-            let new = new.object(*id).contents().await?;
-            if (&old.map, old.alarm, &old.origin) != (&new.map, new.alarm, &new.origin) {
-                bail!("object {id} is not the same in the new store");
+        let mut rest = &self.ids[..];
+        while !rest.is_empty() {
+            let read = self.read(&mut rest).await?;
+            let calls: Vec<_> = read.iter().map(|(id, _)| new.object(*id).contents()).collect();
+            for ((id, old), call) in read.iter().zip(calls) {
+                let new = call.await?;
+                if (&old.map, old.alarm, &old.origin) != (&new.map, new.alarm, &new.origin) {
+                    bail!("object {id} is not the same in the new store");
+                }
+                objects += 1;
             }
-            objects += 1;
+            bar.set_position((self.ids.len() - rest.len()) as u64);
         }
         let there = new.stats().await?.total.objects;
         ensure!(there == objects, "the new store has {there} objects instead of {objects}");
