@@ -141,7 +141,9 @@ impl Batch {
         self
     }
 
-    pub(crate) fn with_origin(mut self, origin: Origin) -> Self {
+    /// [`Batch::named`] with what is known: a namespace without a name, as of an object that is copied.
+    #[must_use]
+    pub fn with_origin(mut self, origin: Origin) -> Self {
         self.origin = origin;
         self
     }

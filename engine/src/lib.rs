@@ -40,6 +40,7 @@ pub mod env;
 pub mod error;
 pub mod executor;
 pub mod format;
+pub mod history;
 pub mod ids;
 pub mod io;
 pub mod limits;

@@ -44,7 +44,7 @@ pub struct PosixDisk {
 impl PosixDisk {
     /// The disk of this directory, which is created (mode 0700) if absent.
     ///
-    /// Errors: the directory can't be made or written.
+    /// Errors: the directory can't be made. Whether it may be written shows when a file is.
     pub fn new(dir: &Path) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -125,6 +125,8 @@ fn probe(dir: &Path) -> io::Result<Properties> {
     let properties = match opened {
         Ok(file) => probe_file(&file, cached),
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => cached,
+        // Enough for whoever only reads; who writes is refused when it opens a file.
+        Err(error) if is_refused(&error) => return Ok(cached),
         Err(error) => return Err(error),
     };
     fs::remove_file(&path)?;
@@ -132,6 +134,11 @@ fn probe(dir: &Path) -> io::Result<Properties> {
         tracing::warn!(dir = %dir.display(), "no direct I/O here: reads go through the page cache");
     }
     Ok(properties)
+}
+
+/// Whether the directory may not be written.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// The smallest blocks that a file opened for direct I/O takes, if it takes any.
@@ -373,6 +380,18 @@ mod tests {
         // Below the crate and not in a temporary directory, which may be in memory.
         tempfile::TempDir::new_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
             .expect("a directory")
+    }
+
+    /// As in a directory of a read-only file system; root may write to those that merely forbid it.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_directory_that_may_not_be_written_can_be_read() {
+        let disk = PosixDisk::new(Path::new("/sys")).expect("nothing is to be written");
+        assert!(!disk.properties().direct);
+        let entries = block_on(Path::new("/sys/kernel"), DiskChoice::Posix, async |env| {
+            crate::Env::disk(&env).list().await
+        });
+        assert!(!entries.expect("a core").expect("a list").is_empty());
     }
 
     #[test]

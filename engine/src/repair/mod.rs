@@ -10,7 +10,7 @@
 //! What was brought back is a commit like any other, of a version of its own: nothing is changed in
 //! place (E3), and a crash half-way leaves some objects repaired and the others as they were.
 
-mod scan;
+pub(crate) mod scan;
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -75,12 +75,18 @@ pub struct Repair {
 }
 
 impl<E: Env> Shard<E> {
+    /// Blocks of the directory that can't be read, found by reading all of it: no walk gives the
+    /// objects in them (E6).
+    pub fn damaged_blocks(&self) -> Vec<Error> {
+        self.0.state.borrow().directory.damaged_blocks()
+    }
+
     /// Reads every object and every block of the directory. `progress` is told after each few
     /// objects how many were read.
     ///
     /// Errors: `Poisoned`; damage is in what is returned.
     pub async fn scrub(&self, mut progress: impl FnMut(u64)) -> Result<Scrub> {
-        let mut scrub = Scrub { directory: self.0.damaged_blocks(), ..Scrub::default() };
+        let mut scrub = Scrub { directory: self.damaged_blocks(), ..Scrub::default() };
         let mut after = None;
         loop {
             let ids = self.0.next_ids(after);
@@ -176,10 +182,6 @@ impl<E: Env> Shard<E> {
 }
 
 impl<E: Env> Inner<E> {
-    fn damaged_blocks(self: &Rc<Self>) -> Vec<Error> {
-        self.state.borrow().directory.damaged_blocks()
-    }
-
     /// The next few objects of the directory; those of damaged blocks are left out.
     fn next_ids(self: &Rc<Self>, after: Option<ObjectId>) -> Vec<ObjectId> {
         let state = self.state.borrow();

@@ -1,4 +1,4 @@
-//! Every frame of some objects that the log still holds, whether anything points to it or not.
+//! Every frame that the log still holds, whether anything points to it or not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,7 +10,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::batch::{self, BatchHeader, Home, Trailer};
 use crate::format::frame::{self, Address};
 use crate::format::len_u32;
-use crate::ids::ObjectId;
+use crate::ids::{Epoch, ObjectId, Sequence};
 use crate::recover::read_file;
 use crate::shard::Inner;
 
@@ -24,15 +24,22 @@ pub(super) struct Found {
     starts: bool,
 }
 
-/// The frames of `wanted` objects, and of those whose block of the directory is damaged, by rising
-/// versions. Segments are read one at a time.
+/// Something of the log that can be read.
+pub(crate) enum Seen<'a> {
+    /// A batch; its frames follow.
+    Batch(Epoch, Sequence),
+    /// A frame, and where it lies.
+    Frame(Address, frame::Frame<'a>),
+}
+
+/// Visits every batch and every frame that the log still holds, in the order of the segments, which are
+/// read one at a time.
 ///
 /// Errors: `Retry`, if a segment can't be read at all.
-pub(super) async fn scan<E: Env>(
+pub(crate) async fn walk<E: Env>(
     inner: &Rc<Inner<E>>,
-    wanted: &BTreeSet<ObjectId>,
-) -> Result<BTreeMap<ObjectId, Vec<Found>>> {
-    let mut found: BTreeMap<ObjectId, Vec<Found>> = BTreeMap::new();
+    mut visit: impl FnMut(Seen<'_>),
+) -> Result<()> {
     let numbers: Vec<u32> = inner.state.borrow().segments.keys().copied().collect();
     for number in numbers {
         let Some(segment) = inner.state.borrow().segments.get(&number).cloned() else { continue };
@@ -42,54 +49,80 @@ pub(super) async fn scan<E: Env>(
         })?;
         let mut at = block;
         while at < bytes.len() {
-            let batch = frames_at(&bytes, at, &home, inner.limits.batch_bytes_max);
-            let (frames, next) = batch.unwrap_or((at..at, at + block));
-            walk(&bytes, frames, &home, |place, frame| {
-                let id = frame.object;
-                let hidden = || inner.state.borrow().directory.get(&id).is_err();
-                if frame.part || !(wanted.contains(&id) || hidden()) {
-                    return;
-                }
-                let (version, alarm) = (frame.version, frame.alarm);
-                found.entry(id).or_default().push(Found {
-                    address: Address { segment: number, ..place },
-                    stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
-                    predecessor: frame.predecessor,
-                    starts: frame.kind == frame::Kind::Image || frame.chain.is_some(),
-                });
+            let Some(batch) = batch_at(&bytes, at, &home, inner.limits.batch_bytes_max) else {
+                at += block;
+                continue;
+            };
+            visit(Seen::Batch(batch.epoch, batch.sequence));
+            walk_batch(&bytes, batch.frames, &home, |place, frame| {
+                visit(Seen::Frame(Address { segment: number, ..place }, frame));
             });
-            at = next;
+            at = batch.end;
         }
         inner.env.turn_end().await;
     }
+    Ok(())
+}
+
+/// The frames of `wanted` objects, and of those whose block of the directory is damaged, by rising
+/// versions.
+///
+/// Errors: as [`walk`].
+pub(super) async fn scan<E: Env>(
+    inner: &Rc<Inner<E>>,
+    wanted: &BTreeSet<ObjectId>,
+) -> Result<BTreeMap<ObjectId, Vec<Found>>> {
+    let mut found: BTreeMap<ObjectId, Vec<Found>> = BTreeMap::new();
+    let visit = |seen: Seen<'_>| {
+        let Seen::Frame(address, frame) = seen else { return };
+        let id = frame.object;
+        let hidden = || inner.state.borrow().directory.get(&id).is_err();
+        if frame.part || !(wanted.contains(&id) || hidden()) {
+            return;
+        }
+        let (version, alarm) = (frame.version, frame.alarm);
+        found.entry(id).or_default().push(Found {
+            address,
+            stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
+            predecessor: frame.predecessor,
+            starts: frame.kind == frame::Kind::Image || frame.chain.is_some(),
+        });
+    };
+    walk(inner, visit).await?;
     // Of a rewrite and what it rewrote, which are of one version, the later one is tried first.
     found.values_mut().for_each(|frames| frames.sort_by_key(|found| found.stamp.version));
     Ok(found)
 }
 
-/// The frames of the batch at `at`, and where it ends: by its header, else by its trailer.
-fn frames_at(
-    bytes: &[u8],
-    at: usize,
-    home: &Home,
-    bytes_max: usize,
-) -> Option<(Range<usize>, usize)> {
+/// What a batch says of itself, by its header or by its trailer.
+struct BatchAt {
+    epoch: Epoch,
+    sequence: Sequence,
+    frames: Range<usize>,
+    end: usize,
+}
+
+/// The batch at `at`: by its header, else by its trailer.
+fn batch_at(bytes: &[u8], at: usize, home: &Home, bytes_max: usize) -> Option<BatchAt> {
     if let Ok(header) = BatchHeader::decode(&bytes[at..], home, at) {
-        let frames = header.frames();
-        let end = at + header.bytes as usize;
-        return (end <= bytes.len()).then_some((at + frames.start..at + frames.end, end));
+        let BatchHeader { epoch, sequence, .. } = header;
+        let (frames, end) = (header.frames(), at + header.bytes as usize);
+        let frames = at + frames.start..at + frames.end;
+        return (end <= bytes.len()).then_some(BatchAt { epoch, sequence, frames, end });
     }
     let ends = (at + home.block_bytes..=bytes.len()).step_by(home.block_bytes);
     ends.take(bytes_max / home.block_bytes).find_map(|end| {
         let trailer = Trailer::decode(&bytes[..end], home).ok()?;
         let table = trailer.ids.len() * ObjectId::BYTES;
         let frames = at + batch::HEADER_BYTES + table..end - batch::TRAILER_BYTES - table;
-        (trailer.bytes as usize == end - at && frames.start <= frames.end).then_some((frames, end))
+        let fits = trailer.bytes as usize == end - at && frames.start <= frames.end;
+        let Trailer { epoch, sequence, .. } = trailer;
+        fits.then_some(BatchAt { epoch, sequence, frames, end })
     })
 }
 
 /// Visits the frames in a range that can be read; the segment of their addresses is not set.
-fn walk(
+fn walk_batch(
     bytes: &[u8],
     frames: Range<usize>,
     home: &Home,

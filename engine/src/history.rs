@@ -1,0 +1,173 @@
+//! History: the commits of one object that the log still holds, for people who want to know how it came to
+//! be what it is.
+//!
+//! Nothing points to most of them any more, so the whole log is read. What recovery dropped, and what lies
+//! behind a fence (docs/design.md, 3.2), was never acknowledged and is no commit: it is left out.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::batch::Op;
+use crate::contents::Origin;
+use crate::env::Env;
+use crate::error::Result;
+use crate::format::frame::{self, Address, Frame};
+use crate::ids::{Epoch, ObjectId, Sequence, Version};
+use crate::repair::scan::{Seen, walk};
+use crate::shard::Shard;
+
+/// How a commit lies in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The whole object as it was after the commit.
+    Image,
+    /// What the commit changed.
+    Delta,
+    /// The whole object again, at the version that it had: nothing changed.
+    Rewrite,
+}
+
+/// One operation on a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The key was set, or is in the image.
+    Put {
+        /// The key.
+        key: Bytes,
+        /// Bytes of its value.
+        value_bytes: usize,
+    },
+    /// The key was removed.
+    Delete {
+        /// The key.
+        key: Bytes,
+    },
+}
+
+/// One commit of an object, as the log holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// The version that it made.
+    pub version: Version,
+    /// When that was written by the wall clock, in milliseconds since 1970.
+    pub written_ms: u64,
+    /// How it lies in the log.
+    pub form: Form,
+    /// What it did to the keys; of an image, all keys.
+    pub changes: Vec<Change>,
+    /// The alarm after it, in milliseconds since 1970.
+    pub alarm: Option<u64>,
+    /// Namespace and name, where it says so.
+    pub origin: Origin,
+    /// Where it lies: the last of the frames holds the mark, those before it are parts of a commit that
+    /// one batch could not hold.
+    pub frames: Vec<Address>,
+    /// Whether every frame that it names can be read.
+    pub whole: bool,
+}
+
+impl Commit {
+    /// Bytes of its frames.
+    pub fn log_bytes(&self) -> u64 {
+        self.frames.iter().map(|frame| u64::from(frame.bytes)).sum()
+    }
+
+    /// Whether the object did not exist after it.
+    pub fn deletes(&self) -> bool {
+        self.form == Form::Image && self.changes.is_empty() && self.alarm.is_none()
+    }
+}
+
+/// A frame of the object, where it stands in the log, and the chain that it carries.
+struct Found {
+    epoch: Epoch,
+    sequence: Sequence,
+    part: bool,
+    chain: Vec<Address>,
+    commit: Commit,
+}
+
+impl<E: Env> Shard<E> {
+    /// The commits of an object that the log still holds, newest first; also of one that exists no
+    /// more. Reads the whole log. Commits made meanwhile may be in it or not, durable or not.
+    ///
+    /// Errors: `Poisoned`; `Retry`, if a file of the log can't be read at all. A damaged frame is left
+    /// out: [`Commit::whole`] says so of a commit that names one.
+    pub async fn history(&self, id: &ObjectId) -> Result<Vec<Commit>> {
+        self.settled(id).await?;
+        // Where each epoch begins. The next one will begin behind what was accepted.
+        let mut begins = BTreeMap::new();
+        {
+            let state = self.0.state.borrow();
+            begins.insert(state.epoch, state.tail.last.next());
+        }
+        let mut found = BTreeMap::new();
+        let mut batch = (Epoch(0), Sequence(0));
+        walk(&self.0, |seen| match seen {
+            Seen::Batch(epoch, sequence) => {
+                batch = (epoch, sequence);
+                let begin = begins.entry(epoch).or_insert(sequence);
+                *begin = sequence.min(*begin);
+            }
+            Seen::Frame(address, frame) if frame.object == *id => {
+                found.insert(address, Found::new(batch, address, &frame));
+            }
+            Seen::Frame(..) => {}
+        })
+        .await?;
+        found.retain(|_, frame| {
+            // A newer epoch that begins before it knew nothing of it.
+            let mut newer = begins.iter().filter(|(epoch, _)| **epoch > frame.epoch);
+            newer.all(|(_, begin)| frame.sequence < *begin)
+        });
+        Ok(commits(&found))
+    }
+}
+
+/// Puts commits together, newest first.
+fn commits(found: &BTreeMap<Address, Found>) -> Vec<Commit> {
+    let mut ends: Vec<_> = found.iter().filter(|(_, frame)| !frame.part).collect();
+    ends.sort_by_key(|(address, frame)| std::cmp::Reverse((frame.sequence, **address)));
+    let with_parts = |(_, end): (&Address, &Found)| {
+        let mut commit = end.commit.clone();
+        let named: Vec<_> = end.chain.iter().filter_map(|address| found.get(address)).collect();
+        commit.whole = named.len() == end.chain.len();
+        let of_it = |part: &&&Found| part.part && part.commit.version == commit.version;
+        let parts: Vec<_> = named.iter().filter(of_it).map(|part| &part.commit).collect();
+        let all = || parts.iter().copied().chain([&end.commit]);
+        commit.changes = all().flat_map(|part| part.changes.clone()).collect();
+        commit.frames = all().flat_map(|part| part.frames.clone()).collect();
+        commit
+    };
+    ends.into_iter().map(with_parts).collect()
+}
+
+impl Found {
+    fn new((epoch, sequence): (Epoch, Sequence), address: Address, frame: &Frame<'_>) -> Self {
+        let change = |op| match op {
+            Op::Put(key, value) => {
+                Change::Put { key: Bytes::copy_from_slice(key), value_bytes: value.len() }
+            }
+            Op::Delete(key) => Change::Delete { key: Bytes::copy_from_slice(key) },
+        };
+        let form = match frame.kind {
+            _ if frame.rewrite => Form::Rewrite,
+            frame::Kind::Image => Form::Image,
+            frame::Kind::Delta => Form::Delta,
+        };
+        let commit = Commit {
+            version: frame.version,
+            written_ms: frame.wall_ms,
+            form,
+            // A frame that is whole holds operations, or was written by something else.
+            changes: frame.ops().map_while(Result::ok).map(change).collect(),
+            alarm: frame.alarm,
+            origin: frame.origin.clone(),
+            frames: vec![address],
+            whole: true,
+        };
+        let chain = frame.chain.clone().unwrap_or_default();
+        Self { epoch, sequence, part: frame.part, chain, commit }
+    }
+}
