@@ -83,7 +83,7 @@ fn the_record_holds_what_can_go_wrong() {
             "{disk:?}: {begun} operations, {} unheard of; {acknowledged} of {submitted} commits \
              acknowledged; {} segments, {} removed; {} runs, {} removed",
             begun - ended,
-            created("-segment-"),
+            created("-preparing-"),
             removed("-segment-"),
             created("-run-"),
             removed("-run-"),
@@ -91,7 +91,7 @@ fn the_record_holds_what_can_go_wrong() {
         assert!(acknowledged > 200 && submitted > acknowledged);
         // Every process that dies has one at least.
         assert!(begun - ended >= 9);
-        assert!(created("-segment-") > 20 && removed("-segment-") > 0);
+        assert!(created("-preparing-") > 20 && removed("-segment-") > 0);
         assert!(created("-run-") > 10 && removed("-run-") > 3);
     }
 }

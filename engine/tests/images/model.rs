@@ -40,7 +40,7 @@ pub(crate) enum LeftOut {
     RunSync,
     /// The sync of the directory after a run was created.
     RunName,
-    /// The sync of the directory after a segment was created.
+    /// The sync of the directory after a segment was made and renamed.
     SegmentName,
     /// The sync of what recovery accepted from an earlier process (E9).
     ReplaySync,
@@ -247,7 +247,7 @@ impl Model {
 
     fn believes_name(&self, change: &Op) -> bool {
         match (self.left_out, change) {
-            (Some(LeftOut::SegmentName), Op::Create { name, .. }) => !is_segment(name),
+            (Some(LeftOut::SegmentName), Op::Rename { to, .. }) => !is_segment(to),
             (Some(LeftOut::RunName), Op::Create { name, .. }) => !is_run(name),
             _ => true,
         }
@@ -278,8 +278,9 @@ impl Model {
     }
 }
 
+/// A segment, also while it is being made.
 fn is_segment(name: &str) -> bool {
-    name.contains("-segment-")
+    name.contains("-segment-") || name.contains("-preparing-")
 }
 
 fn is_run(name: &str) -> bool {
