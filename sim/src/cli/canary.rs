@@ -4,6 +4,7 @@
 //! From each of three starting points the default plans are lived until one fails; what counts is
 //! the median. The copy and its build lie in `target/canary` and are used again.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -67,6 +68,22 @@ fn say(seeds: Option<u64>) -> String {
     seeds.map_or("not found".to_owned(), |seeds| seeds.to_string())
 }
 
+/// Removes what an earlier copy left below `dir`, so that no file of another commit is built.
+fn remove_others(dir: &Path, wanted: &BTreeSet<PathBuf>) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            remove_others(&path, wanted)?;
+        } else if !wanted.contains(&path) {
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
 /// The checkout that this program was built from.
 fn root() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -108,6 +125,7 @@ impl Copy {
     fn new(root: &Path) -> Result<Self> {
         let tree = root.join("target/canary/tree");
         let files = git(root, &["ls-files"])?;
+        remove_others(&tree, &files.lines().map(|file| tree.join(file)).collect())?;
         for file in files.lines() {
             let (from, to) = (root.join(file), tree.join(file));
             let wanted = std::fs::read(&from).with_context(|| format!("reading {file}"))?;
