@@ -97,7 +97,8 @@ pub trait Disk: Clone + 'static {
     /// Errors: `NotFound`, `AlreadyExists`, `WouldBlock` (locked for all of `lock_wait`).
     fn open(&self, name: &str, open: Open) -> impl Future<Output = io::Result<Self::File>>;
 
-    /// All files, sorted by name. Directories are left out.
+    /// All files, sorted by name. Directories are left out. Other cores make and remove files of
+    /// theirs meanwhile; these may be there or not.
     fn list(&self) -> impl Future<Output = io::Result<Vec<Entry>>>;
 
     /// Renames a file, replacing `to`. Locks and open files are not affected.

@@ -238,7 +238,11 @@ impl Disk for PosixDisk {
             let mut entries = Vec::new();
             for entry in fs::read_dir(&*dir)? {
                 let entry = entry?;
-                let metadata = entry.metadata()?;
+                let metadata = match entry.metadata() {
+                    // Another core removed or renamed it meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    metadata => metadata?,
+                };
                 if metadata.is_file()
                     && let Ok(name) = entry.file_name().into_string()
                 {
@@ -380,6 +384,33 @@ mod tests {
         // Below the crate and not in a temporary directory, which may be in memory.
         tempfile::TempDir::new_in(concat!(env!("CARGO_MANIFEST_DIR"), "/../target"))
             .expect("a directory")
+    }
+
+    /// Every core has shards in the same directory, and makes and removes files of theirs.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "another core's work")]
+    fn files_that_go_while_a_directory_is_listed_are_no_error() {
+        let dir = dir();
+        let others = std::thread::scope(|scope| {
+            let churn = scope.spawn(|| {
+                for number in 0..40_000 {
+                    let path = dir.path().join(format!("file-{}", number % 400));
+                    match number / 400 % 2 {
+                        0 => fs::write(&path, "").expect("written"),
+                        _ => fs::remove_file(&path).expect("removed"),
+                    }
+                }
+            });
+            let listed = block_on(dir.path(), DiskChoice::Posix, async |env| {
+                for _ in 0..1000 {
+                    crate::Env::disk(&env).list().await?;
+                }
+                io::Result::Ok(())
+            });
+            churn.join().expect("no panic");
+            listed
+        });
+        others.expect("a core").expect("lists");
     }
 
     /// As in a directory of a read-only file system; root may write to those that merely forbid it.

@@ -71,9 +71,11 @@ pub(crate) fn number_in_preparing(shard: u16, name: &str) -> Option<u32> {
     name.strip_prefix(&preparing_prefix(shard))?.parse().ok()
 }
 
-/// Bytes of a new segment in a log of `log_bytes`: doubling as the log grows.
-pub(crate) fn segment_bytes(log_bytes: u64, limits: &Limits) -> u32 {
+/// Bytes of the segment after one of `current` bytes, in a log of `log_bytes`: twice as many, for it
+/// is made ready while half of the current one is written, and a fourth of the log at most.
+pub(crate) fn next_bytes(current: u32, log_bytes: u64, limits: &Limits) -> u32 {
     let wanted = u32::try_from(log_bytes / 4).unwrap_or(u32::MAX).min(limits.segment_bytes_max);
+    let wanted = wanted.min(current.saturating_mul(2));
     wanted.next_power_of_two().clamp(limits.segment_bytes_min, limits.segment_bytes_max)
 }
 

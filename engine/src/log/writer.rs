@@ -289,7 +289,8 @@ pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
         state.spare = Spare::Preparing;
         let number = state.next_segment;
         state.next_segment.0 += 1;
-        (number, segments::segment_bytes(state.log_bytes, &inner.limits))
+        let current = state.segments[&state.tail.segment.0].header.bytes;
+        (number, segments::next_bytes(current, state.log_bytes, &inner.limits))
     };
     let task_inner = inner.clone();
     inner.env.spawn("segment", async move {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::future::join_all;
+
 use super::Place;
 use super::base::Base;
 use crate::directory;
@@ -11,12 +13,13 @@ use crate::error::{Error, Kind, Result};
 use crate::format::batch::{BatchHeader, Home, Trailer};
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
-use crate::format::{Rejected, get, len_u32};
+use crate::format::{Rejected, all_zero, get, len_u32};
 use crate::ids::{Incarnation, SegmentNumber, Sequence};
 use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
+use crate::limits::Limits;
 use crate::log::segments::{self, FileOf, Segment, Segments};
 
-/// A segment's file with all its bytes.
+/// A segment's file with the bytes of the log that may be in it.
 pub(super) struct Scanned<F> {
     pub(super) segment: Segment<F>,
     pub(super) bytes: PageBuf,
@@ -50,6 +53,17 @@ impl<F> Scanned<F> {
     pub(super) fn first(&self) -> usize {
         self.segment.header.block_bytes
     }
+}
+
+/// A segment's file as it was opened.
+struct Found<F> {
+    name: String,
+    /// Its number by its name.
+    named: u32,
+    file: F,
+    len: u64,
+    /// Its first block.
+    head: PageBuf,
 }
 
 /// A file that has a segment's name, and no valid header or too few bytes.
@@ -90,6 +104,7 @@ pub(super) async fn read_files<E: Env>(
         next_number: 1,
         runs: BTreeSet::new(),
     };
+    let mut logs = Vec::new();
     for entry in list {
         let name = entry.name;
         if let Some(run) = directory::number_in_name(shard, &name) {
@@ -108,8 +123,19 @@ pub(super) async fn read_files<E: Env>(
         files.next_number = files.next_number.max(named.saturating_add(1));
         let open =
             Open { create: opening.create(), mode: Mode::Through, lock_wait: limits.lock_wait };
-        let file = env.disk().open(&name, open).await.map_err(|source| failed(&name, source))?;
-        files.read(place, base, (name, named), file).await?;
+        logs.push(async move {
+            let opened = env.disk().open(&name, open).await;
+            let head = match opened {
+                Ok(file) => read_head(file, place.superblock.block_bytes).await,
+                Err(source) => Err(source),
+            };
+            let (file, len, head) = head.map_err(|source| failed(&name, source))?;
+            Ok::<_, Error>(Found { name, named, file, len, head })
+        });
+    }
+    // All at once: there may be hundreds.
+    for found in join_all(logs).await {
+        files.read(place, base, found?).await?;
     }
     files.scanned.sort_by_key(|file| file.segment.header.number);
     if let Some(checkpoint) = base.checkpoint() {
@@ -125,21 +151,12 @@ pub(super) async fn read_files<E: Env>(
 }
 
 impl<F: File> Files<F> {
-    /// Reads of one segment's file what is needed.
-    async fn read(
-        &mut self,
-        place: &Place<'_>,
-        base: &Base<F>,
-        (name, named): (String, u32),
-        file: F,
-    ) -> Result<()> {
-        let Place { superblock, shard, opening, .. } = *place;
+    /// Takes in one segment's file, and reads of it what is needed.
+    async fn read(&mut self, place: &Place<'_>, base: &Base<F>, found: Found<F>) -> Result<()> {
+        let Found { name, named, file, len, head } = found;
+        let Place { superblock, shard, opening, limits } = *place;
         let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
         let block = superblock.block_bytes;
-        let len = file.len().await.map_err(|source| failed(&name, source))?;
-        let head = PageBuf::zeroed(block);
-        let (result, head) = read_full_at(&file, head, 0, block).await;
-        result.map_err(|source| failed(&name, source))?;
         let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
         let wanted = base.checkpoint().and_then(|checkpoint| {
             checkpoint.segments.iter().find(|wanted| wanted.number.0 == named)
@@ -182,7 +199,13 @@ impl<F: File> Files<F> {
             }
             return Ok(());
         }
-        let bytes = read_file(&file, block).await.map_err(|source| failed(&name, source))?;
+        let begins = base.checkpoint().filter(|checkpoint| checkpoint.segment.0 == number);
+        let start = begins.map_or(block, |checkpoint| checkpoint.offset as usize);
+        let read = match header {
+            Some(_) => read_log(&file, start, block, limits).await,
+            None => read_file(&file, block).await,
+        };
+        let bytes = read.map_err(|source| failed(&name, source))?;
         let header = match header {
             None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
             header => header,
@@ -197,6 +220,38 @@ impl<F: File> Files<F> {
         }
         Ok(())
     }
+}
+
+/// A file's length and its first block.
+async fn read_head<F: File>(file: F, block_bytes: usize) -> std::io::Result<(F, u64, PageBuf)> {
+    let len = file.len().await?;
+    let (result, head) = read_full_at(&file, PageBuf::zeroed(block_bytes), 0, block_bytes).await;
+    result.map(|_| (file, len, head))
+}
+
+/// Reads a segment from `start` on, to where nothing was written: so much is zero behind it that no
+/// batch lies between, and more was read than replay should need. Bytes before it read as zero.
+async fn read_log<F: File>(
+    file: &F,
+    start: usize,
+    block_bytes: usize,
+    limits: &Limits,
+) -> std::io::Result<PageBuf> {
+    let bytes = usize::try_from(file.len().await?).expect("a file fits an address space");
+    let total = bytes.next_multiple_of(block_bytes).max(block_bytes);
+    let mut buf = PageBuf::zeroed(total);
+    let (mut at, mut ends) = (start.min(total), false);
+    while at < total && !ends {
+        let upto = total.min(at + 2 * limits.batch_bytes_max);
+        buf.set_window(at..upto);
+        let (result, returned) = read_full_at(file, buf, at as u64, block_bytes).await;
+        result?;
+        buf = returned;
+        ends = (at - start) as u64 > limits.replay_bytes_max && all_zero(&buf);
+        at = upto;
+    }
+    buf.set_window(0..at);
+    Ok(buf)
 }
 
 /// The header that a segment must have had, by its first batch and its name.

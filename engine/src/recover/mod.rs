@@ -157,7 +157,8 @@ pub(crate) async fn recover<E: Env>(
         },
         false => {
             remove_stale(env, stale).await;
-            let bytes = segments::segment_bytes(replay.log_bytes, limits);
+            // Small, for opening waits until it is written over; those after it grow again.
+            let bytes = limits.segment_bytes_min;
             let segment = segments::prepare(env, superblock, shard, number, bytes, limits).await?;
             let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
             segments.insert(number.0, segment);

@@ -133,12 +133,31 @@ impl Store {
         let threads = Mutex::new(Threads::Running(Vec::new()));
         // How many shards there are is known once the first core has looked.
         let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told: Told::new(0), threads };
-        let (superblock, told) = start.core(&mut inner, 0, None)?;
+        let first = start.core(0, None)?;
+        let Ok((superblock, told)) = first.begun.recv() else { return Err(first.failed()) };
         inner.shards = superblock.shards;
         inner.told = told.clone();
-        for core in 1..start.cores_of(superblock) {
-            start.core(&mut inner, core, Some((superblock, told.clone())))?;
+        // The first one recovers its shards meanwhile.
+        let others = (1..start.cores_of(superblock))
+            .map(|core| start.core(core, Some((superblock, told.clone()))));
+        let mut failed = Ok(());
+        let mut threads = Vec::new();
+        for starting in std::iter::once(Ok(first)).chain(others).collect::<Vec<_>>() {
+            match starting.and_then(Starting::serves) {
+                Ok((mailbox, thread)) => {
+                    inner.mailboxes.push(mailbox);
+                    threads.push(thread);
+                }
+                Err(error) => failed = failed.and(Err(error)),
+            }
         }
+        if let Err(error) = failed {
+            // Their files are to be free for whoever tries again; why they can't be used is known.
+            inner.mailboxes.iter().for_each(Sender::close);
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            return Err(error);
+        }
+        inner.threads = Mutex::new(Threads::Running(threads));
         Ok(Self(Arc::new(inner)))
     }
 
@@ -263,19 +282,14 @@ impl Start {
         self.cores.min(usize::from(superblock.shards))
     }
 
-    /// Starts one core and waits until it serves. The first opens the store and keeps it locked.
-    fn core(
-        &self,
-        inner: &mut Inner,
-        core: usize,
-        opened: Option<(Superblock, Told)>,
-    ) -> Result<(Superblock, Told)> {
+    /// Starts one core. The first opens the store and keeps it locked.
+    fn core(&self, core: usize, opened: Option<(Superblock, Told)>) -> Result<Starting> {
         let cpu = (self.cores > 1).then_some(core);
         let name = format!("dormouse-{core}");
         let core_options =
             CoreOptions { name, cpu, dir: self.dir.clone(), disk: self.options.disk };
-        let (sender, mail) = mailbox(self.options.requests_max);
-        let (started, starts) = mpsc::channel();
+        let (mailbox, mail) = mailbox(self.options.requests_max);
+        let ((begins, begun), (starts, served)) = (mpsc::channel(), mpsc::channel());
         let (options, shards, cores) = (self.options.clone(), self.shards, self.cores);
         let main = async move |env| {
             let mut lock = None;
@@ -287,30 +301,45 @@ impl Start {
                     (superblock, Told::new(superblock.shards))
                 }
             };
+            let _nobody_waits = begins.send((superblock, told.clone()));
             let cores = cores.min(usize::from(superblock.shards));
             let served = open(&env, superblock, (core, cores), &options, &told).await?;
-            let _starter_is_gone = started.send((superblock, told));
-            drop(started);
+            let _starter_is_gone = starts.send(());
+            drop(starts);
             let ended = served.run(mail).await;
             drop(lock);
             ended
         };
         let thread = CoreThread::spawn(core_options, main).map_err(core_failed)?;
-        match starts.recv() {
-            Ok(opened) => {
-                inner.mailboxes.push(sender);
-                match inner.threads.get_mut().expect("no code panics under it") {
-                    Threads::Running(threads) => threads.push(thread),
-                    Threads::Closing(_) => unreachable!("nobody has the store yet"),
-                }
-                Ok(opened)
-            }
-            // It ended before it served: its error says why.
-            Err(_) => Err(match thread.join() {
-                Ok(Err(error)) => error,
-                Ok(Ok(())) => Error::new(Kind::Closed, "the core ended early"),
-                Err(error) => core_failed(error),
-            }),
+        Ok(Starting { thread, mailbox, begun, served })
+    }
+}
+
+/// A core that recovers its shards.
+struct Starting {
+    thread: CoreThread<Result<()>>,
+    mailbox: Sender<Request>,
+    /// Told once the store is locked.
+    begun: mpsc::Receiver<(Superblock, Told)>,
+    /// Told once the core serves.
+    served: mpsc::Receiver<()>,
+}
+
+impl Starting {
+    /// Waits until it serves.
+    fn serves(self) -> Result<(Sender<Request>, CoreThread<Result<()>>)> {
+        match self.served.recv() {
+            Ok(()) => Ok((self.mailbox, self.thread)),
+            Err(_) => Err(self.failed()),
+        }
+    }
+
+    /// It ended before it served: its error says why.
+    fn failed(self) -> Error {
+        match self.thread.join() {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => Error::new(Kind::Closed, "the core ended early"),
+            Err(error) => core_failed(error),
         }
     }
 }

@@ -69,6 +69,7 @@ fn say(seeds: Option<u64>) -> String {
 }
 
 /// Removes what an earlier copy left below `dir`, so that no file of another commit is built.
+#[expect(clippy::disallowed_methods, reason = "makes a copy of the checkout")]
 fn remove_others(dir: &Path, wanted: &BTreeSet<PathBuf>) -> Result<()> {
     if !dir.exists() {
         return Ok(());
