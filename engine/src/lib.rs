@@ -31,9 +31,11 @@
 //!
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
 
+mod append;
 pub mod batch;
 pub mod call;
 mod checkpoint;
+mod consolidate;
 pub mod contents;
 pub mod directory;
 pub mod env;

@@ -5,32 +5,29 @@
 //! it, reads wait for it, the directory does not know it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::batch::{AlarmChange, Batch, Op, split_ops};
+use crate::append::Appending;
+use crate::batch::{AlarmChange, Batch};
 use crate::checkpoint::{self, Progress};
-use crate::contents::{Contents, Origin, Resident};
-use crate::directory::{Directory, Entry, IdMap, Known, Stamp};
+use crate::consolidate::Meanwhile;
+use crate::contents::{Contents, Resident};
+use crate::directory::{Directory, Entry, IdMap, Known};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
-use crate::format::batch::batch_bytes;
-use crate::format::frame::{self, Address, Frame};
 use crate::format::superblock::Superblock;
 use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::{Disk, File};
 use crate::limits::Limits;
 pub use crate::log::queue::Ticket;
-use crate::log::queue::{OPEN, Outcome, Queue, Update};
+use crate::log::queue::{Outcome, Queue};
 use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
 use crate::store::{Filter, ObjectInfo, Page};
 
-/// Images up to this size are written again whenever the chain is full.
-const SMALL_IMAGE_BYTES: usize = 16 << 10;
 /// Entries of the directory that are walked over at a time.
 const PAGE_ENTRIES: usize = 1024;
 /// Nested chains of an object that nobody keeps resident, before it is read and written as one
@@ -58,6 +55,8 @@ pub(crate) struct State<F: File> {
     pub(crate) directory: Directory<F>,
     pub(crate) progress: Progress<F>,
     pub(crate) pending: IdMap<Pending>,
+    /// Objects that are being rewritten, with the commits made since that began.
+    pub(crate) rewriting: IdMap<Vec<Meanwhile>>,
     pub(crate) queue: Queue,
     pub(crate) segments: Segments<F>,
     pub(crate) spare: Spare<F>,
@@ -272,6 +271,10 @@ impl<E: Env> Shard<E> {
             let existed = head.is_some() || unknown;
             let commit = Appending { inner, id, version, alarm, head, existed, rewrite: false };
             let ticket = commit.append(state, batch, resident);
+            if let Some(commits) = state.rewriting.get_mut(id) {
+                let outcome = ticket.outcome.clone();
+                commits.push(Meanwhile { batch: batch.clone(), version, outcome });
+            }
             let depth = state.pending[id].entry.map_or(0, |entry| entry.depth);
             (ticket, depth >= NESTED_CHAINS_MAX)
         };
@@ -287,7 +290,7 @@ impl<E: Env> Shard<E> {
         Ok(ticket)
     }
 
-    fn check_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         self.check_healthy()?;
         match self.0.state.borrow().life {
             Life::Open => Ok(()),
@@ -491,46 +494,6 @@ impl<E: Env> Shard<E> {
         }
         closed
     }
-
-    /// Reads an object and appends it as one image, unless it changes meanwhile.
-    async fn rewrite(&self, id: &ObjectId) -> Result<()> {
-        let contents = self.load(id).await?;
-        if contents.bytes() + contents.map.len() * 7 > self.0.limits.commit_bytes_max {
-            // Too large for one image until objects are trees.
-            return Ok(());
-        }
-        // Reading took a while: nobody writes what is appended to a shard that has failed.
-        self.check_open()?;
-        let ticket = {
-            let state = &mut *self.0.state.borrow_mut();
-            let head = head(state, id)?.filter(|head| head.version == contents.version);
-            let Some(head) = head else { return Ok(()) };
-            let commit = Appending {
-                inner: &self.0,
-                id,
-                version: contents.version,
-                alarm: contents.alarm,
-                head: Some(head),
-                existed: true,
-                rewrite: true,
-            };
-            commit.append(state, &Batch::new(), Some(&contents))
-        };
-        self.0.work.notify();
-        ticket.await.map(|_| ())
-    }
-
-    /// E9 where reads may come from the page cache: what was replayed is written again.
-    async fn rewrite_changed(&self) -> Result<()> {
-        let changed = self.0.state.borrow().directory.changed();
-        for id in changed {
-            match self.rewrite(&id).await {
-                Err(error) if error.kind() != Kind::Corrupt => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
 }
 
 fn damaged(id: &ObjectId) -> Error {
@@ -542,157 +505,9 @@ fn named(id: &ObjectId, error: &Error) -> Error {
     Error::corrupt(format!("object {id}: {}", error.message()))
 }
 
-fn head<F: File>(state: &State<F>, id: &ObjectId) -> Result<Option<Entry>> {
+pub(crate) fn head<F: File>(state: &State<F>, id: &ObjectId) -> Result<Option<Entry>> {
     match state.pending.get(id) {
         Some(pending) => Ok(pending.entry),
         None => state.directory.get(id),
     }
 }
-
-/// One commit on its way into the queue.
-struct Appending<'a, E: Env> {
-    inner: &'a Rc<Inner<E>>,
-    id: &'a ObjectId,
-    version: Version,
-    alarm: Option<u64>,
-    head: Option<Entry>,
-    /// Whether there was an entry, known or not.
-    existed: bool,
-    rewrite: bool,
-}
-
-impl<E: Env> Appending<'_, E> {
-    fn append(
-        &self,
-        state: &mut State<FileOf<E>>,
-        batch: &Batch,
-        resident: Option<&dyn Resident>,
-    ) -> Ticket {
-        let wall_ms = self.inner.env.wall_ms();
-        let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
-        if let Some(head) = self.head.filter(|_| self.rewrite) {
-            stamp.written_ms = head.written_ms;
-        }
-        let mut known = batch.origin().clone();
-        let entry = match self.image(batch, resident) {
-            Some((payload, origin)) => {
-                let exists = !payload.is_empty() || self.alarm.is_some();
-                let address = self.frames(state, frame::Kind::Image, &payload, Vec::new(), &origin);
-                known = origin;
-                exists.then(|| Entry::image(address, stamp))
-            }
-            None => {
-                let head = self.head.expect("an object that does not exist gets an image");
-                let payload = batch.encoded_ops();
-                let chain: Vec<_> = head.chain().collect();
-                let nested = head.is_full() || self.parts(payload, &known) > 1;
-                let carried = if nested { chain } else { Vec::new() };
-                let kind = frame::Kind::Delta;
-                let address = self.frames(state, kind, payload, carried, &known);
-                Some(head.with_delta(address, stamp, nested))
-            }
-        };
-        let open = state.queue.last_mut();
-        let (id, existed) = (*self.id, self.existed);
-        open.updates.push(Update { id, existed, entry, origin: known });
-        let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
-        let pending = Pending { entry, ordinal, outcome: outcome.clone() };
-        state.pending.insert(*self.id, pending);
-        Ticket { version: self.version, outcome }
-    }
-
-    /// The payload and origin of an image, where an image is to be written.
-    fn image(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Option<(Vec<u8>, Origin)> {
-        let mut origin = batch.origin().clone();
-        resident.into_iter().for_each(|resident| origin.learn(resident.origin()));
-        if let Some(resident) = resident.filter(|resident| self.wants_image(batch, *resident)) {
-            let mut image = Batch::new();
-            resident.visit(&mut |key, value| image = std::mem::take(&mut image).put(key, value));
-            return Some((image.encoded_ops().to_vec(), origin));
-        }
-        if self.head.is_some() && !batch.deletes_all() {
-            return None;
-        }
-        let mut map = BTreeMap::new();
-        for op in batch.ops() {
-            match op {
-                Op::Put(key, value) => drop(map.insert(key, value)),
-                Op::Delete(key) => drop(map.remove(key)),
-            }
-        }
-        let image = map.iter().fold(Batch::new(), |image, (key, value)| image.put(key, value));
-        Some((image.encoded_ops().to_vec(), origin))
-    }
-
-    /// Whether an image of a resident object is worth its bytes: always when it is hardly larger
-    /// than the delta or when nothing is left, and when a full chain has earned it.
-    fn wants_image(&self, batch: &Batch, resident: &dyn Resident) -> bool {
-        let (keys, bytes) = resident.size();
-        let image = bytes + keys * crate::batch::OP_HEADER_BYTES;
-        if image > self.inner.limits.commit_bytes_max {
-            return false;
-        }
-        let Some(head) = self.head else { return true };
-        let delta = batch.encoded_ops().len();
-        self.rewrite
-            || (keys == 0 && self.alarm.is_none())
-            || image <= delta + delta / 2
-            || (head.is_full()
-                && (image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2))
-    }
-
-    /// Payload bytes that one frame can hold beside a chain of `chain` addresses.
-    fn payload_max(&self, chain: usize, origin: &Origin) -> usize {
-        let limits = &self.inner.limits;
-        let fixed = frame::frame_bytes(0, chain, origin) + 8;
-        let empty = batch_bytes(1, fixed, 1);
-        limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
-    }
-
-    fn parts(&self, payload: &[u8], origin: &Origin) -> usize {
-        split_ops(payload, self.payload_max(CHAIN_RESERVE, origin)).len()
-    }
-
-    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.
-    fn frames(
-        &self,
-        state: &mut State<FileOf<E>>,
-        kind: frame::Kind,
-        payload: &[u8],
-        mut chain: Vec<Address>,
-        origin: &Origin,
-    ) -> Address {
-        let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
-        let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
-        let last = runs.pop().expect("split_ops gives one run at least");
-        let predecessor = self.head.and_then(|head| head.newest());
-        let mut frame = Frame {
-            kind,
-            part: true,
-            rewrite: self.rewrite,
-            object: *self.id,
-            version: self.version,
-            predecessor,
-            chain: None,
-            wall_ms: self.inner.env.wall_ms(),
-            alarm: self.alarm,
-            origin: Origin::default(),
-            payload: last,
-        };
-        assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
-        for run in runs {
-            frame.payload = run;
-            chain.push(state.queue.push(&frame, block, max));
-        }
-        frame.part = false;
-        frame.payload = last;
-        frame.origin = origin.clone();
-        frame.chain = (!chain.is_empty()).then_some(chain);
-        let address = state.queue.push(&frame, block, max);
-        assert!(address.segment & OPEN != 0);
-        address
-    }
-}
-
-/// Addresses for which room is kept in a frame that may carry a chain and parts.
-const CHAIN_RESERVE: usize = 160;

@@ -191,6 +191,7 @@ pub(crate) async fn recover<E: Env>(
         directory: replay.directory,
         progress,
         pending: IdMap::default(),
+        rewriting: IdMap::default(),
         queue: Queue::default(),
         segments,
         spare: Spare::None,

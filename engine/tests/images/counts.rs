@@ -162,3 +162,28 @@ fn brief(ops: &[Op]) -> String {
     };
     ops.iter().map(brief).collect::<Vec<_>>().join(", ")
 }
+
+/// An object that is written all the time by someone who never reads it is consolidated all the same:
+/// it never takes more reads than some nested chains have frames, those included that come while it
+/// is read for that.
+#[test]
+fn a_busy_object_that_nobody_reads_stays_quick_to_read() {
+    for disk in disks() {
+        let dir = dir();
+        let ended = block_on(dir.path(), disk, async move |env| {
+            let env = Recorded::new(env, Log::default(), Life::Whole);
+            with_store(env, LIMITS, async |env, shard| {
+                let id = object(1);
+                for number in 0..500_u32 {
+                    let batch = Batch::new().put((number % 7).to_be_bytes(), number.to_be_bytes());
+                    shard.commit(&id, &batch, None).expect("a commit").await.expect("durable");
+                }
+                let load = async { assert_eq!(shard.load(&id).await.expect("read").map.len(), 7) };
+                let reads = during(env, load).await.len();
+                assert!(reads <= 4 * 50, "{disk:?}: {reads} reads");
+            })
+            .await
+        });
+        ended.expect("a core");
+    }
+}

@@ -1,0 +1,166 @@
+//! From a batch to frames in the queue: which of them are images, which deltas, and in how many parts.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::batch::{Batch, Op, split_ops};
+use crate::contents::{Origin, Resident};
+use crate::directory::{Entry, Stamp};
+use crate::env::Env;
+use crate::format::batch::batch_bytes;
+use crate::format::frame::{self, Address, Frame};
+use crate::ids::{ObjectId, Version};
+use crate::log::queue::{OPEN, Ticket, Update};
+use crate::log::segments::FileOf;
+use crate::shard::{Inner, Pending, State};
+
+/// Images up to this size are written again whenever the chain is full.
+const SMALL_IMAGE_BYTES: usize = 16 << 10;
+
+/// One commit on its way into the queue.
+pub(crate) struct Appending<'a, E: Env> {
+    pub(crate) inner: &'a Rc<Inner<E>>,
+    pub(crate) id: &'a ObjectId,
+    pub(crate) version: Version,
+    pub(crate) alarm: Option<u64>,
+    pub(crate) head: Option<Entry>,
+    /// Whether there was an entry, known or not.
+    pub(crate) existed: bool,
+    pub(crate) rewrite: bool,
+}
+
+impl<E: Env> Appending<'_, E> {
+    pub(crate) fn append(
+        &self,
+        state: &mut State<FileOf<E>>,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Ticket {
+        let wall_ms = self.inner.env.wall_ms();
+        let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
+        if let Some(head) = self.head.filter(|_| self.rewrite) {
+            stamp.written_ms = head.written_ms;
+        }
+        let mut known = batch.origin().clone();
+        let entry = match self.image(batch, resident) {
+            Some((payload, origin)) => {
+                let exists = !payload.is_empty() || self.alarm.is_some();
+                let address = self.frames(state, frame::Kind::Image, &payload, Vec::new(), &origin);
+                known = origin;
+                exists.then(|| Entry::image(address, stamp))
+            }
+            None => {
+                let head = self.head.expect("an object that does not exist gets an image");
+                let payload = batch.encoded_ops();
+                let chain: Vec<_> = head.chain().collect();
+                let nested = head.is_full() || self.parts(payload, &known) > 1;
+                let carried = if nested { chain } else { Vec::new() };
+                let kind = frame::Kind::Delta;
+                let address = self.frames(state, kind, payload, carried, &known);
+                Some(head.with_delta(address, stamp, nested))
+            }
+        };
+        let open = state.queue.last_mut();
+        let (id, existed) = (*self.id, self.existed);
+        open.updates.push(Update { id, existed, entry, origin: known });
+        let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
+        let pending = Pending { entry, ordinal, outcome: outcome.clone() };
+        state.pending.insert(*self.id, pending);
+        Ticket { version: self.version, outcome }
+    }
+
+    /// The payload and origin of an image, where an image is to be written.
+    fn image(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Option<(Vec<u8>, Origin)> {
+        let mut origin = batch.origin().clone();
+        resident.into_iter().for_each(|resident| origin.learn(resident.origin()));
+        if let Some(resident) = resident.filter(|resident| self.wants_image(batch, *resident)) {
+            let mut image = Batch::new();
+            resident.visit(&mut |key, value| image = std::mem::take(&mut image).put(key, value));
+            return Some((image.encoded_ops().to_vec(), origin));
+        }
+        if self.head.is_some() && !batch.deletes_all() {
+            return None;
+        }
+        let mut map = BTreeMap::new();
+        for op in batch.ops() {
+            match op {
+                Op::Put(key, value) => drop(map.insert(key, value)),
+                Op::Delete(key) => drop(map.remove(key)),
+            }
+        }
+        let image = map.iter().fold(Batch::new(), |image, (key, value)| image.put(key, value));
+        Some((image.encoded_ops().to_vec(), origin))
+    }
+
+    /// Whether an image of a resident object is worth its bytes: always when it is hardly larger
+    /// than the delta or when nothing is left, and when a full chain has earned it.
+    fn wants_image(&self, batch: &Batch, resident: &dyn Resident) -> bool {
+        let (keys, bytes) = resident.size();
+        let image = bytes + keys * crate::batch::OP_HEADER_BYTES;
+        if image > self.inner.limits.commit_bytes_max {
+            return false;
+        }
+        let Some(head) = self.head else { return true };
+        let delta = batch.encoded_ops().len();
+        self.rewrite
+            || (keys == 0 && self.alarm.is_none())
+            || image <= delta + delta / 2
+            || (head.is_full()
+                && (image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2))
+    }
+
+    /// Payload bytes that one frame can hold beside a chain of `chain` addresses.
+    fn payload_max(&self, chain: usize, origin: &Origin) -> usize {
+        let limits = &self.inner.limits;
+        let fixed = frame::frame_bytes(0, chain, origin) + 8;
+        let empty = batch_bytes(1, fixed, 1);
+        limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
+    }
+
+    fn parts(&self, payload: &[u8], origin: &Origin) -> usize {
+        split_ops(payload, self.payload_max(CHAIN_RESERVE, origin)).len()
+    }
+
+    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.
+    fn frames(
+        &self,
+        state: &mut State<FileOf<E>>,
+        kind: frame::Kind,
+        payload: &[u8],
+        mut chain: Vec<Address>,
+        origin: &Origin,
+    ) -> Address {
+        let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
+        let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
+        let last = runs.pop().expect("split_ops gives one run at least");
+        let predecessor = self.head.and_then(|head| head.newest());
+        let mut frame = Frame {
+            kind,
+            part: true,
+            rewrite: self.rewrite,
+            object: *self.id,
+            version: self.version,
+            predecessor,
+            chain: None,
+            wall_ms: self.inner.env.wall_ms(),
+            alarm: self.alarm,
+            origin: Origin::default(),
+            payload: last,
+        };
+        assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
+        for run in runs {
+            frame.payload = run;
+            chain.push(state.queue.push(&frame, block, max));
+        }
+        frame.part = false;
+        frame.payload = last;
+        frame.origin = origin.clone();
+        frame.chain = (!chain.is_empty()).then_some(chain);
+        let address = state.queue.push(&frame, block, max);
+        assert!(address.segment & OPEN != 0);
+        address
+    }
+}
+
+/// Addresses for which room is kept in a frame that may carry a chain and parts.
+const CHAIN_RESERVE: usize = 160;
