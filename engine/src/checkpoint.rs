@@ -133,7 +133,8 @@ pub(crate) async fn read_manifest<E: Env>(
         env.disk().sync_dir().await.map_err(failed)?;
     }
     let slot = |index: usize| {
-        let bytes = buf.get(index * slot_bytes..(index + 1) * slot_bytes).unwrap_or_default();
+        let (start, end) = (index * slot_bytes, (index + 1) * slot_bytes);
+        let bytes = buf.get(start..end.min(buf.len())).unwrap_or_default();
         match Checkpoint::decode(bytes, superblock.store, shard) {
             Ok(checkpoint) => Ok(Some(checkpoint)),
             // It is no damage, and what the other slot says is older (E8).
@@ -206,8 +207,10 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         state.directory.recount();
     }
     let frozen = state.directory.freeze();
-    let blocks = if forget { u64::MAX } else { 1 + grown / LOG_BYTES_PER_BLOCK };
-    let merged = state.directory.to_merge(blocks, &inner.limits);
+    let merged = match forget {
+        true => state.directory.all_runs(),
+        false => state.directory.to_merge(1 + grown / LOG_BYTES_PER_BLOCK, &inner.limits),
+    };
     let run = state.progress.next_run;
     state.progress.next_run += 1;
     let tail = state.tail;
@@ -262,7 +265,8 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<
     let mut run = write_run(env, superblock, place, frozen.clone(), &merged, how, limits).await;
     if run.as_ref().is_err_and(|error| error.kind() == Kind::Corrupt) {
         // A damaged run stays as it is, so that what it holds is not forgotten.
-        merged.clear();
+        let whole = merged.iter().take_while(|run| !run.damaged.get()).count();
+        merged.truncate(whole);
         how.all = false;
         run = write_run(env, superblock, place, frozen, &merged, how, limits).await;
     }

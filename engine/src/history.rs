@@ -14,7 +14,7 @@ use crate::env::Env;
 use crate::error::Result;
 use crate::format::frame::{self, Address, Frame};
 use crate::ids::{Epoch, ObjectId, Sequence, Version};
-use crate::repair::scan::{Seen, walk};
+use crate::repair::scan::{Epochs, Seen, walk};
 use crate::shard::Shard;
 
 /// How a commit lies in the log.
@@ -96,19 +96,13 @@ impl<E: Env> Shard<E> {
     /// out: [`Commit::whole`] says so of a commit that names one.
     pub async fn history(&self, id: &ObjectId) -> Result<Vec<Commit>> {
         self.settled(id).await?;
-        // Where each epoch begins. The next one will begin behind what was accepted.
-        let mut begins = BTreeMap::new();
-        {
-            let state = self.0.state.borrow();
-            begins.insert(state.epoch, state.tail.last.next());
-        }
+        let mut epochs = Epochs::new(&self.0);
         let mut found = BTreeMap::new();
         let mut batch = (Epoch(0), Sequence(0));
         walk(&self.0, |seen| match seen {
             Seen::Batch(epoch, sequence) => {
                 batch = (epoch, sequence);
-                let begin = begins.entry(epoch).or_insert(sequence);
-                *begin = sequence.min(*begin);
+                epochs.note(epoch, sequence);
             }
             Seen::Frame(address, frame) if frame.object == *id => {
                 found.insert(address, Found::new(batch, address, &frame));
@@ -116,11 +110,7 @@ impl<E: Env> Shard<E> {
             Seen::Frame(..) => {}
         })
         .await?;
-        found.retain(|_, frame| {
-            // A newer epoch that begins before it knew nothing of it.
-            let mut newer = begins.iter().filter(|(epoch, _)| **epoch > frame.epoch);
-            newer.all(|(_, begin)| frame.sequence < *begin)
-        });
+        found.retain(|_, frame| epochs.accepted((frame.epoch, frame.sequence)));
         Ok(commits(&found))
     }
 }

@@ -15,7 +15,15 @@ use crate::io::File;
 pub(crate) struct Merge<'a, F: File> {
     /// Youngest first.
     recent: Vec<Peekable<IntoIter<Keyed>>>,
-    runs: Vec<Peekable<Entries<'a, F>>>,
+    runs: Vec<Source<'a, F>>,
+}
+
+/// A run that is walked over.
+struct Source<'a, F: File> {
+    entries: Peekable<Entries<'a, F>>,
+    /// Whether a damaged block lies between the entry that was taken last and the next one: of what
+    /// lies between these, only younger sources know the truth.
+    gap: bool,
 }
 
 impl<'a, F: File> Merge<'a, F> {
@@ -27,7 +35,10 @@ impl<'a, F: File> Merge<'a, F> {
     ) -> Self {
         Self {
             recent: recent.into_iter().map(|entries| entries.into_iter().peekable()).collect(),
-            runs: runs.iter().map(|run| run.entries(after).peekable()).collect(),
+            runs: runs
+                .iter()
+                .map(|run| Source { entries: run.entries(after).peekable(), gap: false })
+                .collect(),
         }
     }
 }
@@ -36,28 +47,53 @@ impl<F: File> Iterator for Merge<'_, F> {
     type Item = Result<Keyed>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        for run in &mut self.runs {
-            if matches!(run.peek(), Some(Err(_))) {
-                return run.next();
+        loop {
+            for run in &mut self.runs {
+                if matches!(run.entries.peek(), Some(Err(_))) {
+                    run.gap = true;
+                    return run.entries.next();
+                }
+            }
+            let (key, youngest) = self.least()?;
+            if let Some(known) = youngest {
+                return Some(Ok((key, known)));
             }
         }
+    }
+}
+
+impl<F: File> Merge<'_, F> {
+    /// The next key, and what is known of it; `None` if that lay in a damaged block.
+    fn least(&mut self) -> Option<(Key, Option<Known>)> {
         let recent = self.recent.iter_mut().filter_map(|entries| Some(entries.peek()?.0));
-        let runs = self.runs.iter_mut().filter_map(|run| Some(run.peek()?.as_ref().ok()?.0));
+        let runs =
+            self.runs.iter_mut().filter_map(|run| Some(run.entries.peek()?.as_ref().ok()?.0));
         let least = recent.chain(runs).min()?;
         let is_least = |key: &Key| *key == least;
         let mut youngest: Option<Known> = None;
-        let mut take = |older: Known| match &mut youngest {
-            Some(youngest) => youngest.origin.learn(&older.origin),
-            None => youngest = Some(older),
-        };
         for entries in &mut self.recent {
-            let taken = entries.next_if(|(key, _)| is_least(key));
-            taken.into_iter().for_each(|(_, known)| take(known));
+            match (&mut youngest, entries.next_if(|(key, _)| is_least(key))) {
+                (Some(youngest), Some((_, older))) => youngest.origin.learn(&older.origin),
+                (None, Some((_, known))) => youngest = Some(known),
+                (_, None) => {}
+            }
         }
-        for run in &mut self.runs {
-            let taken = run.next_if(|entry| entry.as_ref().is_ok_and(|(key, _)| is_least(key)));
-            taken.into_iter().flatten().for_each(|(_, known)| take(known));
+        let mut hidden = false;
+        for Source { entries, gap } in &mut self.runs {
+            let is_least = |(key, _): &Keyed| is_least(key);
+            match entries.next_if(|entry| entry.as_ref().is_ok_and(is_least)) {
+                Some(entry) => {
+                    *gap = false;
+                    let known = entry.ok().filter(|_| !hidden || youngest.is_some());
+                    match (&mut youngest, known) {
+                        (Some(youngest), Some((_, older))) => youngest.origin.learn(&older.origin),
+                        (None, Some((_, known))) => youngest = Some(known),
+                        (_, None) => {}
+                    }
+                }
+                None => hidden |= *gap,
+            }
         }
-        youngest.map(|known| Ok((least, known)))
+        Some((least, youngest))
     }
 }

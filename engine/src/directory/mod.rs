@@ -266,7 +266,14 @@ impl<F: File> Directory<F> {
         });
         let surplus = (self.runs.len() + 1).saturating_sub(limits.runs_max);
         let merged = small.count().max(surplus);
-        self.runs[..merged].to_vec()
+        // A damaged run stays as it is, so that what it holds is not forgotten.
+        let whole = self.runs.iter().take_while(|run| !run.damaged.get()).count();
+        self.runs[..merged.min(whole)].to_vec()
+    }
+
+    /// All runs, for one that takes the place of all.
+    pub(crate) fn all_runs(&self) -> Vec<Rc<Run<F>>> {
+        self.runs.clone()
     }
 
     /// Whether so many of the youngest runs are all: then nothing older can hold what was deleted.

@@ -18,6 +18,8 @@ pub(crate) struct Run<F: File> {
     pub(crate) header: RunHeader,
     _file: F,
     map: F::Map,
+    /// Whether a block was found damaged: it is not merged with others again and again.
+    pub(crate) damaged: Cell<bool>,
     /// Alarms before this one are of objects that have a newer entry elsewhere.
     passed: Cell<usize>,
     /// The alarms, once they were read: most runs' never are.
@@ -28,8 +30,8 @@ impl<F: File> Run<F> {
     /// The run that a file holds, its header checked.
     pub(crate) fn new(header: RunHeader, file: F) -> std::io::Result<Self> {
         let map = file.map()?;
-        let (passed, alarms) = Default::default();
-        Ok(Self { header, _file: file, map, passed, alarms })
+        let (damaged, passed, alarms) = Default::default();
+        Ok(Self { header, _file: file, map, damaged, passed, alarms })
     }
 
     /// As a checkpoint names it.
@@ -48,7 +50,7 @@ impl<F: File> Run<F> {
         self.map.get(start..start + BLOCK_BYTES).unwrap_or_default()
     }
 
-    fn damaged(&self, number: u32, why: Rejected) -> Error {
+    fn error(&self, number: u32, why: Rejected) -> Error {
         let run = self.header.number;
         Error::corrupt(format!("block {number} of run {run} of the directory: {why}"))
     }
@@ -81,11 +83,11 @@ impl<F: File> Run<F> {
         let found = match block {
             None => None,
             Some(block) => find(self.block(block), self.header.incarnation, block, &key.id)
-                .map_err(|why| self.damaged(block, why))?,
+                .map_err(|why| self.error(block, why))?,
         };
         match found.is_some() || next_is_readable {
             true => Ok(found),
-            false => Err(self.damaged(block.map_or(1, |block| block + 1), Rejected::Checksum)),
+            false => Err(self.error(block.map_or(1, |block| block + 1), Rejected::Checksum)),
         }
     }
 
@@ -137,7 +139,7 @@ impl<F: File> Run<F> {
                 true => run::entries(self.block(number), incarnation, number).map(drop),
                 false => run::alarms(self.block(number), incarnation, number).map(drop),
             };
-            Some(self.damaged(number, read.err()?))
+            Some(self.error(number, read.err()?))
         });
         damaged.collect()
     }
@@ -214,7 +216,10 @@ impl<F: File> Iterator for Entries<'_, F> {
             let bytes = self.run.block(block);
             match run::entries(bytes, self.run.header.incarnation, block) {
                 Ok(read) => self.read = read.into_iter(),
-                Err(why) => return Some(Err(self.run.damaged(block, why))),
+                Err(why) => {
+                    self.run.damaged.set(true);
+                    return Some(Err(self.run.error(block, why)));
+                }
             }
         }
     }

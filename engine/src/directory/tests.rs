@@ -159,6 +159,23 @@ fn merged_entries_keep_the_names_that_older_ones_knew() {
 }
 
 #[test]
+fn behind_a_damaged_block_no_older_run_speaks() {
+    const OBJECTS: u64 = 1200;
+    let (header, file) = write(OBJECTS);
+    let whole = open(header, &file);
+    for block in 1..=header.entry_blocks {
+        let damaged = Memory(Rc::new(RefCell::new(file.0.borrow().clone())));
+        damaged.0.borrow_mut()[block as usize * BLOCK_BYTES + 100] = 0xff;
+        let runs = [open(header, &damaged), open(header, &file)].map(Rc::new);
+        let merged: Vec<_> = Merge::new(vec![], &runs, None).filter_map(Result::ok).collect();
+        let readable: Vec<_> = runs[0].entries(None).filter_map(Result::ok).collect();
+        assert_eq!(merged, readable, "block {block}");
+        assert!(merged.len() < whole.entries(None).count());
+        assert!(runs[0].damaged.get() && !runs[1].damaged.get());
+    }
+}
+
+#[test]
 fn a_damaged_block_hides_its_own_objects_and_no_other() {
     const OBJECTS: u64 = 1200;
     let (header, file) = write(OBJECTS);

@@ -176,7 +176,7 @@ impl<F: File> Replay<F> {
 
     /// Gives up the batches before `next`: whatever their tables name is unreadable. Without the
     /// table of each, nobody knows what was lost, and the shard must not open.
-    fn lose(&mut self, files: &[Scanned<F>], here: Option<Spot>, next: Spot) -> Result<()> {
+    fn lose(&mut self, files: &mut [Scanned<F>], here: Option<Spot>, next: Spot) -> Result<()> {
         let upto = files[next.0].batch_at(next.1).expect("chosen by `vouched`").sequence;
         let mut missing = self.last.next();
         while missing < upto {
@@ -201,6 +201,13 @@ impl<F: File> Replay<F> {
             missing = missing.next();
         }
         self.next_version += LOST_VERSIONS;
+        // What is left of these batches stays: the next opening needs it to find the same (E7), and
+        // a repair to bring back what it can. So their files count as such that hold frames.
+        let first = here.map_or(0, |(file, _)| file);
+        for file in &mut files[first..=next.0] {
+            file.accepted = true;
+            file.segment.frames_bytes = file.segment.frames_bytes.max(1);
+        }
         Ok(())
     }
 

@@ -59,6 +59,8 @@ pub enum Fate {
         /// Its keys.
         keys: usize,
     },
+    /// The newest version of which all can be read is that it was deleted: it no longer exists.
+    Deleted,
     /// Of no version all can be read: it no longer exists.
     Dropped,
     /// It can be read at this version, and is too large to be written as one commit.
@@ -126,9 +128,11 @@ impl<E: Env> Shard<E> {
             let frames = found.get(&id).map_or(&[][..], |frames| frames);
             let good = self.last_good(&id, frames).await;
             let fate = self.bring_back(&id, good.as_ref(), apply).await?;
-            repair.objects.extend(fate.map(|fate| (id, fate)));
+            repair.objects.push((id, fate));
         }
-        let forget = !repair.directory.is_empty();
+        // A block that holds what could not be brought back is not given up.
+        let too_large = |(_, fate): &(ObjectId, Fate)| matches!(fate, Fate::TooLarge(_));
+        let forget = !repair.directory.is_empty() && !repair.objects.iter().any(too_large);
         if apply {
             checkpoint::make(&self.0, forget).await?;
         }
@@ -152,13 +156,14 @@ impl<E: Env> Shard<E> {
         id: &ObjectId,
         good: Option<&(Contents, u64)>,
         apply: bool,
-    ) -> Result<Option<Fate>> {
+    ) -> Result<Fate> {
         let mut batch = Batch::new().delete_all().delete_alarm();
         let fate = match good {
             None => Fate::Dropped,
-            // It was deleted: there is nothing to bring back.
+            // Said again, for what says it may lie in a block that is given up, before an older
+            // run that still holds the object.
             Some((contents, _)) if contents.map.is_empty() && contents.alarm.is_none() => {
-                return Ok(None);
+                Fate::Deleted
             }
             Some((contents, written_ms)) => {
                 let put = |batch: Batch, (key, value)| batch.put(key, value);
@@ -172,12 +177,12 @@ impl<E: Env> Shard<E> {
         };
         if batch.encoded_ops().len() > self.0.limits.commit_bytes_max {
             let version = good.map_or(Version::NONE, |(contents, _)| contents.version);
-            return Ok(Some(Fate::TooLarge(version)));
+            return Ok(Fate::TooLarge(version));
         }
         if apply {
             self.commit(id, &batch, None)?.await?;
         }
-        Ok(Some(fate))
+        Ok(fate)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::shard::Inner;
 /// A frame that ends a commit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Found {
+    batch: (Epoch, Sequence),
     address: Address,
     pub(super) stamp: Stamp,
     predecessor: Option<Address>,
@@ -64,6 +65,29 @@ pub(crate) async fn walk<E: Env>(
     Ok(())
 }
 
+/// Where each epoch of the log begins: what an older one wrote from there on was never accepted.
+pub(crate) struct Epochs(BTreeMap<Epoch, Sequence>);
+
+impl Epochs {
+    /// With the next one, which will begin behind what was accepted.
+    pub(crate) fn new<E: Env>(inner: &Rc<Inner<E>>) -> Self {
+        let state = inner.state.borrow();
+        Self([(state.epoch, state.tail.last.next())].into())
+    }
+
+    /// Takes note of a batch.
+    pub(crate) fn note(&mut self, epoch: Epoch, sequence: Sequence) {
+        let begin = self.0.entry(epoch).or_insert(sequence);
+        *begin = sequence.min(*begin);
+    }
+
+    /// Whether recovery accepted the batch: no newer epoch begins at it or before it.
+    pub(crate) fn accepted(&self, (epoch, sequence): (Epoch, Sequence)) -> bool {
+        let mut newer = self.0.iter().filter(|(newer, _)| **newer > epoch);
+        newer.all(|(_, begin)| sequence < *begin)
+    }
+}
+
 /// The frames of `wanted` objects, and of those whose block of the directory is damaged, by rising
 /// versions.
 ///
@@ -73,8 +97,17 @@ pub(super) async fn scan<E: Env>(
     wanted: &BTreeSet<ObjectId>,
 ) -> Result<BTreeMap<ObjectId, Vec<Found>>> {
     let mut found: BTreeMap<ObjectId, Vec<Found>> = BTreeMap::new();
+    let mut epochs = Epochs::new(inner);
+    let mut batch = (Epoch(0), Sequence(0));
     let visit = |seen: Seen<'_>| {
-        let Seen::Frame(address, frame) = seen else { return };
+        let (address, frame) = match seen {
+            Seen::Batch(epoch, sequence) => {
+                epochs.note(epoch, sequence);
+                batch = (epoch, sequence);
+                return;
+            }
+            Seen::Frame(address, frame) => (address, frame),
+        };
         let id = frame.object;
         let hidden = || inner.state.borrow().directory.get(&id).is_err();
         if frame.part || !(wanted.contains(&id) || hidden()) {
@@ -82,6 +115,7 @@ pub(super) async fn scan<E: Env>(
         }
         let (version, alarm) = (frame.version, frame.alarm);
         found.entry(id).or_default().push(Found {
+            batch,
             address,
             stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
             predecessor: frame.predecessor,
@@ -89,6 +123,8 @@ pub(super) async fn scan<E: Env>(
         });
     };
     walk(inner, visit).await?;
+    // A batch that recovery dropped may be whole in part: nobody was told of its commits.
+    found.values_mut().for_each(|frames| frames.retain(|found| epochs.accepted(found.batch)));
     // Of a rewrite and what it rewrote, which are of one version, the later one is tried first.
     found.values_mut().for_each(|frames| frames.sort_by_key(|found| found.stamp.version));
     Ok(found)

@@ -21,7 +21,7 @@ use dormouse_sim::{DiskFaults, SimEnv, World};
 use story::{Files, LIMITS, STEPS, Story};
 
 const BLOCK: usize = 512;
-/// Flips after which the store is repaired too: once in so many.
+/// Flips after which the store is opened again, and repaired: once in so many.
 const REPAIR_EVERY: usize = 61;
 
 /// What one place of the disk became.
@@ -224,6 +224,11 @@ fn try_damage(story: &Story, file: &str, damage: &Damage, number: usize, found: 
         Some(_) => found.contained += 1,
     }
     let often = !matches!(damage, Damage::Flip(_)) || number.is_multiple_of(REPAIR_EVERY);
+    if often {
+        // What opening writes must not change what the next one finds (E7).
+        let again = look(&world, story, &what);
+        assert_eq!(again.map(|it| it.whole), looked.as_ref().map(|it| it.whole.clone()), "{what}");
+    }
     if clean || !often || file == "superblock" {
         return;
     }

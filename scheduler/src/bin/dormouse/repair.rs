@@ -49,6 +49,8 @@ enum Step {
     Accepted { loss: String },
     /// An object is brought back to an earlier state.
     BroughtBack { id: String, version: u64, written: String, keys: usize },
+    /// An object's deletion is said again.
+    Deleted { id: String },
     /// An object is dropped.
     Dropped { id: String },
     /// An object is too large to be brought back.
@@ -123,6 +125,10 @@ impl Repair {
                 "object {id}: {will}brought back to version {version} of {written}, {keys} keys; \
                  later commits are lost"
             ),
+            Step::Deleted { id } => writeln!(
+                out,
+                "object {id}: {will}deleted, as it was by its newest commit that can be read"
+            ),
             Step::Dropped { id } => {
                 writeln!(out, "object {id}: {will}dropped, no state of it can be read")
             }
@@ -158,6 +164,7 @@ impl Step {
                 written: print::time(*written_ms),
                 keys: *keys,
             },
+            Fate::Deleted => Self::Deleted { id },
             Fate::Dropped => Self::Dropped { id },
             Fate::TooLarge(version) => Self::TooLarge { id, version: version.0 },
         }
