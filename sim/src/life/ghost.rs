@@ -265,6 +265,12 @@ impl Ghost {
     }
 
     fn set_alarm(&mut self, at: Option<u64>) -> Result<usize> {
+        // Whether one that is set for the same time again counts its failures anew is left open.
+        if let Some((failed, count)) = &mut self.failed
+            && at != Some(*failed)
+        {
+            *count = None;
+        }
         if let Some(run) = &mut self.run {
             run.hidden = false;
         }
