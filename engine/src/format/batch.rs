@@ -52,7 +52,7 @@
 //! | 44 | 4 | reserved, 0 |
 
 use super::{
-    Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
+    Rejected, VERSION, all_zero, checked, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
 use crate::ids::{Epoch, Incarnation, ObjectId, Sequence, StoreId};
 
@@ -122,17 +122,7 @@ impl BatchHeader {
     /// Checks and reads the header of a batch that begins with `bytes`, at `offset` of its segment;
     /// everything but the body.
     pub fn decode(bytes: &[u8], home: &Home, offset: usize) -> Result<Self, Rejected> {
-        let bytes = bytes.get(..HEADER_BYTES).ok_or(Rejected::Short)?;
-        if bytes[..8] != MAGIC {
-            return Err(Rejected::Magic);
-        }
-        let crc = get_u32(bytes, 12);
-        if crc != crc_without(bytes, 12) {
-            return Err(Rejected::Checksum);
-        }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
+        let bytes = checked(bytes, HEADER_BYTES, &MAGIC)?;
         if u128::from_le_bytes(get(bytes, 16)) != home.store.0
             || get_u16(bytes, 32) != home.shard
             || get_u64(bytes, 40) != home.incarnation.0
@@ -158,7 +148,7 @@ impl BatchHeader {
             body_crc: get_u32(bytes, 80),
             table_crc: get_u32(bytes, 84),
             wall_ms: get_u64(bytes, 88),
-            crc,
+            crc: get_u32(bytes, 12),
         };
         if !all_zero(&bytes[100..]) || !all_zero(&bytes[34..36]) {
             return Err(Rejected::Malformed("reserved bytes"));

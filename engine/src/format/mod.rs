@@ -75,6 +75,26 @@ pub(crate) fn crc_without(bytes: &[u8], at: usize) -> u32 {
     crc32c::crc32c_append(crc, &bytes[at + 4..])
 }
 
+/// What every header begins with, checked in this order: magic (8 bytes), a checksum (4, at 12)
+/// over the `len` bytes of the header, version (2, at 8). Gives these bytes.
+pub(crate) fn checked<'a>(
+    bytes: &'a [u8],
+    len: usize,
+    magic: &[u8; 8],
+) -> Result<&'a [u8], Rejected> {
+    let bytes = bytes.get(..len).ok_or(Rejected::Short)?;
+    if bytes[..8] != *magic {
+        return Err(Rejected::Magic);
+    }
+    if get_u32(bytes, 12) != crc_without(bytes, 12) {
+        return Err(Rejected::Checksum);
+    }
+    match get_u16(bytes, 8) {
+        version if version > VERSION => Err(Rejected::Version(version)),
+        _ => Ok(bytes),
+    }
+}
+
 pub(crate) fn all_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }

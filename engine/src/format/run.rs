@@ -49,7 +49,7 @@ use std::sync::Arc;
 
 use super::frame::{ADDRESS_BYTES, Address, text};
 use super::{
-    Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
+    Rejected, VERSION, all_zero, checked, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
 use crate::contents::Origin;
 use crate::directory::{CHAIN_MAX, Entry, Known, Stamp};
@@ -133,16 +133,7 @@ impl RunHeader {
 
     /// Checks and reads the header of a run of this store and shard.
     pub fn decode(bytes: &[u8], store: StoreId, shard: u16) -> Result<Self, Rejected> {
-        let bytes = bytes.get(..BLOCK_BYTES).ok_or(Rejected::Short)?;
-        if bytes[..8] != MAGIC {
-            return Err(Rejected::Magic);
-        }
-        if get_u32(bytes, 12) != crc_without(bytes, 12) {
-            return Err(Rejected::Checksum);
-        }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
+        let bytes = checked(bytes, BLOCK_BYTES, &MAGIC)?;
         let header = Self {
             store: StoreId(u128::from_le_bytes(get(bytes, 16))),
             shard: get_u16(bytes, 10),

@@ -15,7 +15,7 @@
 //! | 52 | 12 | reserved | 0 |
 
 use super::{
-    Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
+    Rejected, VERSION, all_zero, checked, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
 use crate::format::superblock::Superblock;
 use crate::ids::{Incarnation, SegmentNumber, StoreId};
@@ -62,16 +62,7 @@ impl SegmentHeader {
 
     /// Checks and reads a header of a segment of this shard.
     pub fn decode(bytes: &[u8], superblock: &Superblock, shard: u16) -> Result<Self, Rejected> {
-        let bytes = bytes.get(..BYTES).ok_or(Rejected::Short)?;
-        if bytes[..8] != MAGIC {
-            return Err(Rejected::Magic);
-        }
-        if get_u32(bytes, 12) != crc_without(bytes, 12) {
-            return Err(Rejected::Checksum);
-        }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
+        let bytes = checked(bytes, BYTES, &MAGIC)?;
         let header = Self {
             store: StoreId(u128::from_le_bytes(get(bytes, 16))),
             shard: get_u16(bytes, 10),

@@ -14,7 +14,7 @@
 //! | 48 | 16 | reserved | 0 |
 
 use super::{
-    Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
+    Rejected, VERSION, all_zero, checked, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
 use crate::ids::StoreId;
 
@@ -53,16 +53,7 @@ impl Superblock {
 
     /// Checks and reads a superblock from the start of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Rejected> {
-        let bytes = bytes.get(..BYTES).ok_or(Rejected::Short)?;
-        if bytes[..8] != MAGIC {
-            return Err(Rejected::Magic);
-        }
-        if get_u32(bytes, 12) != crc_without(bytes, 12) {
-            return Err(Rejected::Checksum);
-        }
-        if get_u16(bytes, 8) > VERSION {
-            return Err(Rejected::Version(get_u16(bytes, 8)));
-        }
+        let bytes = checked(bytes, BYTES, &MAGIC)?;
         let block_bytes = get_u32(bytes, 32) as usize;
         if !block_bytes.is_power_of_two() || !(512..=4096).contains(&block_bytes) {
             return Err(Rejected::Malformed("block bytes"));
