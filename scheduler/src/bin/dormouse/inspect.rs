@@ -11,6 +11,7 @@ use dormouse_scheduler::NamespaceKey;
 use serde::Serialize;
 
 use crate::access;
+use crate::ls::Line;
 use crate::print::{self, Out, Text};
 use crate::{Done, Verdict};
 
@@ -77,13 +78,8 @@ pub(crate) struct Inspect {
 
 #[derive(Serialize)]
 struct Object<'a> {
-    id: String,
-    namespace: Option<&'a str>,
-    name: Option<&'a str>,
-    version: u64,
-    log_bytes: u64,
-    written: String,
-    alarm: Option<String>,
+    #[serde(flatten)]
+    info: Line<'a>,
     keys: Vec<(Text<'a>, Text<'a>)>,
 }
 
@@ -145,15 +141,6 @@ impl Inspect {
 impl<'a> Object<'a> {
     fn of(info: &'a ObjectInfo, keys: &[(&'a Bytes, &'a Bytes)]) -> Self {
         let keys = keys.iter().map(|(key, value)| (Text::of(key), Text::of(value))).collect();
-        Self {
-            id: info.id.to_string(),
-            namespace: info.namespace.as_deref(),
-            name: info.name.as_deref(),
-            version: info.version.0,
-            log_bytes: info.log_bytes,
-            written: print::time(info.written_ms),
-            alarm: info.alarm.map(print::time),
-            keys,
-        }
+        Self { info: Line::of(info), keys }
     }
 }

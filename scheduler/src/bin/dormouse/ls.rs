@@ -43,8 +43,9 @@ pub(crate) struct Ls {
     json: bool,
 }
 
+/// What a listing says of an object.
 #[derive(Serialize)]
-struct Line<'a> {
+pub(crate) struct Line<'a> {
     id: String,
     namespace: Option<&'a str>,
     name: Option<&'a str>,
@@ -103,7 +104,7 @@ impl Ls {
 }
 
 impl<'a> Line<'a> {
-    fn of(object: &'a ObjectInfo) -> Self {
+    pub(crate) fn of(object: &'a ObjectInfo) -> Self {
         Self {
             id: object.id.to_string(),
             namespace: object.namespace.as_deref(),
