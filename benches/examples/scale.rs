@@ -226,6 +226,11 @@ fn main() -> Result<()> {
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--load", objects, dir] => load(Path::new(dir), objects.parse()?),
         ["--commit", objects, dir] => commit_on(Path::new(dir), objects.parse()?),
+        ["--open", number, dir] => {
+            let (store, took) = open_and_read(Path::new(dir), number.parse()?)?;
+            println!("open and read one: {}", ms(took));
+            Ok(store.close().wait()?)
+        }
         [objects] => {
             let below = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
             let dir = tempfile::tempdir_in(below)?;

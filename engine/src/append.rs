@@ -8,7 +8,7 @@ use crate::contents::{Origin, Resident};
 use crate::directory::{Entry, Stamp};
 use crate::env::Env;
 use crate::format::batch::batch_bytes;
-use crate::format::frame::{self, Address, Frame};
+use crate::format::frame::{self, Address, Frame, Sizes};
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{OPEN, Ticket, Update};
 use crate::log::segments::FileOf;
@@ -45,18 +45,17 @@ impl<E: Env> Appending<'_, E> {
         let entry = match self.image(batch, resident) {
             Some((payload, origin)) => {
                 let exists = !payload.is_empty() || self.alarm.is_some();
-                let address = self.frames(state, frame::Kind::Image, &payload, Vec::new(), &origin);
+                let kind = frame::Kind::Image;
+                let address = self.frames(state, kind, &payload, stamp, &origin);
                 known = origin;
                 exists.then(|| Entry::image(address, stamp))
             }
             None => {
                 let head = self.head.expect("an object that does not exist gets an image");
                 let payload = batch.encoded_ops();
-                let chain: Vec<_> = head.chain().collect();
                 let nested = head.is_full() || self.parts(payload, &known) > 1;
-                let carried = if nested { chain } else { Vec::new() };
                 let kind = frame::Kind::Delta;
-                let address = self.frames(state, kind, payload, carried, &known);
+                let address = self.frames(state, kind, payload, stamp, &known);
                 Some(head.with_delta(address, stamp, nested))
             }
         };
@@ -127,13 +126,16 @@ impl<E: Env> Appending<'_, E> {
         state: &mut State<FileOf<E>>,
         kind: frame::Kind,
         payload: &[u8],
-        mut chain: Vec<Address>,
+        stamp: Stamp,
         origin: &Origin,
     ) -> Address {
         let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
         let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
         let last = runs.pop().expect("split_ops gives one run at least");
         let predecessor = self.head.and_then(|head| head.newest());
+        // An image builds on nothing but its parts.
+        let base = self.head.filter(|_| kind == frame::Kind::Delta);
+        let mut chain: Vec<_> = base.iter().flat_map(|base| base.chain()).collect();
         let mut frame = Frame {
             kind,
             part: true,
@@ -141,21 +143,26 @@ impl<E: Env> Appending<'_, E> {
             object: *self.id,
             version: self.version,
             predecessor,
-            chain: None,
-            wall_ms: self.inner.env.wall_ms(),
+            existed: self.existed,
+            chain: Vec::new(),
+            nests: false,
+            sizes: Sizes::default(),
+            wall_ms: stamp.written_ms,
             alarm: self.alarm,
             origin: Origin::default(),
             payload: last,
         };
         assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
+        frame.nests = !runs.is_empty() || base.is_some_and(|base| base.is_full());
         for run in runs {
-            frame.payload = run;
-            chain.push(state.queue.push(&frame, block, max));
+            let part = Frame { payload: run, nests: false, ..frame.clone() };
+            chain.push(state.queue.push(&part, block, max));
         }
         frame.part = false;
+        frame.sizes = base.map(|base| base.sizes()).unwrap_or_default();
         frame.payload = last;
         frame.origin = origin.clone();
-        frame.chain = (!chain.is_empty()).then_some(chain);
+        frame.chain = chain;
         let address = state.queue.push(&frame, block, max);
         assert!(address.segment & OPEN != 0);
         address

@@ -50,7 +50,8 @@ pub enum Change {
 pub struct Commit {
     /// The version that it made.
     pub version: Version,
-    /// When that was written by the wall clock, in milliseconds since 1970.
+    /// When that was written by the wall clock, in milliseconds since 1970; of a rewrite, when the commit
+    /// that it rewrites was.
     pub written_ms: u64,
     /// How it lies in the log.
     pub form: Form,
@@ -79,7 +80,7 @@ impl Commit {
     }
 }
 
-/// A frame of the object, where it stands in the log, and the chain that it carries.
+/// A frame of the object, where it stands in the log, and the chain nested in it.
 struct Found {
     epoch: Epoch,
     sequence: Sequence,
@@ -157,7 +158,7 @@ impl Found {
             frames: vec![address],
             whole: true,
         };
-        let chain = frame.chain.clone().unwrap_or_default();
+        let chain = if frame.nests { frame.chain.clone() } else { Vec::new() };
         Self { epoch, sequence, part: frame.part, chain, commit }
     }
 }

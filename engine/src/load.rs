@@ -67,15 +67,15 @@ pub(crate) async fn load_chain<E: Env>(
             };
             let loaded = loaded.next().expect("one result for each read")?;
             let frame = loaded.frame();
-            let chain = frame.chain.clone().unwrap_or_default();
+            let nested = if frame.nests { &frame.chain[..] } else { &[] };
             if frame.kind == Kind::Image && !frame.part {
                 // The whole object: nothing before it counts.
                 next.clear();
             }
-            budget = budget.checked_sub(chain.len() + 1).ok_or_else(|| {
+            budget = budget.checked_sub(nested.len() + 1).ok_or_else(|| {
                 Error::corrupt(format!("object {id}: its chain of frames does not end"))
             })?;
-            next.extend(chain.into_iter().map(Step::Read));
+            next.extend(nested.iter().copied().map(Step::Read));
             next.push(Step::Apply(loaded));
         }
         steps = next;

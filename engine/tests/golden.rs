@@ -7,7 +7,7 @@ use dormouse_engine::contents::Origin;
 use dormouse_engine::directory::{Entry, Known, Stamp};
 use dormouse_engine::format::batch::{self, BatchHeader, Home, Role, Seal, Trailer};
 use dormouse_engine::format::checkpoint::{Checkpoint, RunRef, SegmentRef};
-use dormouse_engine::format::frame::{self, Address, Frame, Kind};
+use dormouse_engine::format::frame::{self, Address, Frame, Kind, Sizes};
 use dormouse_engine::format::run::{self, BlockBuilder, Key, RunHeader};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::{Rejected, superblock::Superblock};
@@ -53,7 +53,10 @@ fn sealed() -> Vec<u8> {
         object: id(),
         version: Version(9),
         predecessor: Some(Address { segment: 6, offset: 512, bytes: 104 }),
-        chain: Some(vec![Address { segment: 5, offset: 1024, bytes: 200 }]),
+        existed: true,
+        chain: vec![Address { segment: 5, offset: 1024, bytes: 200 }],
+        nests: true,
+        sizes: Sizes { image_bytes: 200, delta_bytes: 104, depth: 1 },
         wall_ms: 1_700_000_000_001,
         alarm: Some(1_700_000_060_000),
         origin: Origin::default(),
@@ -122,7 +125,8 @@ fn what_was_written_reads_back() {
     let frame = frame::decode(&bytes[header.frames()], HOME.incarnation, offset).expect("valid");
     assert_eq!((frame.object, frame.version), (id(), Version(9)));
     assert_eq!(frame.alarm, Some(1_700_000_060_000));
-    assert_eq!(frame.chain.expect("given").len(), 1);
+    assert_eq!((frame.chain.len(), frame.nests, frame.existed), (1, true, true));
+    assert_eq!(frame.sizes, Sizes { image_bytes: 200, delta_bytes: 104, depth: 1 });
     assert_eq!(frame.payload, payload_of(&Batch::new().put("key", "value").delete("gone")));
 }
 

@@ -1,7 +1,7 @@
 //! What the directory says of one object.
 
 use crate::contents::Origin;
-use crate::format::frame::Address;
+use crate::format::frame::{Address, Frame, Sizes};
 use crate::ids::Version;
 
 /// Addresses that one entry holds at most.
@@ -112,6 +112,22 @@ impl Entry {
             *free.expect("the writer nests a full chain") = Some(address);
         }
         entry
+    }
+
+    /// The entry that a delta which was read builds on, as far as the entry after it takes from it.
+    pub(crate) fn before(frame: &Frame<'_>) -> Self {
+        let mut entry = Self::lost(Version::NONE);
+        let Sizes { image_bytes, delta_bytes, depth } = frame.sizes;
+        // One that nests takes nothing from it but the sizes.
+        let chain = if frame.nests { &[][..] } else { &frame.chain };
+        entry.chain.iter_mut().zip(chain).for_each(|(slot, address)| *slot = Some(*address));
+        Self { image_bytes, delta_bytes, depth, damaged: false, ..entry }
+    }
+
+    /// What its chain amounts to.
+    pub(crate) fn sizes(&self) -> Sizes {
+        let Self { image_bytes, delta_bytes, depth, .. } = *self;
+        Sizes { image_bytes, delta_bytes, depth }
     }
 
     pub(crate) fn of_chain(chain: [Option<Address>; CHAIN_MAX], stamp: Stamp) -> Self {

@@ -134,39 +134,35 @@ impl<F: File> Directory<F> {
         self.set(id, entry.is_some(), Some(damaged), &Origin::default());
     }
 
-    /// Enters a frame that replay accepted. A part counts only through its commit's last frame, a
-    /// rewrite only if it holds the version that is there.
+    /// Enters a frame that replay accepted, without a look at the runs: it says all of its entry. A part
+    /// counts only through its commit's last frame, a rewrite only if it holds the version that is there.
     pub(crate) fn replay(&mut self, frame: &Frame<'_>, address: Address) {
         if frame.part {
             return;
         }
-        let (before, unknown) = match self.get(&frame.object) {
-            Ok(before) => (before, false),
-            Err(_) => (None, true),
-        };
-        let (version, alarm) = (frame.version, frame.alarm);
-        let mut stamp = Stamp { version, alarm, written_ms: frame.wall_ms };
-        if let Some(before) = before.filter(|_| frame.rewrite) {
-            stamp.written_ms = before.written_ms;
+        let known = self.recent(&frame.object).map(|known| known.entry);
+        let before = known.flatten();
+        let existed = known.map_or(frame.existed, |entry| entry.is_some());
+        if frame.rewrite && known.is_some() && before.map(|it| it.version) != Some(frame.version) {
+            return;
         }
-        let after = match (frame.kind, before) {
-            (Kind::Image, Some(before)) if frame.rewrite && before.version != frame.version => {
-                return;
-            }
-            (Kind::Image, None) if frame.rewrite && !unknown => return,
-            (Kind::Image, _) => {
-                let empty = frame.payload.is_empty() && frame.chain.is_none();
+        let (version, alarm) = (frame.version, frame.alarm);
+        let stamp = Stamp { version, alarm, written_ms: frame.wall_ms };
+        // What it builds on may be in a batch whose loss was accepted.
+        let follows = known.is_none() || before.and_then(|it| it.newest()) == frame.predecessor;
+        let after = match frame.kind {
+            Kind::Image => {
+                let empty = frame.payload.is_empty() && frame.chain.is_empty();
                 let exists = !empty || frame.alarm.is_some();
                 exists.then(|| Entry::image(address, stamp))
             }
-            (Kind::Delta, Some(before)) if before.damaged => Some(before.still_damaged(stamp)),
-            (Kind::Delta, Some(before)) if frame.chain.is_some() || !before.is_full() => {
-                let nested = frame.chain.is_some();
-                Some(before.with_delta(address, stamp, nested))
-            }
-            (Kind::Delta, _) => Some(Entry::lost(frame.version)),
+            Kind::Delta => Some(match before {
+                Some(before) if before.damaged => before.still_damaged(stamp),
+                _ if !follows => Entry::lost(frame.version),
+                _ => Entry::before(frame).with_delta(address, stamp, frame.nests),
+            }),
         };
-        self.set(frame.object, before.is_some() || unknown, after, &frame.origin);
+        self.set(frame.object, existed, after, &frame.origin);
     }
 
     /// The earliest alarm.

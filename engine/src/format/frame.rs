@@ -6,42 +6,53 @@
 //! | 4 | 4 | crc32c of its place (incarnation, offset in the segment) and of bytes 0..4 and 8.. | |
 //! | 8 | 1 | kind: 1 delta, 2 image, 3 page, 4 value, 5 note | |
 //! | 9 | 1 | reserved | 0 |
-//! | 10 | 2 | flags: 1 part, 2 chain, 4 rewrite; the rest reserved, refused by readers | |
+//! | 10 | 2 | flags: 1 part, 2 nests, 4 rewrite, 8 existed; the rest reserved, refused by readers | |
 //! | 12 | 4 | bytes of the payload | |
 //! | 16 | 32 | object id | |
 //! | 48 | 8 | object's version | 1.. |
 //! | 56 | 12 | address of its predecessor: the object's newest frame before it; 0 for none | |
-//! | 68 | 2 | addresses in the chain | |
+//! | 68 | 2 | addresses listed of the chain | |
 //! | 70 | 2 | addresses of frames that it makes dead | |
 //! | 72 | 8 | wall clock, ms since 1970 | |
 //! | 80 | 8 | alarm after this commit, ms since 1970; 0 for none | |
 //! | 88 | 2 | bytes of the namespace | |
 //! | 90 | 2 | bytes of the name | |
-//! | 92 | 4 | reserved | 0 |
-//! | 96 | 12 each | the chain that it builds on, oldest first | |
+//! | 92 | 2 | chains nested in the first frame of the chain | |
+//! | 94 | 2 | reserved | 0 |
+//! | 96 | 4 | bytes of the image at the start of the chain | |
+//! | 100 | 4 | bytes of the deltas of the chain | |
+//! | 104 | 12 each | the chain that it builds on, oldest first | |
 //! | | 12 each | frames that it makes dead | |
 //! | | | namespace, name (UTF-8), payload, zeros to a multiple of 8 | |
 //!
 //! The payload of a delta is operations ([`crate::batch`]); that of an image is puts, sorted by
 //! key. Pages, values and notes have a kind and no writer yet. A *part* belongs to a commit that
 //! one batch could not hold: it counts only through the chain of the commit's last frame, which
-//! is no part. A *rewrite* changes where an object lies, not what it holds.
+//! is no part. A *rewrite* changes where an object lies, not what it holds; its wall clock is that
+//! of the commit that it rewrites.
+//!
+//! A frame says all that the directory says of its object after it, so that replay looks nothing up:
+//! whether the object *existed* before, and of a delta the chain and sizes of the entry before it. One that
+//! *nests* is the only one to name its chain: the entry is it alone, and whoever reads it reads the
+//! chain too. Of another delta's chain the last address is the predecessor, and not listed again.
 //!
 //! An address is segment number (4 bytes), offset in the segment (4) and bytes of the frame (4).
 
 use super::{Rejected, all_zero, get, get_u16, get_u32, get_u64, len_u32, put};
 use crate::contents::Origin;
+use crate::directory::CHAIN_MAX;
 use crate::ids::{Incarnation, ObjectId, Version};
 
 /// Bytes of a frame before its variable part.
-pub const HEADER_BYTES: usize = 96;
+pub const HEADER_BYTES: usize = 104;
 /// Bytes of an address.
 pub const ADDRESS_BYTES: usize = 12;
 /// Namespaces and names longer than this are not kept.
 pub const ORIGIN_BYTES_MAX: usize = 1024;
 const FLAG_PART: u16 = 1;
-const FLAG_CHAIN: u16 = 2;
+const FLAG_NESTS: u16 = 2;
 const FLAG_REWRITE: u16 = 4;
+const FLAG_EXISTED: u16 = 8;
 
 /// Where a frame lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +95,17 @@ pub enum Kind {
     Image,
 }
 
+/// What the chain of an object amounts to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of the image at its start.
+    pub image_bytes: u32,
+    /// Bytes of the deltas after it.
+    pub delta_bytes: u32,
+    /// How many chains are nested in its first frame.
+    pub depth: u16,
+}
+
 /// A frame, as written or read.
 #[derive(Clone, Debug)]
 pub struct Frame<'a> {
@@ -99,8 +121,14 @@ pub struct Frame<'a> {
     pub version: Version,
     /// The object's newest frame before this one.
     pub predecessor: Option<Address>,
-    /// The chain that it builds on, oldest first; `None` where the directory holds it.
-    pub chain: Option<Vec<Address>>,
+    /// Whether the object existed before it.
+    pub existed: bool,
+    /// The chain that it builds on, oldest first; of an image, its parts.
+    pub chain: Vec<Address>,
+    /// Whether whoever reads it reads the chain too; otherwise the directory's entry names them all.
+    pub nests: bool,
+    /// Sizes of that chain; of a delta only.
+    pub sizes: Sizes,
     /// Wall clock, ms since 1970.
     pub wall_ms: u64,
     /// The alarm after this commit, ms since 1970.
@@ -111,7 +139,7 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
-/// Bytes of a frame with this payload, chain and origin.
+/// Bytes of a frame with this payload, so many listed addresses, and this origin.
 pub fn frame_bytes(payload: usize, chain: usize, origin: &Origin) -> usize {
     let strings = text(&origin.namespace).len() + text(&origin.name).len();
     (HEADER_BYTES + chain * ADDRESS_BYTES + strings + payload).next_multiple_of(8)
@@ -125,17 +153,28 @@ pub(super) fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
 }
 
 impl Frame<'_> {
+    /// The addresses of the chain that the frame lists.
+    pub fn listed(&self) -> &[Address] {
+        match self.nests {
+            true => &self.chain,
+            false => self.chain.split_last().map_or(&[], |(_predecessor, listed)| listed),
+        }
+    }
+
     /// Appends the frame to `out`, its checksum still zero (see [`set_crc`]: the place is known
     /// only when the batch is sealed). Returns its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) -> usize {
         let start = out.len();
-        let chain = self.chain.as_deref().unwrap_or(&[]);
+        let chain = self.listed();
+        assert!(
+            self.nests || self.chain.is_empty() || self.chain.last() == self.predecessor.as_ref()
+        );
         let (namespace, name) = (text(&self.origin.namespace), text(&self.origin.name));
         let bytes = frame_bytes(self.payload.len(), chain.len(), &self.origin);
         let mut header = [0; HEADER_BYTES];
-        let flags = [(self.part, FLAG_PART), (self.chain.is_some(), FLAG_CHAIN)]
+        let flags = [(self.part, FLAG_PART), (self.nests, FLAG_NESTS)]
             .into_iter()
-            .chain([(self.rewrite, FLAG_REWRITE)])
+            .chain([(self.rewrite, FLAG_REWRITE), (self.existed, FLAG_EXISTED)])
             .filter_map(|(set, flag)| set.then_some(flag))
             .fold(0, |flags, flag| flags | flag);
         let len16 = |len: usize| u16::try_from(len).expect("checked by the writer").to_le_bytes();
@@ -156,6 +195,9 @@ impl Frame<'_> {
         put(&mut header, 80, &self.alarm.unwrap_or(0).to_le_bytes());
         put(&mut header, 88, &len16(namespace.len()));
         put(&mut header, 90, &len16(name.len()));
+        put(&mut header, 92, &self.sizes.depth.to_le_bytes());
+        put(&mut header, 96, &self.sizes.image_bytes.to_le_bytes());
+        put(&mut header, 100, &self.sizes.delta_bytes.to_le_bytes());
         out.extend_from_slice(&header);
         chain.iter().for_each(|address| out.extend_from_slice(&address.encode()));
         out.extend_from_slice(namespace);
@@ -172,9 +214,9 @@ impl Frame<'_> {
     }
 }
 
-/// Offsets in a frame of the addresses that it holds: predecessor first, then the chain.
-pub(crate) fn address_offsets(chain: usize) -> impl Iterator<Item = usize> {
-    std::iter::once(56).chain((0..chain).map(|index| HEADER_BYTES + index * ADDRESS_BYTES))
+/// Offsets in a frame of the addresses that it holds: predecessor first, then those listed.
+pub(crate) fn address_offsets(listed: usize) -> impl Iterator<Item = usize> {
+    std::iter::once(56).chain((0..listed).map(|index| HEADER_BYTES + index * ADDRESS_BYTES))
 }
 
 /// Bytes of the frame that starts here, before anything of it is believed.
@@ -212,10 +254,10 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         _ => return Err(Rejected::Malformed("frame kind")),
     };
     let flags = get_u16(bytes, 10);
-    if flags & !(FLAG_PART | FLAG_CHAIN | FLAG_REWRITE) != 0 || bytes[9] != 0 {
+    if flags & !(FLAG_PART | FLAG_NESTS | FLAG_REWRITE | FLAG_EXISTED) != 0 || bytes[9] != 0 {
         return Err(Rejected::Malformed("frame flags"));
     }
-    let chain_len = usize::from(get_u16(bytes, 68));
+    let listed_len = usize::from(get_u16(bytes, 68));
     let dead_len = usize::from(get_u16(bytes, 70));
     let take = |rest: &mut &'_ [u8], len: usize| -> Result<std::ops::Range<usize>, Rejected> {
         let start = bytes.len() - rest.len();
@@ -223,12 +265,12 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         Ok(start..start + len)
     };
     let mut rest = &bytes[HEADER_BYTES..];
-    let chain_at = take(&mut rest, chain_len * ADDRESS_BYTES)?;
+    let chain_at = take(&mut rest, listed_len * ADDRESS_BYTES)?;
     take(&mut rest, dead_len * ADDRESS_BYTES)?;
     let namespace = take(&mut rest, usize::from(get_u16(bytes, 88)))?;
     let name = take(&mut rest, usize::from(get_u16(bytes, 90)))?;
     let payload = take(&mut rest, get_u32(bytes, 12) as usize)?;
-    if rest.len() >= 8 || !all_zero(rest) || !all_zero(&bytes[92..96]) {
+    if rest.len() >= 8 || !all_zero(rest) || !all_zero(&bytes[94..96]) {
         return Err(Rejected::Malformed("frame padding"));
     }
     let string = |range: std::ops::Range<usize>| match std::str::from_utf8(&bytes[range]) {
@@ -236,23 +278,39 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         Ok(text) => Ok(Some(text.into())),
         Err(_) => Err(Rejected::Malformed("name")),
     };
-    let chain: Option<Vec<Address>> = bytes[chain_at]
-        .chunks_exact(ADDRESS_BYTES)
+    let (part, nests) = (flags & FLAG_PART != 0, flags & FLAG_NESTS != 0);
+    let predecessor = Address::decode(&get(bytes, 56));
+    let follows = kind == Kind::Delta && !part && !nests;
+    let listed = bytes[chain_at].chunks_exact(ADDRESS_BYTES);
+    let chain: Option<Vec<Address>> = listed
         .map(|address| Address::decode(&get(address, 0)))
+        .chain(follows.then_some(predecessor))
         .collect();
     let chain = chain.ok_or(Rejected::Malformed("chain"))?;
+    let chain_max = match (nests, follows) {
+        (true, _) => usize::MAX,
+        (false, true) => CHAIN_MAX - 1,
+        (false, false) => 0,
+    };
     let version = Version(get_u64(bytes, 48));
-    if version == Version::NONE || (flags & FLAG_CHAIN == 0 && chain_len != 0) {
+    if version == Version::NONE || chain.len() > chain_max {
         return Err(Rejected::Malformed("version or chain"));
     }
     Ok(Frame {
         kind,
-        part: flags & FLAG_PART != 0,
+        part,
         rewrite: flags & FLAG_REWRITE != 0,
         object: ObjectId::from_bytes(get(bytes, 16)),
         version,
-        predecessor: Address::decode(&get(bytes, 56)),
-        chain: (flags & FLAG_CHAIN != 0).then_some(chain),
+        predecessor,
+        existed: flags & FLAG_EXISTED != 0,
+        chain,
+        nests,
+        sizes: Sizes {
+            image_bytes: get_u32(bytes, 96),
+            delta_bytes: get_u32(bytes, 100),
+            depth: get_u16(bytes, 92),
+        },
         wall_ms: get_u64(bytes, 72),
         alarm: Some(get_u64(bytes, 80)).filter(|alarm| *alarm != 0),
         origin: Origin { namespace: string(namespace)?, name: string(name)? },

@@ -142,8 +142,8 @@ impl OpenBatch {
     fn push(&mut self, frame: &Frame<'_>) -> Address {
         let start = self.frames.len();
         let bytes = frame.encode(&mut self.frames);
-        let chain = frame.chain.as_ref().map_or(0, Vec::len);
-        let fixups = frame::address_offsets(chain).map(|offset| len_u32(start + offset));
+        let fixups =
+            frame::address_offsets(frame.listed().len()).map(|offset| len_u32(start + offset));
         self.fixups.extend(fixups);
         self.starts.push(len_u32(start));
         if self.ids.last() != Some(&frame.object) {
@@ -210,8 +210,8 @@ impl Queue {
         block_bytes: usize,
         bytes_max: usize,
     ) -> Address {
-        let chain = frame.chain.as_ref().map_or(0, Vec::len);
-        let bytes = frame::frame_bytes(frame.payload.len(), chain, &frame.origin);
+        let listed = frame.listed().len();
+        let bytes = frame::frame_bytes(frame.payload.len(), listed, &frame.origin);
         let fits = |batch: &OpenBatch| batch.has_room(bytes, block_bytes, bytes_max);
         if !self.batches.back().is_some_and(fits) {
             self.batches.push_back(OpenBatch::new(self.take_ordinal(), Role::Commits));

@@ -15,14 +15,13 @@ use crate::recover::read_file;
 use crate::shard::Inner;
 
 /// A frame that ends a commit.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     batch: (Epoch, Sequence),
     address: Address,
     pub(super) stamp: Stamp,
-    predecessor: Option<Address>,
-    /// Whether it names all that it builds on.
-    starts: bool,
+    /// What is to be read before it, oldest first.
+    beside: Vec<Address>,
 }
 
 /// Something of the log that can be read.
@@ -118,8 +117,7 @@ pub(super) async fn scan<E: Env>(
             batch,
             address,
             stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
-            predecessor: frame.predecessor,
-            starts: frame.kind == frame::Kind::Image || frame.chain.is_some(),
+            beside: if frame.nests { Vec::new() } else { frame.chain },
         });
     };
     walk(inner, visit).await?;
@@ -178,17 +176,10 @@ fn walk_batch(
 
 /// What to read for the state that ends in `newest`, oldest first; `None` if some of it is gone.
 pub(super) fn chain(frames: &[Found], newest: &Found) -> Option<Vec<Address>> {
-    let mut chain = vec![newest.address];
-    let mut oldest = newest;
-    while !oldest.starts {
-        let before = oldest.predecessor?;
-        let found = frames.iter().find(|found| found.address == before)?;
-        if found.stamp.version >= oldest.stamp.version {
-            return None;
-        }
-        oldest = found;
-        chain.push(before);
-    }
-    chain.reverse();
-    Some(chain)
+    let is_there = |address: &Address| {
+        let mut older = frames.iter().filter(|it| it.stamp.version < newest.stamp.version);
+        older.any(|found| found.address == *address)
+    };
+    let whole = newest.beside.iter().all(is_there);
+    whole.then(|| newest.beside.iter().copied().chain([newest.address]).collect())
 }
