@@ -12,7 +12,7 @@
 //! | the slot is written | a torn slot, or the new one, with everything that it names |
 //! | files are removed | files that no slot names |
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::directory::{How, Keyed, Run, write_run};
@@ -45,7 +45,7 @@ pub(crate) fn manifest_name(shard: u16) -> String {
 pub(crate) struct Needs {
     /// Segments from this number on.
     pub(crate) replay_from: u32,
-    pub(crate) segments: BTreeSet<u32>,
+    pub(crate) segments: BTreeMap<u32, SegmentRef>,
     pub(crate) runs: BTreeSet<u32>,
 }
 
@@ -58,13 +58,13 @@ impl Needs {
     pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
         Self {
             replay_from: checkpoint.segment.0,
-            segments: checkpoint.segments.iter().map(|segment| segment.number.0).collect(),
+            segments: checkpoint.segments.iter().map(|it| (it.number.0, *it)).collect(),
             runs: checkpoint.runs.iter().map(|run| run.number).collect(),
         }
     }
 
     pub(crate) fn segment(&self, number: u32) -> bool {
-        number >= self.replay_from || self.segments.contains(&number)
+        number >= self.replay_from || self.segments.contains_key(&number)
     }
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn read_manifest<E: Env>(
     let name = manifest_name(shard);
     let failed = |source: std::io::Error| Error::making(format!("opening {name}"), source);
     let create = if read_only { Create::ReadOnly } else { Create::IfAbsent };
-    let open = Open { create, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let open = Open { create, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
     let file = match env.disk().open(&name, open).await {
         Err(error) if read_only && error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Manifest { file: None, slot_bytes: 0, slots: [None, None] });

@@ -20,6 +20,8 @@ pub struct Limits {
     pub segment_bytes_min: u32,
     /// Bytes that segments double up to as the shard grows.
     pub segment_bytes_max: u32,
+    /// Full segments of a shard that are open at most; others are opened when they are read.
+    pub open_segments_max: usize,
     /// Alignment and unit of batches in bytes (*format*). At least what the disk needs.
     pub block_bytes: usize,
     /// Bytes of the log after which a checkpoint is made.
@@ -50,6 +52,7 @@ impl Limits {
         queue_bytes_max: 128 << 20,
         segment_bytes_min: 1 << 20,
         segment_bytes_max: 64 << 20,
+        open_segments_max: 256,
         block_bytes: 4096,
         checkpoint_bytes: 2 << 20,
         replay_bytes_max: 3 << 20,
@@ -69,6 +72,7 @@ impl Limits {
         queue_bytes_max: 256 << 10,
         segment_bytes_min: 16 << 10,
         segment_bytes_max: 64 << 10,
+        open_segments_max: 3,
         block_bytes: 512,
         checkpoint_bytes: 12 << 10,
         replay_bytes_max: 32 << 10,
@@ -97,7 +101,7 @@ impl Limits {
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
-        assert!(self.merge_ratio > 0 && self.runs_max > 0);
+        assert!(self.merge_ratio > 0 && self.runs_max > 0 && self.open_segments_max > 0);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::frame::{self, Address, Kind};
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::{PageBuf, read_full_at};
+use crate::log::handles;
 use crate::shard::Inner;
 
 /// A frame that was read and checked, and what of it is still needed.
@@ -118,7 +119,8 @@ async fn read_frame<E: Env>(
             address.bytes, address.offset, address.segment
         )
     };
-    let segment = inner.state.borrow().segments.get(&address.segment).cloned();
+    let opened = handles::opened(inner, address.segment).await;
+    let segment = opened.map_err(|error| Error::caused(error.kind(), place(), error))?;
     let segment = segment.ok_or_else(|| Error::corrupt(format!("{}: no such segment", place())))?;
     let block = segment.header.block_bytes;
     let (offset, bytes) = (address.offset as usize, address.bytes as usize);

@@ -18,7 +18,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::Superblock;
 use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
-use crate::io::{Disk, File};
+use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
@@ -59,6 +59,8 @@ pub(crate) struct State<F: File> {
     pub(crate) rewriting: IdMap<Vec<Meanwhile>>,
     pub(crate) queue: Queue,
     pub(crate) segments: Segments<F>,
+    /// How often a segment was wanted for reading, to know which was not for longest.
+    pub(crate) reads: u64,
     pub(crate) spare: Spare<F>,
     pub(crate) next_segment: SegmentNumber,
     pub(crate) tail: Tail,
@@ -75,6 +77,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) number: u16,
     pub(crate) limits: Limits,
     pub(crate) recovery: Recovery,
+    /// How its files, which are there, are opened.
+    pub(crate) create: Create,
     pub(crate) state: RefCell<State<FileOf<E>>>,
     /// The queue or the shard's life changed: for the writer.
     pub(crate) work: Signal,
@@ -165,6 +169,7 @@ impl<E: Env> Shard<E> {
             number,
             limits,
             recovery: recovery.clone(),
+            create: opening.create(),
             state: RefCell::new(state),
             work: Signal::default(),
             changed: Signal::default(),

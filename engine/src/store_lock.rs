@@ -86,7 +86,7 @@ async fn read<E: Env>(
     limits: &Limits,
     create: Create,
 ) -> Result<(FileOf<E>, Result<Superblock, Rejected>)> {
-    let open = Open { create, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let open = Open { create, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(NAME, open).await.map_err(|source| match source.kind() {
         std::io::ErrorKind::WouldBlock => {
             Error::io(Kind::Retry, "the store is open elsewhere", source)

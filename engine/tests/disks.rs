@@ -33,7 +33,7 @@ fn a_write_completes_while_a_thousand_tasks_are_always_ready() {
             let open = Open {
                 create: Create::New,
                 mode: Mode::Through,
-                lock_wait: Duration::from_secs(1),
+                lock_wait: Some(Duration::from_secs(1)),
             };
             let file = env.disk().open("file", open).await.expect("create");
             file.allocate(4096).await.expect("allocate");

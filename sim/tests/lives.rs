@@ -112,7 +112,8 @@ fn a_power_cut_takes_what_was_not_durable() {
         let disk = dormouse_engine::Env::disk(&env).clone();
         let write = async move {
             for (name, mode) in [("through", Mode::Through), ("cached", Mode::Cached)] {
-                let open = Open { create: Create::New, mode, lock_wait: std::time::Duration::ZERO };
+                let open =
+                    Open { create: Create::New, mode, lock_wait: Some(std::time::Duration::ZERO) };
                 let file = disk.open(name, open).await.expect("create");
                 file.allocate(512).await.expect("allocate");
                 file.sync().await.expect("sync");
@@ -129,8 +130,11 @@ fn a_power_cut_takes_what_was_not_durable() {
         let read = async move {
             let mut found = Vec::new();
             for (name, mode) in [("through", Mode::Through), ("cached", Mode::Cached)] {
-                let open =
-                    Open { create: Create::Never, mode, lock_wait: std::time::Duration::ZERO };
+                let open = Open {
+                    create: Create::Never,
+                    mode,
+                    lock_wait: Some(std::time::Duration::ZERO),
+                };
                 let file = disk.open(name, open).await.expect("the names are durable");
                 found.push(file.read_at(PageBuf::zeroed(512), 0).await.1);
             }

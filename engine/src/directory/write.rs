@@ -54,7 +54,7 @@ pub(crate) async fn write_run<E: Env>(
 ) -> Result<Option<Run<FileOf<E>>>> {
     let name = file_name(shard, number);
     let failed = |source: std::io::Error| Error::making(format!("writing {name}"), source);
-    let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: limits.lock_wait };
+    let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(&name, open).await.map_err(failed)?;
     let header = RunHeader {
         store: superblock.store,

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use super::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 
 const THROUGH: Open =
-    Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: Duration::from_secs(5) };
+    Open { create: Create::IfAbsent, mode: Mode::Through, lock_wait: Some(Duration::from_secs(5)) };
 
 /// Runs the suite in an empty directory.
 ///
@@ -90,7 +90,7 @@ async fn contents<D: Disk>(disk: &D) {
 
 async fn locks<D: Disk>(disk: &D) {
     let file = disk.open("locked", THROUGH).await.expect("open");
-    let busy = Open { lock_wait: Duration::from_millis(20), ..THROUGH };
+    let busy = Open { lock_wait: Some(Duration::from_millis(20)), ..THROUGH };
     let kind = disk.open("locked", busy).await.err().map(|error| error.kind());
     assert_eq!(kind, Some(std::io::ErrorKind::WouldBlock), "a second opening is refused");
     let other = file.clone();

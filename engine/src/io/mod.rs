@@ -60,8 +60,9 @@ pub struct Open {
     pub create: Create,
     /// How it is written.
     pub mode: Mode,
-    /// How long to wait for the lock before failing with `WouldBlock`.
-    pub lock_wait: Duration,
+    /// How long to wait for the lock before failing with `WouldBlock`. `None`: it is not locked; for
+    /// files that nobody writes to any more.
+    pub lock_wait: Option<Duration>,
 }
 
 /// One entry of a directory.
@@ -92,7 +93,7 @@ pub trait Disk: Clone + 'static {
     /// What this disk is like.
     fn properties(&self) -> Properties;
 
-    /// Opens `name` and locks it.
+    /// Opens `name` and, as `open` says, locks it.
     ///
     /// Errors: `NotFound`, `AlreadyExists`, `WouldBlock` (locked for all of `lock_wait`).
     fn open(&self, name: &str, open: Open) -> impl Future<Output = io::Result<Self::File>>;
@@ -111,7 +112,7 @@ pub trait Disk: Clone + 'static {
     fn sync_dir(&self) -> impl Future<Output = io::Result<()>>;
 }
 
-/// One open, locked file. Cheap to clone; the lock goes with the last clone and the last
+/// One open file. Cheap to clone; the lock, if it has one, goes with the last clone and the last
 /// operation in flight.
 #[expect(clippy::len_without_is_empty, reason = "a file's length, not a collection's")]
 pub trait File: Clone + 'static {

@@ -210,17 +210,17 @@ impl Disk for PosixDisk {
 
     async fn open(&self, name: &str, open: Open) -> io::Result<PosixFile> {
         let (path, direct) = (self.dir.join(name), self.properties.direct);
-        let deadline = Instant::now() + open.lock_wait;
+        let deadline = open.lock_wait.map(|wait| Instant::now() + wait);
         let (mut file, mut locked) = self
             .run(move || {
                 let file = open_file(&path, open, direct)?;
-                let locked = try_lock(&file)?;
+                let locked = open.lock_wait.is_none() || try_lock(&file)?;
                 Ok((file, locked))
             })
             .await?;
         // A thread that slept for the lock would keep other operations from going on.
         while !locked {
-            if Instant::now() >= deadline {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 let what =
                     format!("{} is locked by another process", self.dir.join(name).display());
                 return Err(io::Error::new(io::ErrorKind::WouldBlock, what));
@@ -475,7 +475,7 @@ mod tests {
             let wait = Open {
                 create: Create::IfAbsent,
                 mode: Mode::Through,
-                lock_wait: Duration::from_secs(20),
+                lock_wait: Some(Duration::from_secs(20)),
             };
             let held = disk.open("held", wait).await.expect("open");
             let waiting: Vec<_> = (0..2 * THREADS)

@@ -1,12 +1,14 @@
 //! The files of a shard's log: made ready off the path of commits, found again at opening.
 //!
 //! A file goes through *preparing* (allocated, written over once with zeros, header written, synced;
-//! under a name that says so) and *ready* (renamed, the next to be written) to *current* and *full*.
-//! What a file is stands in its header block; its name only keeps it apart from others. But a file
-//! that has a segment's name was whole once: without a valid header, or cut short, it is damaged.
+//! under a name that says so) and *ready* (renamed, the next to be written) to *current* and *full*. One
+//! that is ready and was never written is taken over by the next opening, with a header of its own.
+//! What a file is stands in its header block, with which its name agrees. A file that has a segment's
+//! name was whole once: without a valid header that says the same number, or cut short, it is damaged.
 
 use std::collections::BTreeMap;
 
+use super::handles::Handle;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::batch::Home;
@@ -22,7 +24,7 @@ const ZERO_BYTES: usize = 1 << 20;
 /// The file type of an environment's disk.
 pub(crate) type FileOf<E> = <<E as Env>::Disk as Disk>::File;
 
-/// One segment's open, locked file and what its header says.
+/// One segment's file, open and locked where `F` is a file, and what its header says.
 #[derive(Clone)]
 pub(crate) struct Segment<F> {
     pub(crate) file: F,
@@ -33,6 +35,18 @@ pub(crate) struct Segment<F> {
 }
 
 impl<F> Segment<F> {
+    /// The same segment with something else for its file.
+    pub(crate) fn with<G>(&self, file: G) -> Segment<G> {
+        let Self { name, header, frames_bytes, .. } = self;
+        Segment { file, name: name.clone(), header: *header, frames_bytes: *frames_bytes }
+    }
+
+    /// The same segment in the care of [`Segments`].
+    pub(crate) fn kept(self) -> Segment<Handle<F>> {
+        let Self { file, name, header, frames_bytes } = self;
+        Segment { file: Handle::open(file), name, header, frames_bytes }
+    }
+
     /// Where its batches belong.
     pub(crate) fn home(&self) -> Home {
         Home {
@@ -45,7 +59,7 @@ impl<F> Segment<F> {
 }
 
 /// All segments of a shard by number.
-pub(crate) type Segments<F> = BTreeMap<u32, Segment<F>>;
+pub(crate) type Segments<F> = BTreeMap<u32, Segment<Handle<F>>>;
 
 /// The beginning of the names of a shard's segments.
 pub(crate) fn name_prefix(shard: u16) -> String {
@@ -57,11 +71,12 @@ fn preparing_prefix(shard: u16) -> String {
     format!("shard-{shard:04}-preparing-")
 }
 
-fn file_name(shard: u16, number: SegmentNumber) -> String {
+/// The name of a segment's file.
+pub(crate) fn file_name(shard: u16, number: SegmentNumber) -> String {
     format!("{}{:010}", name_prefix(shard), number.0)
 }
 
-/// The number in a segment's name: only to keep a new name apart from old ones.
+/// The number in a segment's name.
 pub(crate) fn number_in_name(shard: u16, name: &str) -> Option<u32> {
     name.strip_prefix(&name_prefix(shard))?.parse().ok()
 }
@@ -118,13 +133,40 @@ pub(crate) async fn prepare<E: Env>(
     }
 }
 
+/// Takes over a segment that is ready and was never written: it becomes another one in the same place, so
+/// that nobody who knew the old one can be taken for a writer of this one.
+///
+/// Errors: as [`prepare`].
+pub(crate) async fn take_over<E: Env>(
+    env: &E,
+    spare: Segment<FileOf<E>>,
+) -> Result<Segment<FileOf<E>>> {
+    let header = SegmentHeader { incarnation: Incarnation(env.random().max(1)), ..spare.header };
+    let segment = Segment { header, ..spare };
+    match write_header(&segment.file, &header).await {
+        Ok(()) => Ok(segment),
+        Err(source) => {
+            // Best effort: torn or whole, nothing is in it, and the next recovery sees that.
+            let _ = env.disk().remove(&segment.name).await;
+            Err(Error::making(format!("taking segment {} over", segment.name), source))
+        }
+    }
+}
+
+async fn write_header<F: File>(file: &F, header: &SegmentHeader) -> std::io::Result<()> {
+    let mut block = PageBuf::zeroed(header.block_bytes);
+    let encoded = header.encode();
+    block[..encoded.len()].copy_from_slice(&encoded);
+    write_all_at(file, block, 0, header.block_bytes).await.0
+}
+
 async fn write_new<E: Env>(
     env: &E,
     name: &str,
     header: &SegmentHeader,
     limits: &Limits,
 ) -> std::io::Result<FileOf<E>> {
-    let open = Open { create: Create::New, mode: Mode::Through, lock_wait: limits.lock_wait };
+    let open = Open { create: Create::New, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(name, open).await?;
     file.allocate(u64::from(header.bytes)).await?;
     let total = header.bytes as usize;
@@ -138,10 +180,7 @@ async fn write_new<E: Env>(
         zeros = returned;
         offset += zeros.len();
     }
-    let mut block = PageBuf::zeroed(header.block_bytes);
-    let encoded = header.encode();
-    block[..encoded.len()].copy_from_slice(&encoded);
-    write_all_at(&file, block, 0, header.block_bytes).await.0?;
+    write_header(&file, header).await?;
     file.sync().await?;
     Ok(file)
 }

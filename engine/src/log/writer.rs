@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
+use super::handles::Handle;
 use super::queue::{OpenBatch, Outcome, Update};
 use super::segments::{self, FileOf, Segment};
 use crate::checkpoint;
@@ -218,14 +219,14 @@ fn settle<E: Env>(
     let frames_bytes = batch.frames_bytes();
     let segment = state.segments.get_mut(&state.tail.segment.0).expect("it was written to");
     segment.frames_bytes += frames_bytes;
-    let half_full = state.tail.offset > segment.header.bytes / 2;
     for Update { id, existed, entry, origin } in batch.updates {
         state.directory.set(id, existed, entry, &origin);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
         }
     }
-    let spare = half_full && matches!(state.spare, Spare::None);
+    // With the first commits to a segment: the next opening may want one too.
+    let spare = batch.role == Role::Commits && matches!(state.spare, Spare::None);
     drop(borrowed);
     if spare {
         start_spare(inner);
@@ -242,7 +243,10 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         let state = inner.state.borrow();
         let current = &state.segments[&state.tail.segment.0];
         if state.tail.offset as usize + bytes <= current.header.bytes as usize {
-            return Ok((current.clone(), state.tail.offset));
+            let Handle::Open { file, .. } = &current.file else {
+                unreachable!("the segment that is written stays open")
+            };
+            return Ok((current.with(file.clone()), state.tail.offset));
         }
     }
     let segment = take_spare(inner).await?;
@@ -253,7 +257,8 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         let mut state = inner.state.borrow_mut();
         state.tail.segment = segment.header.number;
         state.tail.offset = offset;
-        state.segments.insert(segment.header.number.0, segment.clone());
+        state.segments.insert(segment.header.number.0, segment.clone().kept());
+        state.close_idle(&inner.limits);
     }
     Ok((segment, offset))
 }

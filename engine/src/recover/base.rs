@@ -2,13 +2,15 @@
 
 use std::rc::Rc;
 
+use futures_util::future::join_all;
+
 use super::Place;
 use crate::checkpoint::Needs;
 use crate::directory::{self, Run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::Rejected;
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, RunRef, SegmentRef};
 use crate::format::run::{self, BLOCK_BYTES, RunHeader};
 use crate::ids::Sequence;
 use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
@@ -68,55 +70,71 @@ impl<F: File> Base<F> {
         self.chosen.as_ref().map(|(checkpoint, _)| checkpoint)
     }
 
+    /// What the chosen checkpoint says of a segment.
+    pub(super) fn segment(&self, number: u32) -> Option<SegmentRef> {
+        let segments = &self.checkpoint()?.segments;
+        segments.iter().find(|wanted| wanted.number.0 == number).copied()
+    }
+
+    /// What the other slot says of a segment that the chosen one does not need.
+    pub(super) fn other_segment(&self, number: u32) -> Option<SegmentRef> {
+        self.needs.iter().flatten().find_map(|needs| needs.segments.get(&number)).copied()
+    }
+
     pub(super) fn needs_segment(&self, number: u32) -> bool {
         self.needs.iter().flatten().any(|needs| needs.segment(number))
     }
 }
 
+/// Opens a checkpoint's runs, all at once.
 async fn open_runs<E: Env>(
     env: &E,
     place: &Place<'_>,
     checkpoint: &Checkpoint,
 ) -> Result<Vec<Rc<Run<FileOf<E>>>>> {
+    let opening = checkpoint.runs.iter().map(|wanted| open_run(env, place, wanted));
+    join_all(opening).await.into_iter().collect()
+}
+
+async fn open_run<E: Env>(
+    env: &E,
+    place: &Place<'_>,
+    wanted: &RunRef,
+) -> Result<Rc<Run<FileOf<E>>>> {
     let Place { superblock, shard, limits, opening } = *place;
-    let mut runs = Vec::new();
-    for wanted in &checkpoint.runs {
-        let name = directory::file_name(shard, wanted.number);
-        let failed = |source: std::io::Error| {
-            let kind = match source.kind() {
-                std::io::ErrorKind::NotFound => Kind::Corrupt,
-                _ => Kind::Retry,
-            };
-            Error::io(kind, format!("opening {name}"), source)
+    let name = directory::file_name(shard, wanted.number);
+    let failed = |source: std::io::Error| {
+        let kind = match source.kind() {
+            std::io::ErrorKind::NotFound => Kind::Corrupt,
+            _ => Kind::Retry,
         };
-        let open =
-            Open { create: opening.create(), mode: Mode::Cached, lock_wait: limits.lock_wait };
-        let file = env.disk().open(&name, open).await.map_err(failed)?;
-        let buf = PageBuf::zeroed(BLOCK_BYTES);
-        let (result, buf) = read_full_at(&file, buf, 0, BLOCK_BYTES).await;
-        let read = result.map_err(failed)?;
-        // The checkpoint says what the header said; blocks have checksums of their own.
-        let said = RunHeader {
-            store: superblock.store,
-            shard,
-            number: wanted.number,
-            incarnation: wanted.incarnation,
-            entry_blocks: wanted.entry_blocks,
-            alarm_blocks: wanted.alarm_blocks,
-        };
-        let header = match RunHeader::decode(&buf[..read], superblock.store, shard) {
-            Err(Rejected::Version(version)) => return Err(Error::newer_format(&name, version)),
-            Err(why) => {
-                tracing::error!(name, %why, "the header of a run is damaged; nothing is lost");
-                said
-            }
-            Ok(header) => header,
-        };
-        let bytes = run::file_blocks(&said) * BLOCK_BYTES as u64;
-        if header != said || file.len().await.map_err(failed)? < bytes {
-            return Err(Error::corrupt(format!("{name}: {}", Rejected::Foreign)));
+        Error::io(kind, format!("opening {name}"), source)
+    };
+    let open =
+        Open { create: opening.create(), mode: Mode::Cached, lock_wait: Some(limits.lock_wait) };
+    let file = env.disk().open(&name, open).await.map_err(failed)?;
+    let (result, buf) = read_full_at(&file, PageBuf::zeroed(BLOCK_BYTES), 0, BLOCK_BYTES).await;
+    let read = result.map_err(failed)?;
+    // The checkpoint says what the header said; blocks have checksums of their own.
+    let said = RunHeader {
+        store: superblock.store,
+        shard,
+        number: wanted.number,
+        incarnation: wanted.incarnation,
+        entry_blocks: wanted.entry_blocks,
+        alarm_blocks: wanted.alarm_blocks,
+    };
+    let header = match RunHeader::decode(&buf[..read], superblock.store, shard) {
+        Err(Rejected::Version(version)) => return Err(Error::newer_format(&name, version)),
+        Err(why) => {
+            tracing::error!(name, %why, "the header of a run is damaged; nothing is lost");
+            said
         }
-        runs.push(Rc::new(Run::new(header, file).map_err(failed)?));
+        Ok(header) => header,
+    };
+    let bytes = run::file_blocks(&said) * BLOCK_BYTES as u64;
+    if header != said || file.len().await.map_err(failed)? < bytes {
+        return Err(Error::corrupt(format!("{name}: {}", Rejected::Foreign)));
     }
-    Ok(runs)
+    Ok(Rc::new(Run::new(header, file).map_err(failed)?))
 }

@@ -11,12 +11,14 @@ use crate::directory;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::{BatchHeader, Home, Trailer};
+use crate::format::checkpoint::SegmentRef;
 use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
 use crate::format::{Rejected, all_zero, get, len_u32};
 use crate::ids::{Incarnation, SegmentNumber, Sequence};
 use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::limits::Limits;
+use crate::log::handles::Handle;
 use crate::log::segments::{self, FileOf, Segment, Segments};
 
 /// A segment's file with the bytes of the log that may be in it.
@@ -86,6 +88,8 @@ pub(super) struct Files<F> {
     pub(super) next_number: u32,
     /// Runs that a slot needs and that are there.
     pub(super) runs: BTreeSet<u32>,
+    /// Bytes of the log that there may still be behind what was read, as checkpoints have it.
+    unread: u64,
 }
 
 pub(super) async fn read_files<E: Env>(
@@ -103,7 +107,9 @@ pub(super) async fn read_files<E: Env>(
         unknown: Vec::new(),
         next_number: 1,
         runs: BTreeSet::new(),
+        unread: limits.replay_bytes_max,
     };
+    let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
     let mut logs = Vec::new();
     for entry in list {
         let name = entry.name;
@@ -121,8 +127,17 @@ pub(super) async fn read_files<E: Env>(
         }
         let Some(named) = segments::number_in_name(shard, &name) else { continue };
         files.next_number = files.next_number.max(named.saturating_add(1));
-        let open =
-            Open { create: opening.create(), mode: Mode::Through, lock_wait: limits.lock_wait };
+        if named < from
+            && let Some(wanted) = base.segment(named).or_else(|| base.other_segment(named))
+        {
+            files.keep(place, name, wanted);
+            continue;
+        }
+        let open = Open {
+            create: opening.create(),
+            mode: Mode::Through,
+            lock_wait: Some(limits.lock_wait),
+        };
         logs.push(async move {
             let opened = env.disk().open(&name, open).await;
             let head = match opened {
@@ -133,7 +148,6 @@ pub(super) async fn read_files<E: Env>(
             Ok::<_, Error>(Found { name, named, file, len, head })
         });
     }
-    // All at once: there may be hundreds.
     for found in join_all(logs).await {
         files.read(place, base, found?).await?;
     }
@@ -151,6 +165,15 @@ pub(super) async fn read_files<E: Env>(
 }
 
 impl<F: File> Files<F> {
+    /// Takes in a full segment without a look at it: what a slot says of it is what its header says, and
+    /// frames have checksums of their own. It is opened when something in it is read.
+    fn keep(&mut self, place: &Place<'_>, name: String, wanted: SegmentRef) {
+        let header = header_of(place, wanted);
+        let SegmentRef { number, frames_bytes, .. } = wanted;
+        let segment = Segment { file: Handle::Closed, name, header, frames_bytes };
+        self.old.insert(number.0, segment);
+    }
+
     /// Takes in one segment's file, and reads of it what is needed.
     async fn read(&mut self, place: &Place<'_>, base: &Base<F>, found: Found<F>) -> Result<()> {
         let Found { name, named, file, len, head } = found;
@@ -158,61 +181,50 @@ impl<F: File> Files<F> {
         let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
         let block = superblock.block_bytes;
         let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
-        let wanted = base.checkpoint().and_then(|checkpoint| {
-            checkpoint.segments.iter().find(|wanted| wanted.number.0 == named)
-        });
+        let wanted = base.segment(named);
         let header = match SegmentHeader::decode(&head, superblock, shard) {
             Err(Rejected::Version(version)) => {
                 return Err(Error::newer_format(&name, version));
             }
-            Ok(header) => Some(header),
-            // The checkpoint says what the header said; batches and frames have checksums of their
-            // own.
-            Err(_) => wanted.filter(|wanted| wanted.number.0 <= from).map(|wanted| SegmentHeader {
-                store: superblock.store,
-                shard,
-                number: wanted.number,
-                bytes: wanted.bytes,
-                incarnation: wanted.incarnation,
-                block_bytes: block,
-            }),
+            // It says what the header said; batches and frames have checksums of their own.
+            _ if wanted.is_some() => wanted.map(|wanted| header_of(place, wanted)),
+            // Otherwise it is another segment's.
+            decoded => decoded.ok().filter(|header| header.number.0 == named),
         };
         // Of a file that was cut, what is left counts, and what is gone says so when it is read; but
         // the log does not go on in it.
         let is_whole = |header: &SegmentHeader| u64::from(header.bytes) <= len;
         let header = header.filter(|header| header.number.0 < from || is_whole(header));
-        let number = header.map_or(named, |header| header.number.0);
-        self.next_number = self.next_number.max(number.saturating_add(1));
-        let frames_bytes = |header: &SegmentHeader| {
-            let wanted = wanted.filter(|wanted| wanted.incarnation == header.incarnation);
-            wanted.map(|wanted| wanted.frames_bytes)
-        };
         if let Some(header) = header.filter(|header| header.number.0 < from) {
-            let frames_bytes = frames_bytes(&header);
-            match frames_bytes.is_some() || base.needs_segment(number) {
+            // No slot lists it, so nothing in it is needed; but a slot's replay may pass through it.
+            match base.needs_segment(named) {
                 true => {
-                    let frames_bytes = frames_bytes.unwrap_or(0);
-                    let segment = Segment { file, name, header, frames_bytes };
-                    self.old.insert(number, segment);
+                    let segment = Segment { file, name, header, frames_bytes: 0 };
+                    self.old.insert(named, segment.kept());
                 }
                 false => self.stale.push(name),
             }
             return Ok(());
         }
-        let begins = base.checkpoint().filter(|checkpoint| checkpoint.segment.0 == number);
+        let begins = base.checkpoint().filter(|checkpoint| checkpoint.segment.0 == named);
         let start = begins.map_or(block, |checkpoint| checkpoint.offset as usize);
         let read = match header {
-            Some(_) => read_log(&file, start, block, limits).await,
+            Some(_) => read_log(&file, start, block, limits, &mut self.unread).await,
             None => read_file(&file, block).await,
         };
         let bytes = read.map_err(|source| failed(&name, source))?;
-        let header = match header {
+        // Written before any batch, and since then brought back: it is none of this segment.
+        let is_stale = |header: &SegmentHeader| {
+            let first = lone_batches(&bytes, superblock, shard).next();
+            first.is_some_and(|(_, incarnation)| incarnation != header.incarnation)
+        };
+        let header = match header.filter(|header| !is_stale(header)) {
             None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
             header => header,
         };
         match header {
             Some(header) => {
-                let frames_bytes = frames_bytes(&header).unwrap_or(0);
+                let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
                 let segment = Segment { file, name, header, frames_bytes };
                 self.scanned.push(Scanned { segment, bytes, accepted: false });
             }
@@ -230,12 +242,14 @@ async fn read_head<F: File>(file: F, block_bytes: usize) -> std::io::Result<(F, 
 }
 
 /// Reads a segment from `start` on, to where nothing was written: so much is zero behind it that no
-/// batch lies between, and more was read than replay should need. Bytes before it read as zero.
+/// batch lies between, and more was read than `unread`, what replay should need. Bytes before it read as
+/// zero.
 async fn read_log<F: File>(
     file: &F,
     start: usize,
     block_bytes: usize,
     limits: &Limits,
+    unread: &mut u64,
 ) -> std::io::Result<PageBuf> {
     let bytes = usize::try_from(file.len().await?).expect("a file fits an address space");
     let total = bytes.next_multiple_of(block_bytes).max(block_bytes);
@@ -247,11 +261,30 @@ async fn read_log<F: File>(
         let (result, returned) = read_full_at(file, buf, at as u64, block_bytes).await;
         result?;
         buf = returned;
-        ends = (at - start) as u64 > limits.replay_bytes_max && all_zero(&buf);
+        ends = *unread == 0 && all_zero(&buf);
+        *unread = unread.saturating_sub((upto - at) as u64);
         at = upto;
     }
     buf.set_window(0..at);
     Ok(buf)
+}
+
+/// Takes the file that was ready to be written next, if nothing was ever written to it.
+pub(super) fn unwritten<F>(scanned: &mut Vec<Scanned<F>>) -> Option<Segment<F>> {
+    let last = scanned.pop_if(|last| !last.accepted && all_zero(&last.bytes[last.first()..]));
+    last.map(|last| last.segment)
+}
+
+/// The header that a segment has, as a checkpoint says.
+fn header_of(place: &Place<'_>, wanted: SegmentRef) -> SegmentHeader {
+    SegmentHeader {
+        store: place.superblock.store,
+        shard: place.shard,
+        number: wanted.number,
+        bytes: wanted.bytes,
+        incarnation: wanted.incarnation,
+        block_bytes: place.superblock.block_bytes,
+    }
 }
 
 /// The header that a segment must have had, by its first batch and its name.

@@ -10,8 +10,8 @@
 //! | a later batch, close record or fence that says the missing one was durable | damage: the objects in its table are unreadable (E6); without a table the shard does not open |
 //! | none of these | the log's end; a torn batch there was never acknowledged, and is reported |
 //!
-//! Then everything accepted is made durable, a new segment is opened with a fence, and only then
-//! may anything be answered (E9). Until the fence is durable nothing that was accepted is touched, so
+//! Then everything accepted is made durable, a segment in which nothing was ever written (one that was
+//! ready, else a new one) is opened with a fence, and only then may anything be answered (E9). Until the fence is durable nothing that was accepted is touched, so
 //! that a crash anywhere here changes nothing (E7). Files from which nothing was accepted and that no
 //! checkpoint names are removed first, so that crash after crash leaves no more of them.
 //!
@@ -67,7 +67,7 @@ pub struct Opening {
 
 impl Opening {
     /// How a file that is there is opened.
-    fn create(self) -> Create {
+    pub(crate) fn create(self) -> Create {
         if self.read_only { Create::ReadOnly } else { Create::Never }
     }
 }
@@ -123,7 +123,7 @@ pub(crate) async fn recover<E: Env>(
         read_manifest(env, superblock, shard, limits, opening.read_only).await?;
     let place = Place { superblock, shard, limits, opening };
     let base = Base::<FileOf<E>>::choose(env, &place, &slots).await?;
-    let Files { mut scanned, old, mut stale, unknown, next_number, runs } =
+    let Files { mut scanned, old, mut stale, unknown, next_number, runs, .. } =
         read_files(env, &place, &base).await?;
     let mut replay = Replay::new(&place, &base);
     replay.run(&mut scanned, base.checkpoint())?;
@@ -138,15 +138,15 @@ pub(crate) async fn recover<E: Env>(
     }
     let mut segments = old;
     let replayed = scanned.iter().filter(|file| file.accepted).count();
+    let spare = if opening.read_only { None } else { files::unwritten(&mut scanned) };
     for file in scanned {
         match file.accepted {
-            true => drop(segments.insert(file.segment.header.number.0, file.segment)),
+            true => drop(segments.insert(file.segment.header.number.0, file.segment.kept())),
             false => stale.push(file.segment.name),
         }
     }
     stale.extend(unknown.into_iter().map(|file| file.name));
     let epoch = Epoch(replay.epoch.0 + 1);
-    let number = SegmentNumber(next_number);
     let tail = match opening.read_only {
         true => Tail {
             segment: SegmentNumber(next_number),
@@ -157,11 +157,17 @@ pub(crate) async fn recover<E: Env>(
         },
         false => {
             remove_stale(env, stale).await;
-            // Small, for opening waits until it is written over; those after it grow again.
-            let bytes = limits.segment_bytes_min;
-            let segment = segments::prepare(env, superblock, shard, number, bytes, limits).await?;
+            let segment = match spare {
+                Some(spare) => segments::take_over(env, spare).await?,
+                None => {
+                    let number = SegmentNumber(next_number);
+                    // Small, for opening waits until it is written over; those after it grow again.
+                    let bytes = limits.segment_bytes_min;
+                    segments::prepare(env, superblock, shard, number, bytes, limits).await?
+                }
+            };
             let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
-            segments.insert(number.0, segment);
+            segments.insert(tail.segment.0, segment.kept());
             tail
         }
     };
@@ -187,13 +193,14 @@ pub(crate) async fn recover<E: Env>(
         dropped: replay.dropped,
         unknown: replay.unknown,
     };
-    let state = State {
+    let mut state = State {
         directory: replay.directory,
         progress,
         pending: IdMap::default(),
         rewriting: IdMap::default(),
         queue: Queue::default(),
         segments,
+        reads: 0,
         spare: Spare::None,
         next_segment: SegmentNumber(next_number + 1),
         tail,
@@ -203,6 +210,7 @@ pub(crate) async fn recover<E: Env>(
         poison: None,
         life: if opening.read_only { Life::Reading } else { Life::Open },
     };
+    state.close_idle(limits);
     Ok((state, recovery))
 }
 
@@ -280,7 +288,8 @@ pub(crate) async fn holds_commits<E: Env>(env: &E, limits: &Limits) -> Result<bo
         if !entry.name.starts_with("shard-") {
             continue;
         }
-        let open = Open { create: Create::Never, mode: Mode::Through, lock_wait: limits.lock_wait };
+        let open =
+            Open { create: Create::Never, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
         let file = env.disk().open(&entry.name, open).await.map_err(failed)?;
         let block = limits.block_bytes.max(env.disk().properties().block_bytes);
         let bytes = read_file(&file, block).await.map_err(failed)?;

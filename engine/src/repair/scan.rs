@@ -11,6 +11,7 @@ use crate::format::batch::{self, BatchHeader, Home, Trailer};
 use crate::format::frame::{self, Address};
 use crate::format::len_u32;
 use crate::ids::{Epoch, ObjectId, Sequence};
+use crate::log::handles;
 use crate::recover::read_file;
 use crate::shard::Inner;
 
@@ -42,7 +43,13 @@ pub(crate) async fn walk<E: Env>(
 ) -> Result<()> {
     let numbers: Vec<u32> = inner.state.borrow().segments.keys().copied().collect();
     for number in numbers {
-        let Some(segment) = inner.state.borrow().segments.get(&number).cloned() else { continue };
+        let segment = match handles::opened(inner, number).await {
+            Ok(Some(segment)) => segment,
+            Ok(None) => continue,
+            // What needs it says so when it is read.
+            Err(error) if error.kind() == Kind::Corrupt => continue,
+            Err(error) => return Err(error),
+        };
         let (home, block) = (segment.home(), segment.header.block_bytes);
         let bytes = read_file(&segment.file, block).await.map_err(|source| {
             Error::io(Kind::Retry, format!("reading {}", segment.name), source)

@@ -60,7 +60,7 @@ impl DiskImage {
         let mut in_flight = Vec::new();
         for op in disk.ops.values() {
             if let (Action::Write { offset }, Some(buf)) = (&op.action, &op.buf) {
-                in_flight.push((files.index(&op.file.contents), *offset, buf.to_vec()));
+                in_flight.push((files.index(&op.file.inode.contents), *offset, buf.to_vec()));
             }
         }
         for (contents, offset, bytes) in disk.landings.values() {
@@ -73,7 +73,7 @@ impl DiskImage {
     pub(super) fn put_on(&self, disk: &mut DiskState) {
         let inode = |contents: &Contents| {
             let contents = Rc::new(RefCell::new(contents.clone()));
-            Inode { contents, locked: Rc::default() }
+            Inode::of(contents)
         };
         let inodes: Vec<Inode> = self.files.iter().map(inode).collect();
         let named =

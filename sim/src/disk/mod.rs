@@ -121,16 +121,29 @@ pub(crate) struct Landing {
     id: u64,
 }
 
-/// One open file description; its lock goes when nothing refers to it any more.
+/// One open file description; its lock, if it has one, goes when nothing refers to it any more.
 struct Opened {
-    contents: Rc<RefCell<Contents>>,
-    locked: Rc<Cell<bool>>,
+    inode: Inode,
+    locks: bool,
     mode: Mode,
+}
+
+impl Opened {
+    fn new(inode: Inode, open: Open) -> Self {
+        let locks = open.lock_wait.is_some();
+        inode.locked.set(inode.locked.get() || locks);
+        inode.opened.set(inode.opened.get() + 1);
+        Self { inode, locks, mode: open.mode }
+    }
 }
 
 impl Drop for Opened {
     fn drop(&mut self) {
-        assert!(self.locked.replace(false), "an open file is locked");
+        let Inode { locked, opened, .. } = &self.inode;
+        opened.set(opened.get() - 1);
+        if self.locks {
+            assert!(locked.replace(false), "it was locked for as long as it was open");
+        }
     }
 }
 
@@ -141,6 +154,19 @@ type LateWrite = (Rc<RefCell<Contents>>, usize, Vec<u8>);
 struct Inode {
     contents: Rc<RefCell<Contents>>,
     locked: Rc<Cell<bool>>,
+    /// Open file descriptions.
+    opened: Rc<Cell<usize>>,
+}
+
+impl Inode {
+    fn new(contents: Contents) -> Self {
+        Self::of(Rc::new(RefCell::new(contents)))
+    }
+
+    fn of(contents: Rc<RefCell<Contents>>) -> Self {
+        let (locked, opened) = Default::default();
+        Self { contents, locked, opened }
+    }
 }
 
 #[derive(Clone)]
@@ -219,7 +245,7 @@ impl DiskState {
     }
 
     pub(crate) fn open_files(&self) -> usize {
-        self.names.values().filter(|inode| inode.locked.get()).count()
+        self.names.values().filter(|inode| inode.opened.get() > 0).count()
     }
 
     pub(crate) fn set_faults(&mut self, faults: DiskFaults) {
@@ -254,7 +280,7 @@ impl DiskState {
                 && self.random.one_in(2)
             {
                 let (bytes, offset) = (buf.to_vec(), *offset);
-                let contents = op.file.contents.clone();
+                let contents = op.file.inode.contents.clone();
                 self.landings.insert(id, (contents, offset, bytes.clone()));
                 let landing = Landing { file: op.file.clone(), bytes, offset, id };
                 landings.push((self.random.below(LANDING_NS_MAX), landing));
@@ -266,7 +292,7 @@ impl DiskState {
 
     pub(crate) fn land(&mut self, landing: Landing) {
         self.landings.remove(&landing.id);
-        landing.file.contents.borrow_mut().write_visible(landing.offset, &landing.bytes);
+        landing.file.inode.contents.borrow_mut().write_visible(landing.offset, &landing.bytes);
     }
 
     /// Leaves on the disk what a device may leave; returns what to drop once nothing is borrowed.
@@ -284,7 +310,7 @@ impl DiskState {
         let ops: Vec<Op> = std::mem::take(&mut self.ops).into_values().collect();
         for op in &ops {
             if let (Action::Write { offset }, Some(buf)) = (&op.action, &op.buf) {
-                op.file.contents.borrow_mut().write_visible(*offset, buf);
+                op.file.inode.contents.borrow_mut().write_visible(*offset, buf);
             }
         }
         for (contents, offset, bytes) in std::mem::take(&mut self.landings).into_values() {
@@ -353,7 +379,7 @@ impl DiskState {
             contents.write_durable(0, bytes);
             contents.sync(&[], bytes.len());
             let contents = Rc::new(RefCell::new(contents));
-            (name.clone(), Inode { contents, locked: Rc::default() })
+            (name.clone(), Inode::of(contents))
         });
         self.names = inodes.collect();
         self.durable_names = self.names.clone();
@@ -368,7 +394,7 @@ impl DiskState {
             Action::Allocate { .. } => 0,
         };
         let fails = self.strikes(one_in);
-        let contents = &op.file.contents;
+        let contents = &op.file.inode.contents;
         let window = op.buf.as_ref().map_or(0, |buf| buf.len());
         let length = match self.strikes(self.faults.short_io) {
             true if window > 1 => 1 + self.random.index(window - 1),
@@ -482,24 +508,22 @@ impl Disk for SimDisk {
             (None, _) => {
                 self.change().await;
                 let mut disk = self.world.0.disk.borrow_mut();
-                let contents = Rc::new(RefCell::new(Contents::new(disk.history)));
-                let inode = Inode { contents, locked: Rc::default() };
+                let inode = Inode::new(Contents::new(disk.history));
                 disk.change_names(NameChange::Set(name.to_owned(), inode.clone()));
                 inode
             }
         };
         let env = self.world_env();
-        let deadline = env.now() + open.lock_wait;
-        while inode.locked.get() {
+        let deadline = open.lock_wait.map(|wait| env.now() + wait);
+        while inode.locked.get()
+            && let Some(deadline) = deadline
+        {
             if env.now() >= deadline {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
             env.sleep(Duration::from_millis(1)).await;
         }
-        inode.locked.set(true);
-        let contents = inode.contents.clone();
-        let opened = Opened { contents, locked: inode.locked.clone(), mode: open.mode };
-        Ok(SimFile { disk: self.clone(), opened: Rc::new(opened) })
+        Ok(SimFile { disk: self.clone(), opened: Rc::new(Opened::new(inode, open)) })
     }
 
     async fn list(&self) -> io::Result<Vec<Entry>> {
@@ -613,7 +637,7 @@ impl File for SimFile {
 
     async fn sync(&self) -> io::Result<()> {
         let (covers, bytes) = {
-            let contents = self.opened.contents.borrow();
+            let contents = self.opened.inode.contents.borrow();
             (contents.unsynced(), contents.len())
         };
         self.start(Action::Sync { covers, bytes }, None).await.0.map(|_| ())
@@ -624,12 +648,12 @@ impl File for SimFile {
     }
 
     async fn len(&self) -> io::Result<u64> {
-        Ok(self.opened.contents.borrow().len() as u64)
+        Ok(self.opened.inode.contents.borrow().len() as u64)
     }
 
     fn map(&self) -> io::Result<Vec<u8>> {
         assert_eq!(self.opened.mode, Mode::Cached, "no file is both direct and mapped");
-        let contents = self.opened.contents.borrow();
+        let contents = self.opened.inode.contents.borrow();
         let mut bytes = vec![0; contents.len()];
         contents.read(0, &mut bytes);
         Ok(bytes)

@@ -62,6 +62,10 @@ impl Life<'_> {
     /// damaged; or the store says that it can't be opened (E5, E6). A damaged object can be made
     /// anew. The same store is damaged some times over.
     pub(super) fn damage(&mut self) -> Result<()> {
+        if self.world.used_sectors().is_empty() {
+            // Of a plan that was made short: there is no store.
+            return Ok(());
+        }
         let mut random = Random::new(self.plan.seed ^ 0xda3a);
         let image = self.world.disk_image();
         for _ in 0..DAMAGES {

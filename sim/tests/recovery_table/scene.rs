@@ -152,6 +152,21 @@ impl<'a> Scene<'a> {
         self.damage(&Place::new(file, 0..64));
     }
 
+    /// A write to one place went to another.
+    pub(crate) fn misdirect(&mut self, from: &Place, to: &Place) {
+        let bytes = self.bytes(from).to_vec();
+        self.bytes(to).copy_from_slice(&bytes);
+    }
+
+    /// The header that a segment had before it was taken over: of another incarnation.
+    pub(crate) fn make_stale(&mut self, header: &Place) {
+        let bytes = self.bytes(header);
+        bytes[40] ^= 1;
+        bytes[12..16].fill(0);
+        let crc = crc32c::crc32c(bytes);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    }
+
     /// As before anything was written there.
     pub(crate) fn zero(&mut self, place: &Place) {
         self.bytes(place).fill(0);

@@ -39,7 +39,7 @@ fn older_segments() -> Vec<Row> {
             "older segment of a newer format",
             Last,
             |it| it.make_newer(&it.segment_header(&it.batch("early").file)),
-            Wanted::Refuses(Invalid, NEWER),
+            ALL,
         ),
         row("freed segment brought back", Looped, |it| it.bring_back_removed(Fenced), ALL),
         row(
@@ -100,6 +100,21 @@ fn later_segments() -> Vec<Row> {
             "later segment's header damaged",
             Last,
             |it| it.damage_header(&it.batch("next").file),
+            refuses(HEADER_DAMAGED),
+        ),
+        row(
+            "later segment's header is another's",
+            Last,
+            |it| {
+                let [from, to] = ["early", "next"].map(|of| it.segment_header(&it.batch(of).file));
+                it.misdirect(&from, &to);
+            },
+            refuses(HEADER_DAMAGED),
+        ),
+        row(
+            "later segment's header stale",
+            Last,
+            |it| it.make_stale(&it.segment_header(&it.batch("next").file)),
             refuses(HEADER_DAMAGED),
         ),
         row(
