@@ -17,7 +17,7 @@ use crate::executor::Executor;
 use crate::io::posix::{PosixDisk, PosixFile};
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
 use crate::io::uring::{UringDisk, UringFile};
-use crate::io::{Disk, Entry, File, Open, PageBuf, Properties};
+use crate::io::{Disk, File, Open, PageBuf, Properties};
 
 /// Which implementation of [`Disk`] a core uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Disk for RealDisk {
         }
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         either!(self, disk => disk.list().await)
     }
 

@@ -14,14 +14,14 @@ const THROUGH: Open =
 /// # Panics
 /// At the first thing that the disk does differently, saying which.
 pub async fn run<D: Disk>(disk: &D) {
-    assert_eq!(disk.list().await.expect("list"), [], "the suite wants an empty directory");
+    assert!(disk.list().await.expect("list").is_empty(), "the suite wants an empty directory");
     names(disk).await;
     contents(disk).await;
     locks(disk).await;
     concurrency(disk).await;
     maps(disk).await;
-    for entry in disk.list().await.expect("list") {
-        disk.remove(&entry.name).await.expect("remove");
+    for name in disk.list().await.expect("list") {
+        disk.remove(&name).await.expect("remove");
     }
 }
 
@@ -41,12 +41,9 @@ async fn names<D: Disk>(disk: &D) {
     let kind = again.err().map(|error| error.kind());
     assert_eq!(kind, Some(std::io::ErrorKind::AlreadyExists), "creating what is there");
     drop(disk.open("b", THROUGH).await.expect("create"));
-    let names = |entries: Vec<super::Entry>| -> Vec<String> {
-        entries.into_iter().map(|entry| entry.name).collect()
-    };
-    assert_eq!(names(disk.list().await.expect("list")), ["a", "b"], "sorted");
+    assert_eq!(disk.list().await.expect("list"), ["a", "b"], "sorted");
     disk.rename("b", "a").await.expect("rename replaces");
-    assert_eq!(names(disk.list().await.expect("list")), ["a"], "renamed");
+    assert_eq!(disk.list().await.expect("list"), ["a"], "renamed");
     let kind = disk.remove("b").await.err().map(|error| error.kind());
     assert_eq!(kind, Some(std::io::ErrorKind::NotFound), "removing what is not there");
     disk.sync_dir().await.expect("sync_dir");

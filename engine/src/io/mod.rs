@@ -65,15 +65,6 @@ pub struct Open {
     pub lock_wait: Option<Duration>,
 }
 
-/// One entry of a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The file's name.
-    pub name: String,
-    /// Its length in bytes.
-    pub bytes: u64,
-}
-
 /// What a disk is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Properties {
@@ -98,9 +89,9 @@ pub trait Disk: Clone + 'static {
     /// Errors: `NotFound`, `AlreadyExists`, `WouldBlock` (locked for all of `lock_wait`).
     fn open(&self, name: &str, open: Open) -> impl Future<Output = io::Result<Self::File>>;
 
-    /// All files, sorted by name. Directories are left out. Other cores make and remove files of
+    /// The names of all files, sorted. Directories are left out. Other cores make and remove files of
     /// theirs meanwhile; these may be there or not.
-    fn list(&self) -> impl Future<Output = io::Result<Vec<Entry>>>;
+    fn list(&self) -> impl Future<Output = io::Result<Vec<String>>>;
 
     /// Renames a file, replacing `to`. Locks and open files are not affected.
     fn rename(&self, from: &str, to: &str) -> impl Future<Output = io::Result<()>>;

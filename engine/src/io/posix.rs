@@ -18,9 +18,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_channel::oneshot;
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::FlockOperation;
 
-use super::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
+use super::{Create, Disk, File, Mode, Open, PageBuf, Properties};
 
 /// Blocking threads of one disk.
 const THREADS: usize = 2;
@@ -99,14 +99,15 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 
 fn direct_flag() -> i32 {
     #[cfg(target_os = "linux")]
-    let flag = OFlags::DIRECT;
+    return libc::O_DIRECT;
     #[cfg(not(target_os = "linux"))]
-    let flag = OFlags::empty();
-    i32::try_from(flag.bits()).expect("flags fit")
+    return 0;
 }
 
+/// A write returns when its bytes are durable; times of the file may not be. rustix's `OFlags::DSYNC` is
+/// `O_SYNC`: then each write waits for the file system's journal too (docs/decisions/0005).
 fn sync_flag() -> i32 {
-    i32::try_from(OFlags::DSYNC.bits()).expect("flags fit")
+    libc::O_DSYNC
 }
 
 /// What the directory's file system takes: tried on a file of its own.
@@ -232,25 +233,25 @@ impl Disk for PosixDisk {
         Ok(PosixFile { disk: self.clone(), file: Arc::new(file), mode: open.mode })
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         let dir = self.dir.clone();
         self.run(move || {
-            let mut entries = Vec::new();
+            let mut names = Vec::new();
             for entry in fs::read_dir(&*dir)? {
                 let entry = entry?;
-                let metadata = match entry.metadata() {
+                let kind = match entry.file_type() {
                     // Another core removed or renamed it meanwhile.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    metadata => metadata?,
+                    kind => kind?,
                 };
-                if metadata.is_file()
+                if kind.is_file()
                     && let Ok(name) = entry.file_name().into_string()
                 {
-                    entries.push(Entry { name, bytes: metadata.len() });
+                    names.push(name);
                 }
             }
-            entries.sort_by(|a, b| a.name.cmp(&b.name));
-            Ok(entries)
+            names.sort_unstable();
+            Ok(names)
         })
         .await
     }
@@ -411,6 +412,24 @@ mod tests {
             listed
         });
         others.expect("a core").expect("lists");
+    }
+
+    /// With `O_SYNC` each write would wait for the file system's journal too.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_write_waits_for_its_bytes_and_not_for_the_times_of_the_file() {
+        let dir = dir();
+        let flags = block_on(dir.path(), DiskChoice::Posix, async |env| {
+            let lock_wait = Some(std::time::Duration::ZERO);
+            let open = Open { create: Create::New, mode: Mode::Through, lock_wait };
+            let crate::real::RealDisk::Posix(disk) = crate::Env::disk(&env) else {
+                unreachable!("it was chosen")
+            };
+            let opened = disk.open("file", open).await.expect("a file");
+            rustix::fs::fcntl_getfl(&*opened.file).expect("flags").bits()
+        });
+        let synced = flags.expect("a core") & libc::O_SYNC.cast_unsigned();
+        assert_eq!(synced, libc::O_DSYNC.cast_unsigned());
     }
 
     /// As in a directory of a read-only file system; root may write to those that merely forbid it.

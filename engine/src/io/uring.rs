@@ -15,7 +15,7 @@ use futures_channel::oneshot;
 use tokio_uring::buf::{IoBuf, IoBufMut};
 
 use super::posix::{PosixDisk, PosixFile};
-use super::{Disk, Entry, File, Open, PageBuf, Properties};
+use super::{Disk, File, Open, PageBuf, Properties};
 use crate::signal::Signal;
 
 /// Operations in flight at most; the ring has 256 entries.
@@ -68,7 +68,7 @@ impl Disk for UringDisk {
         Ok(UringFile { posix, ring: Rc::new(ring), flight: self.flight.clone() })
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         self.posix.list().await
     }
 

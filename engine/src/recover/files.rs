@@ -17,7 +17,6 @@ use crate::format::superblock::Superblock;
 use crate::format::{Rejected, all_zero, get, len_u32};
 use crate::ids::{Incarnation, SegmentNumber, Sequence};
 use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
-use crate::limits::Limits;
 use crate::log::handles::Handle;
 use crate::log::segments::{self, FileOf, Segment, Segments};
 
@@ -57,17 +56,6 @@ impl<F> Scanned<F> {
     }
 }
 
-/// A segment's file as it was opened.
-struct Found<F> {
-    name: String,
-    /// Its number by its name.
-    named: u32,
-    file: F,
-    len: u64,
-    /// Its first block.
-    head: PageBuf,
-}
-
 /// A file that has a segment's name, and no valid header or too few bytes.
 pub(super) struct Unknown {
     pub(super) name: String,
@@ -88,8 +76,25 @@ pub(super) struct Files<F> {
     pub(super) next_number: u32,
     /// Runs that a slot needs and that are there.
     pub(super) runs: BTreeSet<u32>,
-    /// Bytes of the log that there may still be behind what was read, as checkpoints have it.
-    unread: u64,
+}
+
+/// A segment's file as it was opened.
+struct Found<F> {
+    name: String,
+    /// Its number by its name.
+    named: u32,
+    file: F,
+    len: u64,
+    /// Its first block.
+    head: PageBuf,
+}
+
+/// What one segment's file is to recovery.
+enum Taken<F> {
+    Scanned(Scanned<F>),
+    Old(Segment<F>),
+    Stale(String),
+    Unknown(Unknown),
 }
 
 pub(super) async fn read_files<E: Env>(
@@ -97,8 +102,7 @@ pub(super) async fn read_files<E: Env>(
     place: &Place<'_>,
     base: &Base<FileOf<E>>,
 ) -> Result<Files<FileOf<E>>> {
-    let Place { shard, limits, opening, .. } = *place;
-    let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
+    let Place { shard, limits, .. } = *place;
     let list = env.disk().list().await.map_err(|source| failed("the directory", source))?;
     let mut files = Files {
         scanned: Vec::new(),
@@ -107,12 +111,10 @@ pub(super) async fn read_files<E: Env>(
         unknown: Vec::new(),
         next_number: 1,
         runs: BTreeSet::new(),
-        unread: limits.replay_bytes_max,
     };
     let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
-    let mut logs = Vec::new();
-    for entry in list {
-        let name = entry.name;
+    let mut opening = Vec::new();
+    for name in list {
         if let Some(run) = directory::number_in_name(shard, &name) {
             match base.needs.iter().flatten().any(|needs| needs.runs.contains(&run)) {
                 true => drop(files.runs.insert(run)),
@@ -133,23 +135,28 @@ pub(super) async fn read_files<E: Env>(
             files.keep(place, name, wanted);
             continue;
         }
-        let open = Open {
-            create: opening.create(),
-            mode: Mode::Through,
-            lock_wait: Some(limits.lock_wait),
-        };
-        logs.push(async move {
-            let opened = env.disk().open(&name, open).await;
-            let head = match opened {
-                Ok(file) => read_head(file, place.superblock.block_bytes).await,
-                Err(source) => Err(source),
-            };
-            let (file, len, head) = head.map_err(|source| failed(&name, source))?;
-            Ok::<_, Error>(Found { name, named, file, len, head })
-        });
+        opening.push(find(env, place, name, named));
     }
-    for found in join_all(logs).await {
-        files.read(place, base, found?).await?;
+    let mut reading = Vec::new();
+    // Where the log goes on in a file, those before it are full of it or an opening left them: either
+    // way so much less of it is to come.
+    let mut unread = limits.replay_bytes_max;
+    for found in join_all(opening).await {
+        let found = found?;
+        let log_bytes = found.len.saturating_sub(start(place, base, found.named) as u64);
+        let filled = log_bytes.saturating_sub(limits.batch_bytes_max as u64);
+        reading.push(take(place, base, found, unread));
+        unread = unread.saturating_sub(filled);
+    }
+    for taken in join_all(reading).await {
+        match taken? {
+            Taken::Scanned(file) => files.scanned.push(file),
+            Taken::Old(segment) => {
+                drop(files.old.insert(segment.header.number.0, segment.kept()));
+            }
+            Taken::Stale(name) => files.stale.push(name),
+            Taken::Unknown(file) => files.unknown.push(file),
+        }
     }
     files.scanned.sort_by_key(|file| file.segment.header.number);
     if let Some(checkpoint) = base.checkpoint() {
@@ -164,6 +171,10 @@ pub(super) async fn read_files<E: Env>(
     Ok(files)
 }
 
+fn failed(name: &str, source: std::io::Error) -> Error {
+    Error::io(Kind::Retry, format!("reading {name}"), source)
+}
+
 impl<F: File> Files<F> {
     /// Takes in a full segment without a look at it: what a slot says of it is what its header says, and
     /// frames have checksums of their own. It is opened when something in it is read.
@@ -173,85 +184,101 @@ impl<F: File> Files<F> {
         let segment = Segment { file: Handle::Closed, name, header, frames_bytes };
         self.old.insert(number.0, segment);
     }
+}
 
-    /// Takes in one segment's file, and reads of it what is needed.
-    async fn read(&mut self, place: &Place<'_>, base: &Base<F>, found: Found<F>) -> Result<()> {
-        let Found { name, named, file, len, head } = found;
-        let Place { superblock, shard, opening, limits } = *place;
-        let failed = |name: &str, source| Error::io(Kind::Retry, format!("reading {name}"), source);
-        let block = superblock.block_bytes;
-        let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
-        let wanted = base.segment(named);
-        let header = match SegmentHeader::decode(&head, superblock, shard) {
-            Err(Rejected::Version(version)) => {
-                return Err(Error::newer_format(&name, version));
-            }
-            // It says what the header said; batches and frames have checksums of their own.
-            _ if wanted.is_some() => wanted.map(|wanted| header_of(place, wanted)),
-            // Otherwise it is another segment's.
-            decoded => decoded.ok().filter(|header| header.number.0 == named),
-        };
-        // Of a file that was cut, what is left counts, and what is gone says so when it is read; but
-        // the log does not go on in it.
-        let is_whole = |header: &SegmentHeader| u64::from(header.bytes) <= len;
-        let header = header.filter(|header| header.number.0 < from || is_whole(header));
-        if let Some(header) = header.filter(|header| header.number.0 < from) {
-            // No slot lists it, so nothing in it is needed; but a slot's replay may pass through it.
-            match base.needs_segment(named) {
-                true => {
-                    let segment = Segment { file, name, header, frames_bytes: 0 };
-                    self.old.insert(named, segment.kept());
-                }
-                false => self.stale.push(name),
-            }
-            return Ok(());
-        }
-        let begins = base.checkpoint().filter(|checkpoint| checkpoint.segment.0 == named);
-        let start = begins.map_or(block, |checkpoint| checkpoint.offset as usize);
-        let read = match header {
-            Some(_) => read_log(&file, start, block, limits, &mut self.unread).await,
-            None => read_file(&file, block).await,
-        };
-        let bytes = read.map_err(|source| failed(&name, source))?;
-        // Written before any batch, and since then brought back: it is none of this segment.
-        let is_stale = |header: &SegmentHeader| {
-            let first = lone_batches(&bytes, superblock, shard).next();
-            first.is_some_and(|(_, incarnation)| incarnation != header.incarnation)
-        };
-        let header = match header.filter(|header| !is_stale(header)) {
-            None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
-            header => header,
-        };
-        match header {
-            Some(header) => {
-                let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
-                let segment = Segment { file, name, header, frames_bytes };
-                self.scanned.push(Scanned { segment, bytes, accepted: false });
-            }
-            None => self.unknown.push(Unknown { name, len, bytes }),
-        }
-        Ok(())
+/// Opens one segment's file.
+async fn find<E: Env>(
+    env: &E,
+    place: &Place<'_>,
+    name: String,
+    named: u32,
+) -> Result<Found<FileOf<E>>> {
+    let lock_wait = Some(place.limits.lock_wait);
+    let open = Open { create: place.opening.create(), mode: Mode::Through, lock_wait };
+    let file = env.disk().open(&name, open).await.map_err(|source| failed(&name, source))?;
+    let block = place.superblock.block_bytes;
+    let (len, head) = read_head(&file, block).await.map_err(|source| failed(&name, source))?;
+    Ok(Found { name, named, file, len, head })
+}
+
+/// Where what is to be replayed begins in a segment.
+fn start<F: File>(place: &Place<'_>, base: &Base<F>, named: u32) -> usize {
+    let begins = base.checkpoint().filter(|checkpoint| checkpoint.segment.0 == named);
+    begins.map_or(place.superblock.block_bytes, |checkpoint| checkpoint.offset as usize)
+}
+
+/// Reads of one segment's file what is needed; `unread` bytes of the log may be in it.
+async fn take<F: File>(
+    place: &Place<'_>,
+    base: &Base<F>,
+    found: Found<F>,
+    unread: u64,
+) -> Result<Taken<F>> {
+    let Found { name, named, file, len, head } = found;
+    let Place { superblock, shard, opening, .. } = *place;
+    let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
+    let wanted = base.segment(named);
+    let header = match SegmentHeader::decode(&head, superblock, shard) {
+        Err(Rejected::Version(version)) => return Err(Error::newer_format(&name, version)),
+        // It says what the header said; batches and frames have checksums of their own.
+        _ if wanted.is_some() => wanted.map(|wanted| header_of(place, wanted)),
+        // Otherwise it is another segment's.
+        decoded => decoded.ok().filter(|header| header.number.0 == named),
+    };
+    // Of a file that was cut, what is left counts, and what is gone says so when it is read; but
+    // the log does not go on in it.
+    let is_whole = |header: &SegmentHeader| u64::from(header.bytes) <= len;
+    let header = header.filter(|header| named < from || is_whole(header));
+    if let Some(header) = header.filter(|_| named < from) {
+        // No slot lists it, so nothing in it is needed; but a slot's replay may pass through it.
+        return Ok(match base.needs_segment(named) {
+            true => Taken::Old(Segment { file, name, header, frames_bytes: 0 }),
+            false => Taken::Stale(name),
+        });
     }
+    let read = match header {
+        Some(_) => read_log(&file, len, start(place, base, named), place, unread).await,
+        None => read_file(&file, superblock.block_bytes).await,
+    };
+    let bytes = read.map_err(|source| failed(&name, source))?;
+    // Written before any batch, and since then brought back: it is none of this segment.
+    let is_stale = |header: &SegmentHeader| {
+        let first = lone_batches(&bytes, superblock, shard).next();
+        first.is_some_and(|(_, incarnation)| incarnation != header.incarnation)
+    };
+    let header = match header.filter(|header| !is_stale(header)) {
+        None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
+        header => header,
+    };
+    Ok(match header {
+        Some(header) => {
+            let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
+            let segment = Segment { file, name, header, frames_bytes };
+            Taken::Scanned(Scanned { segment, bytes, accepted: false })
+        }
+        None => Taken::Unknown(Unknown { name, len, bytes }),
+    })
 }
 
 /// A file's length and its first block.
-async fn read_head<F: File>(file: F, block_bytes: usize) -> std::io::Result<(F, u64, PageBuf)> {
+async fn read_head<F: File>(file: &F, block_bytes: usize) -> std::io::Result<(u64, PageBuf)> {
     let len = file.len().await?;
-    let (result, head) = read_full_at(&file, PageBuf::zeroed(block_bytes), 0, block_bytes).await;
-    result.map(|_| (file, len, head))
+    let (result, head) = read_full_at(file, PageBuf::zeroed(block_bytes), 0, block_bytes).await;
+    result.map(|_| (len, head))
 }
 
-/// Reads a segment from `start` on, to where nothing was written: so much is zero behind it that no
-/// batch lies between, and more was read than `unread`, what replay should need. Bytes before it read as
-/// zero.
+/// Reads a segment of `len` bytes from `start` on, to where nothing was written: so much is zero behind
+/// it that no batch lies between, and more was read than `unread`, what replay should need. Bytes before
+/// it read as zero.
 async fn read_log<F: File>(
     file: &F,
+    len: u64,
     start: usize,
-    block_bytes: usize,
-    limits: &Limits,
-    unread: &mut u64,
+    place: &Place<'_>,
+    unread: u64,
 ) -> std::io::Result<PageBuf> {
-    let bytes = usize::try_from(file.len().await?).expect("a file fits an address space");
+    let (block_bytes, limits) = (place.superblock.block_bytes, place.limits);
+    let bytes = usize::try_from(len).expect("a file fits an address space");
     let total = bytes.next_multiple_of(block_bytes).max(block_bytes);
     let mut buf = PageBuf::zeroed(total);
     let (mut at, mut ends) = (start.min(total), false);
@@ -261,8 +288,7 @@ async fn read_log<F: File>(
         let (result, returned) = read_full_at(file, buf, at as u64, block_bytes).await;
         result?;
         buf = returned;
-        ends = *unread == 0 && all_zero(&buf);
-        *unread = unread.saturating_sub((upto - at) as u64);
+        ends = (at - start) as u64 >= unread && all_zero(&buf);
         at = upto;
     }
     buf.set_window(0..at);

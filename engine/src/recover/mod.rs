@@ -34,6 +34,8 @@ mod base;
 mod files;
 mod replay;
 
+use futures_util::future::join_all;
+
 use base::Base;
 pub(crate) use files::read_file;
 use files::{Files, read_files};
@@ -123,18 +125,19 @@ pub(crate) async fn recover<E: Env>(
         read_manifest(env, superblock, shard, limits, opening.read_only).await?;
     let place = Place { superblock, shard, limits, opening };
     let base = Base::<FileOf<E>>::choose(env, &place, &slots).await?;
-    let Files { mut scanned, old, mut stale, unknown, next_number, runs, .. } =
+    let Files { mut scanned, old, mut stale, unknown, next_number, runs } =
         read_files(env, &place, &base).await?;
     let mut replay = Replay::new(&place, &base);
     replay.run(&mut scanned, base.checkpoint())?;
     replay.check_unknown(&unknown, superblock)?;
     replay.check_vouched(base.vouched)?;
     if !opening.read_only {
-        for file in scanned.iter().filter(|file| file.accepted) {
+        let syncing = scanned.iter().filter(|file| file.accepted).map(async |file| {
             file.segment.file.sync().await.map_err(|source| {
                 Error::io(Kind::Retry, format!("syncing {}", file.segment.name), source)
-            })?;
-        }
+            })
+        });
+        join_all(syncing).await.into_iter().collect::<Result<Vec<()>>>()?;
     }
     let mut segments = old;
     let replayed = scanned.iter().filter(|file| file.accepted).count();
@@ -232,11 +235,11 @@ pub(crate) async fn create<E: Env>(
 ) -> Result<()> {
     let prefix = segments::name_prefix(shard);
     let failed = |source| Error::io(Kind::Retry, format!("creating shard {shard}"), source);
-    for entry in env.disk().list().await.map_err(failed)? {
-        let preparing = segments::number_in_preparing(shard, &entry.name).is_some();
-        if preparing || entry.name.starts_with(&prefix) {
+    for name in env.disk().list().await.map_err(failed)? {
+        let preparing = segments::number_in_preparing(shard, &name).is_some();
+        if preparing || name.starts_with(&prefix) {
             // Left by a creation that was interrupted: `holds_commits` looked.
-            env.disk().remove(&entry.name).await.map_err(failed)?;
+            env.disk().remove(&name).await.map_err(failed)?;
         }
     }
     let bytes = limits.segment_bytes_min;
@@ -284,13 +287,13 @@ async fn write_fence<E: Env>(
 /// superblock: then either the creation was interrupted, or a superblock was lost.
 pub(crate) async fn holds_commits<E: Env>(env: &E, limits: &Limits) -> Result<bool> {
     let failed = |source| Error::io(Kind::Retry, "looking for a log without a superblock", source);
-    for entry in env.disk().list().await.map_err(failed)? {
-        if !entry.name.starts_with("shard-") {
+    for name in env.disk().list().await.map_err(failed)? {
+        if !name.starts_with("shard-") {
             continue;
         }
         let open =
             Open { create: Create::Never, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
-        let file = env.disk().open(&entry.name, open).await.map_err(failed)?;
+        let file = env.disk().open(&name, open).await.map_err(failed)?;
         let block = limits.block_bytes.max(env.disk().properties().block_bytes);
         let bytes = read_file(&file, block).await.map_err(failed)?;
         // Header block, fence, and nothing else.

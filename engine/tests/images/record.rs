@@ -11,7 +11,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_engine::io::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
+use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf, Properties};
 use dormouse_engine::real::{RealDisk, RealEnv, RealFile};
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{Contents, Env, Host, Version};
@@ -261,7 +261,7 @@ impl Disk for RecordedDisk {
         Ok(RecordedFile { file, number, recorder: self.recorder.clone() })
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         self.disk.list().await
     }
 

@@ -31,7 +31,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use dormouse_engine::Host;
-use dormouse_engine::io::{Create, Disk, Entry, File, Mode, Open, PageBuf, Properties};
+use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf, Properties};
 use serde::{Deserialize, Serialize};
 
 use crate::random::Random;
@@ -526,14 +526,10 @@ impl Disk for SimDisk {
         Ok(SimFile { disk: self.clone(), opened: Rc::new(Opened::new(inode, open)) })
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         self.pause().await;
         let disk = self.world.0.disk.borrow();
-        let entries = disk.names.iter().map(|(name, inode)| {
-            let bytes = inode.contents.borrow().len() as u64;
-            Entry { name: name.clone(), bytes }
-        });
-        Ok(entries.collect())
+        Ok(disk.names.keys().cloned().collect())
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {

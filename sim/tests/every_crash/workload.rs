@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_engine::io::{Disk, Entry};
+use dormouse_engine::io::Disk;
 use dormouse_engine::{
     Batch, Env, Host, Limits, ObjectId, Recovery, Result, Shard, StoreLock, Ticket,
 };
@@ -175,8 +175,8 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
     shard.close().await.expect("closed");
     let after = env.disk().list().await.expect("a directory");
     let gone = |kind: &str| {
-        let gone = |entry: &&Entry| !after.iter().any(|there| there.name == entry.name);
-        before.iter().filter(gone).filter(|entry| entry.name.contains(kind)).count()
+        let gone = |name: &&String| !after.contains(name) && name.contains(kind);
+        before.iter().filter(gone).count()
     };
     let (segments_removed, runs_removed) = (gone("segment"), gone("run"));
     Passed { replayed: recovery.batches, segments_removed, runs_removed, ..passed }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::env::{Env, Host};
-use crate::io::{Disk, Entry, File, Open, PageBuf, Properties};
+use crate::io::{Disk, File, Open, PageBuf, Properties};
 use crate::real::{RealDisk, RealEnv, RealFile};
 use crate::signal::Signal;
 
@@ -111,7 +111,7 @@ impl Disk for FaultyDisk {
         Ok(FaultyFile { real, switch: self.switch.clone() })
     }
 
-    async fn list(&self) -> io::Result<Vec<Entry>> {
+    async fn list(&self) -> io::Result<Vec<String>> {
         self.real.list().await
     }
 

@@ -1,7 +1,7 @@
 //! How a command gets at a store: locked, on a core of its own, for reading unless it says otherwise.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +20,7 @@ pub(crate) type RealShard = Shard<RealEnv>;
 /// A store that nobody else can open meanwhile.
 pub(crate) struct Opened {
     pub(crate) env: RealEnv,
+    pub(crate) dir: PathBuf,
     pub(crate) superblock: Superblock,
     _lock: StoreLock<RealEnv>,
 }
@@ -60,6 +61,7 @@ where
     F: Future<Output = Result<T>> + 'static,
 {
     let shown = || dir.display().to_string();
+    let path = dir.to_owned();
     ensure!(is_store(dir), "{}: there is no store here (no superblock)", shown());
     let done = block_on(dir, DiskChoice::Auto, async move |env| {
         let mut lock = StoreLock::open_read_only(&env, &LIMITS).await?;
@@ -69,7 +71,7 @@ where
             drop(lock);
             lock = StoreLock::open_or_create(&env, &LIMITS, shards).await?;
         }
-        main(Opened { superblock: lock.superblock(), env, _lock: lock }).await
+        main(Opened { superblock: lock.superblock(), env, dir: path, _lock: lock }).await
     });
     done.context("a core's thread").flatten().with_context(shown)
 }

@@ -90,9 +90,9 @@ async fn figures(opened: &Opened) -> anyhow::Result<Store> {
             Err(error) => return Err(error.into()),
         };
         let prefix = format!("shard-{number:04}-");
-        let files = opened.env.disk().list().await?;
-        let own = files.iter().filter(|file| file.name.starts_with(&prefix));
-        figures.disk_bytes = own.map(|file| file.bytes).sum();
+        for name in opened.env.disk().list().await?.iter().filter(|it| it.starts_with(&prefix)) {
+            figures.disk_bytes += opened.dir.join(name).metadata()?.len();
+        }
         shards.push(figures);
     }
     let mut total = Figures::default();
