@@ -16,6 +16,8 @@ pub const ALIGNMENT: usize = 4096;
 
 /// An owned buffer, aligned to [`ALIGNMENT`], of which I/O sees a window.
 pub struct PageBuf {
+    /// As it was allocated; the buffer begins at the first aligned byte.
+    allocated: NonNull<u8>,
     memory: NonNull<u8>,
     capacity: usize,
     window: Range<usize>,
@@ -26,7 +28,7 @@ unsafe impl Send for PageBuf {}
 
 impl PageBuf {
     /// A zeroed buffer of `capacity` bytes, rounded up to [`ALIGNMENT`]; the window is
-    /// `0..capacity` as asked.
+    /// `0..capacity` as asked. A large one costs no memory where it is not touched.
     ///
     /// # Panics
     /// If `capacity` is zero.
@@ -35,13 +37,18 @@ impl PageBuf {
         let rounded = capacity.next_multiple_of(ALIGNMENT);
         let layout = Self::layout(rounded);
         // SAFETY: the layout's size is not zero.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
-        Self { memory, capacity: rounded, window: 0..capacity }
+        let allocated = unsafe { alloc_zeroed(layout) };
+        let Some(allocated) = NonNull::new(allocated) else { handle_alloc_error(layout) };
+        let offset = allocated.align_offset(ALIGNMENT);
+        // SAFETY: the offset is less than `ALIGNMENT`, by which the layout is larger than the buffer.
+        let memory = unsafe { allocated.add(offset) };
+        Self { allocated, memory, capacity: rounded, window: 0..capacity }
     }
 
+    /// Without an alignment of its own: the system's allocator would write over an aligned one to make it
+    /// zero, where fresh pages are zero already.
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity, ALIGNMENT).expect("capacity fits an address space")
+        Layout::from_size_align(capacity + ALIGNMENT, 1).expect("capacity fits an address space")
     }
 
     /// Bytes of memory, window or not.
@@ -96,7 +103,7 @@ impl DerefMut for PageBuf {
 impl Drop for PageBuf {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.memory.as_ptr(), Self::layout(self.capacity)) }
+        unsafe { dealloc(self.allocated.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 

@@ -283,7 +283,8 @@ async fn read_log<F: File>(
     let mut buf = PageBuf::zeroed(total);
     let (mut at, mut ends) = (start.min(total), false);
     while at < total && !ends {
-        let upto = total.min(at + 2 * limits.batch_bytes_max);
+        // What one batch in flight may leave unwritten at most.
+        let upto = total.min(at + limits.batch_bytes_max);
         buf.set_window(at..upto);
         let (result, returned) = read_full_at(file, buf, at as u64, block_bytes).await;
         result?;
