@@ -11,14 +11,27 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
+use memmap2::MmapMut;
+
 /// Alignment of every buffer, in bytes; no device is known that asks for more.
 pub const ALIGNMENT: usize = 4096;
 
+/// Buffers of so many bytes and more are pages of their own: zero without being written to, taken when
+/// they are touched, and given back at once. The heap would do none of this.
+const PAGES_FROM: usize = 1 << 20;
+
+/// What holds a buffer's bytes.
+enum Memory {
+    /// The heap, with [`PageBuf::layout`].
+    Heap,
+    /// Fresh pages; dropped, they are given back.
+    Pages(#[expect(dead_code, reason = "kept for its drop")] MmapMut),
+}
+
 /// An owned buffer, aligned to [`ALIGNMENT`], of which I/O sees a window.
 pub struct PageBuf {
-    /// As it was allocated; the buffer begins at the first aligned byte.
-    allocated: NonNull<u8>,
-    memory: NonNull<u8>,
+    start: NonNull<u8>,
+    memory: Memory,
     capacity: usize,
     window: Range<usize>,
 }
@@ -28,7 +41,7 @@ unsafe impl Send for PageBuf {}
 
 impl PageBuf {
     /// A zeroed buffer of `capacity` bytes, rounded up to [`ALIGNMENT`]; the window is
-    /// `0..capacity` as asked. A large one costs no memory where it is not touched.
+    /// `0..capacity` as asked.
     ///
     /// # Panics
     /// If `capacity` is zero.
@@ -36,19 +49,19 @@ impl PageBuf {
         assert!(capacity > 0);
         let rounded = capacity.next_multiple_of(ALIGNMENT);
         let layout = Self::layout(rounded);
-        // SAFETY: the layout's size is not zero.
-        let allocated = unsafe { alloc_zeroed(layout) };
-        let Some(allocated) = NonNull::new(allocated) else { handle_alloc_error(layout) };
-        let offset = allocated.align_offset(ALIGNMENT);
-        // SAFETY: the offset is less than `ALIGNMENT`, by which the layout is larger than the buffer.
-        let memory = unsafe { allocated.add(offset) };
-        Self { allocated, memory, capacity: rounded, window: 0..capacity }
+        let (start, memory) = if rounded >= PAGES_FROM {
+            let Ok(mut pages) = MmapMut::map_anon(rounded) else { handle_alloc_error(layout) };
+            (pages.as_mut_ptr(), Memory::Pages(pages))
+        } else {
+            // SAFETY: the layout's size is not zero.
+            (unsafe { alloc_zeroed(layout) }, Memory::Heap)
+        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        Self { start, memory, capacity: rounded, window: 0..capacity }
     }
 
-    /// Without an alignment of its own: the system's allocator would write over an aligned one to make it
-    /// zero, where fresh pages are zero already.
     fn layout(capacity: usize) -> Layout {
-        Layout::from_size_align(capacity + ALIGNMENT, 1).expect("capacity fits an address space")
+        Layout::from_size_align(capacity, ALIGNMENT).expect("capacity fits an address space")
     }
 
     /// Bytes of memory, window or not.
@@ -74,13 +87,13 @@ impl PageBuf {
     /// The window's first byte, for the kernel.
     pub(crate) fn as_window_ptr(&self) -> *const u8 {
         // SAFETY: the window lies in the allocation.
-        unsafe { self.memory.as_ptr().add(self.window.start) }
+        unsafe { self.start.as_ptr().add(self.window.start) }
     }
 
     /// The window's first byte, for the kernel to write to.
     pub(crate) fn as_window_mut_ptr(&mut self) -> *mut u8 {
         // SAFETY: the window lies in the allocation.
-        unsafe { self.memory.as_ptr().add(self.window.start) }
+        unsafe { self.start.as_ptr().add(self.window.start) }
     }
 }
 
@@ -102,8 +115,10 @@ impl DerefMut for PageBuf {
 
 impl Drop for PageBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.allocated.as_ptr(), Self::layout(self.capacity)) }
+        if let Memory::Heap = self.memory {
+            // SAFETY: allocated in `zeroed` with this layout.
+            unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
+        }
     }
 }
 
@@ -116,6 +131,18 @@ impl fmt::Debug for PageBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_buffer_is_like_a_small_one() {
+        for bytes in [PAGES_FROM - ALIGNMENT, PAGES_FROM, 3 * PAGES_FROM + 1] {
+            let mut buf = PageBuf::zeroed(bytes);
+            assert_eq!(buf.as_window_ptr().align_offset(ALIGNMENT), 0);
+            assert!(buf.iter().all(|byte| *byte == 0));
+            buf.fill(7);
+            buf.set_window(bytes - 1..buf.capacity());
+            assert_eq!(buf.iter().map(|byte| u32::from(*byte)).sum::<u32>(), 7);
+        }
+    }
 
     #[test]
     fn the_window_is_what_is_seen() {
