@@ -92,7 +92,8 @@ pub(crate) struct Manifest<F> {
     pub(crate) slots: [Option<Checkpoint>; 2],
 }
 
-/// Opens and reads a shard's manifest, or makes an empty one; with `read_only` nothing changes.
+/// Opens and reads a shard's manifest, or makes an empty one; with `read_only` nothing changes. What is
+/// read, and that the file is there, may not be durable yet.
 ///
 /// Errors: `Retry`, `NoSpace`, `Invalid` (a newer format).
 pub(crate) async fn read_manifest<E: Env>(
@@ -124,13 +125,8 @@ pub(crate) async fn read_manifest<E: Env>(
         Err(_) if bytes < 2 * SLOT_BYTES_LEAST => limits.manifest_slot_bytes,
         Err(_) => bytes / 2 / block * block,
     };
-    if !read_only {
-        if bytes < 2 * slot_bytes {
-            file.allocate(2 * slot_bytes as u64).await.map_err(failed)?;
-        }
-        // E9: what a dead process left visible must be durable before it is built upon.
-        file.sync().await.map_err(failed)?;
-        env.disk().sync_dir().await.map_err(failed)?;
+    if !read_only && bytes < 2 * slot_bytes {
+        file.allocate(2 * slot_bytes as u64).await.map_err(failed)?;
     }
     let slot = |index: usize| {
         let (start, end) = (index * slot_bytes, (index + 1) * slot_bytes);

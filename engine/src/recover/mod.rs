@@ -34,14 +34,14 @@ mod base;
 mod files;
 mod replay;
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 
 use base::Base;
 pub(crate) use files::read_file;
-use files::{Files, read_files};
+use files::{Files, Scanned, read_files};
 use replay::Replay;
 
-use crate::checkpoint::{Manifest, Progress, read_manifest};
+use crate::checkpoint::{Manifest, Progress, manifest_name, read_manifest};
 use crate::directory::IdMap;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
@@ -131,13 +131,8 @@ pub(crate) async fn recover<E: Env>(
     replay.run(&mut scanned, base.checkpoint())?;
     replay.check_unknown(&unknown, superblock)?;
     replay.check_vouched(base.vouched)?;
-    if !opening.read_only {
-        let syncing = scanned.iter().filter(|file| file.accepted).map(async |file| {
-            file.segment.file.sync().await.map_err(|source| {
-                Error::io(Kind::Retry, format!("syncing {}", file.segment.name), source)
-            })
-        });
-        join_all(syncing).await.into_iter().collect::<Result<Vec<()>>>()?;
+    if let Some(manifest) = manifest.as_ref().filter(|_| !opening.read_only) {
+        make_durable(env, shard, manifest, &scanned).await?;
     }
     let mut segments = old;
     let replayed = scanned.iter().filter(|file| file.accepted).count();
@@ -159,17 +154,23 @@ pub(crate) async fn recover<E: Env>(
             vouched: true,
         },
         false => {
-            remove_stale(env, stale).await;
-            let segment = match spare {
-                Some(spare) => segments::take_over(env, spare).await?,
-                None => {
-                    let number = SegmentNumber(next_number);
-                    // Small, for opening waits until it is written over; those after it grow again.
-                    let bytes = limits.segment_bytes_min;
-                    segments::prepare(env, superblock, shard, number, bytes, limits).await?
-                }
+            let removed = remove_stale(env, stale);
+            let begin = async |segment| {
+                let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
+                Ok::<_, Error>((segment, tail))
             };
-            let tail = write_fence(env, &segment, epoch, replay.last, replay.last_crc).await?;
+            let (segment, tail) = if let Some(spare) = spare {
+                let begun = async { begin(segments::take_over(env, spare).await?).await };
+                join(removed, begun).await.1?
+            } else {
+                // First, for there may be no room otherwise.
+                removed.await;
+                let number = SegmentNumber(next_number);
+                // Small, for opening waits until it is written over; those after it grow again.
+                let bytes = limits.segment_bytes_min;
+                begin(segments::prepare(env, superblock, shard, number, bytes, limits).await?)
+                    .await?
+            };
             segments.insert(tail.segment.0, segment.kept());
             tail
         }
@@ -215,6 +216,27 @@ pub(crate) async fn recover<E: Env>(
     };
     state.close_idle(limits);
     Ok((state, recovery))
+}
+
+/// What a dead process left visible is made durable before it is built upon (E9): what was accepted, and the
+/// slots that say what else is needed.
+async fn make_durable<E: Env>(
+    env: &E,
+    shard: u16,
+    manifest: &FileOf<E>,
+    scanned: &[Scanned<FileOf<E>>],
+) -> Result<()> {
+    let failed = |name: &str, source| Error::io(Kind::Retry, format!("syncing {name}"), source);
+    let accepted = scanned.iter().filter(|file| file.accepted).map(async |file| {
+        let Segment { file, name, .. } = &file.segment;
+        file.sync().await.map_err(|source| failed(name, source))
+    });
+    let named = async {
+        manifest.sync().await.map_err(|source| failed(&manifest_name(shard), source))?;
+        env.disk().sync_dir().await.map_err(|source| failed("the directory", source))
+    };
+    let (accepted, named) = join(join_all(accepted), named).await;
+    accepted.into_iter().chain([named]).collect()
 }
 
 async fn remove_stale<E: Env>(env: &E, names: Vec<String>) {
