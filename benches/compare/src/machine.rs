@@ -203,6 +203,51 @@ pub(crate) fn raise_file_limit() {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
+/// Which part of the machine's CPU time others took, since this was made.
+pub(crate) struct Others {
+    before: Option<(u64, u64)>,
+    own: Duration,
+}
+
+impl Others {
+    pub(crate) fn watch() -> Self {
+        Self { before: processor_ticks(), own: own_and_children() }
+    }
+
+    /// Between 0 and 1; `None` where the kernel does not tell.
+    pub(crate) fn share(&self) -> Option<f64> {
+        let ((busy_before, all_before), (busy, all)) = (self.before?, processor_ticks()?);
+        let own = own_and_children().saturating_sub(self.own).as_secs_f64();
+        // The kernel tells these times in hundredths of a second.
+        let seconds = |ticks: u64| ticks as f64 / 100.0;
+        let others = seconds(busy - busy_before) - own;
+        Some((others / seconds(all - all_before)).clamp(0.0, 1.0))
+    }
+}
+
+/// Ticks of all CPUs in which something ran, and all ticks.
+fn processor_ticks() -> Option<(u64, u64)> {
+    parse_ticks(&std::fs::read_to_string("/proc/stat").ok()?)
+}
+
+/// User, nice, system, idle and what waits for a device; then interrupts and what was stolen. Guests
+/// are in the first two.
+fn parse_ticks(text: &str) -> Option<(u64, u64)> {
+    let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let ticks: Vec<u64> = line.split_whitespace().take(8).flat_map(str::parse).collect();
+    let all = ticks.iter().sum();
+    Some((all - ticks.get(3)? - ticks.get(4)?, all))
+}
+
+/// CPU time of this process and of the children that have ended.
+fn own_and_children() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name before may hold anything, a bracket too.
+    let fields = text.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields.split_whitespace().skip(11).take(4).flat_map(str::parse::<u64>);
+    Duration::from_millis(ticks.sum::<u64>() * 10)
+}
+
 /// The lines at the top of a run.
 pub(crate) fn describe(dir: &Path, device: &Device) -> Result<Vec<String>> {
     let uname = rustix::system::uname();
@@ -255,6 +300,12 @@ mod tests {
         let counters = parse_stat(text).expect("17 fields");
         assert_eq!((counters.reads, counters.flushes), (13, 1_860_041));
         assert!(parse_stat("1 2 3").is_none());
+    }
+
+    #[test]
+    fn busy_ticks_are_all_but_the_idle_ones() {
+        let text = "cpu  10 2 30 400 50 6 7 8 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        assert_eq!(parse_ticks(text), Some((63, 513)));
     }
 
     #[test]

@@ -117,10 +117,13 @@ fn main() -> Result<std::process::ExitCode> {
         engines: run::chosen(&options.engines)?,
         dir: options.dir()?,
     };
+    let others = machine::Others::watch();
     let results = run.run()?;
+    let share = others.share();
     let mut out = std::io::stdout().lock();
     report::table(&results, &mut out)?;
     report::verdicts(&results, &targets, &mut out)?;
+    report::others(share, &mut out)?;
     if let Some(file) = &mut json {
         report::json(&results, file)?;
     }

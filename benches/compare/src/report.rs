@@ -9,6 +9,9 @@ use crate::metrics::{self, Better, Metric};
 use crate::results::Results;
 use crate::targets::Targets;
 
+/// Above this share of the machine for others its figures are doubtful.
+const OTHERS_MAX: f64 = 0.25;
+
 /// Three digits that matter.
 pub(crate) fn number(value: f64) -> String {
     let (scaled, unit) = match value.abs() {
@@ -57,12 +60,12 @@ pub(crate) fn table(results: &Results, out: &mut impl Write) -> Result<()> {
             workload = metric.workload;
             writeln!(out, "\n{workload}: {}", metrics::describe(workload))?;
             let names: String =
-                engines.iter().map(|engine| format!("{:>19}", engine.name())).collect();
+                engines.iter().map(|engine| format!("{:>20}", engine.name())).collect();
             writeln!(out, "{:<22}{names}", "")?;
         }
         let cells: Vec<_> = engines.iter().map(|engine| cells(results, *engine, metric)).collect();
         let row = |line: usize| -> String {
-            cells.iter().map(|cell| format!("{:>19}", cell[line])).collect()
+            cells.iter().map(|cell| format!("{:>20}", cell[line])).collect()
         };
         let label = format!("  {}, {}", metric.name, metric.unit);
         writeln!(out, "{label:<22}{}", row(0))?;
@@ -92,6 +95,21 @@ pub(crate) fn verdicts(results: &Results, targets: &Targets, out: &mut impl Writ
     }
     for (engine, step, error) in &results.failures {
         writeln!(out, "FAILED: {} in {step}: {error}", engine.name())?;
+    }
+    Ok(())
+}
+
+/// How much of the machine others used meanwhile, and what that means.
+pub(crate) fn others(share: Option<f64>, out: &mut impl Write) -> Result<()> {
+    let Some(share) = share else { return Ok(()) };
+    let percent = share * 100.0;
+    writeln!(out, "other processes and the kernel took {percent:.0} % of the machine meanwhile")?;
+    if share > OTHERS_MAX {
+        writeln!(
+            out,
+            "busy: writes that end on a busy core wait for its next tick, so that figures of single \
+             commits may be those of the tick; repeat this on a quiet machine"
+        )?;
     }
     Ok(())
 }

@@ -121,7 +121,7 @@ impl Part {
     fn judge(&self, results: &Results) -> Result<(String, Verdict)> {
         let own = self.own()?;
         let note = self.note.as_ref().map_or(String::new(), |note| format!(" {note}"));
-        let unmeasured = |what: String| Ok((what.clone(), Verdict::NotJudged(what)));
+        let unmeasured = |what: String| Ok((String::new(), Verdict::NotJudged(what)));
         let Some(value) = results.median(Engine::Dormouse, own.workload, own.name) else {
             return unmeasured(format!("{} {} not measured", own.workload, own.name));
         };
@@ -136,12 +136,13 @@ impl Part {
                     ));
                 };
                 let ratio = value / (reference * against.times);
-                let who = match against.engine.as_str() {
-                    "peers" => format!("best peer ({})", who.name()),
-                    "floor" | "dormouse" => metric.workload.to_owned(),
-                    peer => peer.to_owned(),
+                let who = match (against.engine.as_str(), &self.note) {
+                    ("peers", Some(note)) => format!("best peer ({}, {note})", who.name()),
+                    ("peers", None) => format!("best peer ({})", who.name()),
+                    ("floor" | "dormouse", _) => metric.workload.to_owned() + &note,
+                    (peer, _) => peer.to_owned() + &note,
                 };
-                (ratio, format!("{ratio:.2}x {who}{note}"))
+                (ratio, format!("{ratio:.2}x {who}"))
             }
         };
         if let Some(why) = &self.not_judged {
@@ -184,7 +185,8 @@ impl Row {
                     unjudged.get_or_insert(why);
                 }
             }
-            texts.push(text);
+            // Empty for what was not measured.
+            texts.extend(Some(text).filter(|text| !text.is_empty()));
         }
         for name in &self.needs {
             let Some(engine) = Engine::parse(name) else { bail!("no engine {name}") };
@@ -214,7 +216,6 @@ impl Row {
             Verdict::Ok { stretch: false } => "ok".to_owned(),
             Verdict::Miss => "MISS".to_owned(),
             Verdict::NotJudged(why) => {
-                texts.retain(|text| *text != why);
                 format!("not judged: {why}")
             }
         };
