@@ -17,6 +17,7 @@ mod turns;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 
+use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
@@ -134,15 +135,31 @@ impl Store {
         // How many shards there are is known once the first core has looked.
         let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told: Told::new(0), threads };
         let first = start.core(0, None)?;
-        let Ok((superblock, told)) = first.begun.recv() else { return Err(first.failed()) };
+        // The others make ready while the first one locks the store.
+        let others: Vec<_> = (1..cores)
+            .map(|core| {
+                let (tell, opened) = oneshot::channel();
+                (tell, start.core(core, Some(opened)))
+            })
+            .collect();
+        let Ok((superblock, told)) = first.begun.recv() else {
+            others.into_iter().for_each(|(tell, starting)| not_needed(tell, starting));
+            return Err(first.failed());
+        };
         inner.shards = superblock.shards;
         inner.told = told.clone();
-        // The first one recovers its shards meanwhile.
-        let others = (1..start.cores_of(superblock))
-            .map(|core| start.core(core, Some((superblock, told.clone()))));
+        let mut starting = vec![Ok(first)];
+        for (core, (tell, other)) in (1..).zip(others) {
+            if core < start.cores_of(superblock) {
+                let _failed_already = tell.send((superblock, told.clone()));
+                starting.push(other);
+            } else {
+                not_needed(tell, other);
+            }
+        }
         let mut failed = Ok(());
         let mut threads = Vec::new();
-        for starting in std::iter::once(Ok(first)).chain(others).collect::<Vec<_>>() {
+        for starting in starting {
             match starting.and_then(Starting::serves) {
                 Ok((mailbox, thread)) => {
                     inner.mailboxes.push(mailbox);
@@ -277,13 +294,16 @@ struct Start {
     shards: u16,
 }
 
+/// What the first core tells: what the store is, and where failures are told.
+type Begun = (Superblock, Told);
+
 impl Start {
     fn cores_of(&self, superblock: Superblock) -> usize {
         self.cores.min(usize::from(superblock.shards))
     }
 
-    /// Starts one core. The first opens the store and keeps it locked.
-    fn core(&self, core: usize, opened: Option<(Superblock, Told)>) -> Result<Starting> {
+    /// Starts one core. The first opens the store and keeps it locked; the others are told what it is.
+    fn core(&self, core: usize, opened: Option<oneshot::Receiver<Begun>>) -> Result<Starting> {
         let cpu = (self.cores > 1).then_some(core);
         let name = format!("dormouse-{core}");
         let core_options =
@@ -294,7 +314,11 @@ impl Start {
         let main = async move |env| {
             let mut lock = None;
             let (superblock, told) = match opened {
-                Some(opened) => opened,
+                Some(opened) => match opened.await {
+                    Ok(opened) => opened,
+                    // The store has fewer shards, or can't be opened.
+                    Err(_) => return Ok(()),
+                },
                 None => {
                     let opening = StoreLock::open_or_create(&env, &options.limits, shards);
                     let superblock = lock.insert(opening.await?).superblock();
@@ -315,12 +339,18 @@ impl Start {
     }
 }
 
+/// Ends a core that was made ready in vain.
+fn not_needed(tell: oneshot::Sender<Begun>, starting: Result<Starting>) {
+    drop(tell);
+    starting.into_iter().for_each(|starting| drop(starting.thread.join()));
+}
+
 /// A core that recovers its shards.
 struct Starting {
     thread: CoreThread<Result<()>>,
     mailbox: Sender<Request>,
     /// Told once the store is locked.
-    begun: mpsc::Receiver<(Superblock, Told)>,
+    begun: mpsc::Receiver<Begun>,
     /// Told once the core serves.
     served: mpsc::Receiver<()>,
 }
