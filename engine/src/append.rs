@@ -46,17 +46,15 @@ impl<E: Env> Appending<'_, E> {
             Some((payload, origin)) => {
                 let exists = !payload.is_empty() || self.alarm.is_some();
                 let kind = frame::Kind::Image;
-                let address = self.frames(state, kind, &payload, stamp, &origin);
+                let (address, _) = self.frames(state, kind, &payload, stamp, &origin);
                 known = origin;
                 exists.then(|| Entry::image(address, stamp))
             }
             None => {
                 let head = self.head.expect("an object that does not exist gets an image");
-                let payload = batch.encoded_ops();
-                let nested = head.is_full() || self.parts(payload, &known) > 1;
-                let kind = frame::Kind::Delta;
-                let address = self.frames(state, kind, payload, stamp, &known);
-                Some(head.with_delta(address, stamp, nested))
+                let (kind, payload) = (frame::Kind::Delta, batch.encoded_ops());
+                let (address, nests) = self.frames(state, kind, payload, stamp, &known);
+                Some(head.with_delta(address, stamp, nests))
             }
         };
         let open = state.queue.last_mut();
@@ -116,11 +114,8 @@ impl<E: Env> Appending<'_, E> {
         limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
     }
 
-    fn parts(&self, payload: &[u8], origin: &Origin) -> usize {
-        split_ops(payload, self.payload_max(CHAIN_RESERVE, origin)).len()
-    }
-
-    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.
+    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts. Returns
+    /// where that one lies, and whether it alone names its chain.
     fn frames(
         &self,
         state: &mut State<FileOf<E>>,
@@ -128,7 +123,7 @@ impl<E: Env> Appending<'_, E> {
         payload: &[u8],
         stamp: Stamp,
         origin: &Origin,
-    ) -> Address {
+    ) -> (Address, bool) {
         let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
         let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
         let last = runs.pop().expect("split_ops gives one run at least");
@@ -153,19 +148,20 @@ impl<E: Env> Appending<'_, E> {
             payload: last,
         };
         assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
-        frame.nests = !runs.is_empty() || base.is_some_and(|base| base.is_full());
+        let nests = !runs.is_empty() || base.is_some_and(|base| base.is_full());
         for run in runs {
-            let part = Frame { payload: run, nests: false, ..frame.clone() };
-            chain.push(state.queue.push(&part, block, max));
+            frame.payload = run;
+            chain.push(state.queue.push(&frame, block, max));
         }
         frame.part = false;
+        frame.nests = nests;
         frame.sizes = base.map(|base| base.sizes()).unwrap_or_default();
         frame.payload = last;
         frame.origin = origin.clone();
         frame.chain = chain;
         let address = state.queue.push(&frame, block, max);
         assert!(address.segment & OPEN != 0);
-        address
+        (address, nests)
     }
 }
 
