@@ -332,7 +332,8 @@ impl<E: Env> Shard<E> {
     /// Reads the whole object as it is durably, waiting for its commits in flight, but not for those
     /// made later. One that does not exist is empty at [`Version::NONE`].
     ///
-    /// Errors: `Corrupt`, with the object's id and the place; `Poisoned`.
+    /// Errors: `Corrupt`, with the object's id and the place; `Retry` (a file of the log can't be opened now);
+    /// `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
         self.settled(id).await?;
         let entry = self.0.state.borrow().directory.get(id);

@@ -94,7 +94,7 @@ pub(crate) async fn opened<E: Env>(
         Found::Open(segment) => return Ok(Some(segment)),
         Found::Closed(name) => name,
     };
-    let opening = Opening { inner, number };
+    let opening = OpeningGuard { inner, number };
     let open = Open { create: inner.create, mode: Mode::Through, lock_wait: None };
     let file = inner.env.disk().open(&name, open).await.map_err(|source| {
         let kind = match source.kind() {
@@ -107,12 +107,12 @@ pub(crate) async fn opened<E: Env>(
 }
 
 /// A segment that this task opens; if it fails or is dropped, the next one tries.
-struct Opening<'a, E: Env> {
+struct OpeningGuard<'a, E: Env> {
     inner: &'a Rc<Inner<E>>,
     number: u32,
 }
 
-impl<E: Env> Opening<'_, E> {
+impl<E: Env> OpeningGuard<'_, E> {
     fn end(self, file: FileOf<E>) -> Option<Segment<FileOf<E>>> {
         let state = &mut *self.inner.state.borrow_mut();
         // It may have been removed meanwhile.
@@ -124,7 +124,7 @@ impl<E: Env> Opening<'_, E> {
     }
 }
 
-impl<E: Env> Drop for Opening<'_, E> {
+impl<E: Env> Drop for OpeningGuard<'_, E> {
     fn drop(&mut self) {
         if let Some(segment) = self.inner.state.borrow_mut().segments.get_mut(&self.number)
             && matches!(segment.file, Handle::Opening)

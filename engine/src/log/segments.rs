@@ -71,8 +71,7 @@ fn preparing_prefix(shard: u16) -> String {
     format!("shard-{shard:04}-preparing-")
 }
 
-/// The name of a segment's file.
-pub(crate) fn file_name(shard: u16, number: SegmentNumber) -> String {
+fn file_name(shard: u16, number: SegmentNumber) -> String {
     format!("{}{:010}", name_prefix(shard), number.0)
 }
 

@@ -10,10 +10,11 @@
 //! | a later batch, close record or fence that says the missing one was durable | damage: the objects in its table are unreadable (E6); without a table the shard does not open |
 //! | none of these | the log's end; a torn batch there was never acknowledged, and is reported |
 //!
-//! Then everything accepted is made durable, a segment in which nothing was ever written (one that was
-//! ready, else a new one) is opened with a fence, and only then may anything be answered (E9). Until the fence is durable nothing that was accepted is touched, so
-//! that a crash anywhere here changes nothing (E7). Files from which nothing was accepted and that no
-//! checkpoint names are removed first, so that crash after crash leaves no more of them.
+//! Then everything accepted is made durable, and what says so; a segment in which nothing was ever
+//! written (one that was ready, else a new one) is opened with a fence; and only then may anything be
+//! answered (E9). Until the fence is durable nothing that was accepted is touched, so that a crash
+//! anywhere here changes nothing (E7). Files from which nothing was accepted and that no checkpoint names
+//! are removed then too, so that crash after crash leaves no more of them.
 //!
 //! Replay begins where the newest checkpoint ends whose files are there:
 //!
