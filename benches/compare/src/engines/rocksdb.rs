@@ -24,6 +24,8 @@ type Handle = *mut c_void;
 macro_rules! api {
     ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
         /// The functions in use, each with its C signature.
+        // SAFETY: of each call, that its pointers came from the library and were not given back yet, is
+        // argued where it is made.
         struct Api {
             $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
             /// Keeps them loaded.
