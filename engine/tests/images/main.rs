@@ -18,12 +18,16 @@ mod record;
 mod search;
 mod workload;
 
+use std::pin::pin;
 use std::sync::LazyLock;
 
 use common::{dir, disks};
-use dormouse_engine::real::DiskChoice;
-use model::LeftOut;
-use record::{Event, Log, Op};
+use dormouse_engine::Env;
+use dormouse_engine::io::{Create, Disk, Mode, Open};
+use dormouse_engine::real::{DiskChoice, block_on};
+use futures_util::future::{join_all, select};
+use model::{LeftOut, Model};
+use record::{Event, Life, Log, Op, Recorded};
 use search::{keep, search};
 
 const SEED: u64 = 1;
@@ -60,6 +64,31 @@ fn without_any_one_sync_something_is_lost() {
         let found = found.unwrap_or_else(|| panic!("{left_out:?}: no loss, seed {SEED}"));
         println!("{left_out:?}: image {}, {}", found.image, found.why);
     }
+}
+
+/// A process that dies while it creates two files at a time has created the first one alone, and
+/// what a later process creates is numbered as the model counts it.
+#[test]
+fn a_dead_process_creates_nothing() {
+    let (dir, mut log) = (dir(), Log::default());
+    let open = Open { create: Create::New, mode: Mode::Through, lock_wait: None };
+    for (life, names) in [(Life::Events(0), ["one", "two"]), (Life::Whole, ["three", "four"])] {
+        log = block_on(dir.path(), DiskChoice::Posix, async move |env| {
+            let env = Recorded::new(env, log, life);
+            let both = join_all(names.map(|name| env.disk().open(name, open)));
+            select(both, pin!(env.recorder().killed())).await;
+            env.recorder().finish()
+        })
+        .expect("a core");
+    }
+    let mut model = Model::new(None);
+    log.events.iter().for_each(|event| model.apply(event));
+    let create = |event: &Event| match event {
+        Event::Begin(_, Op::Create { file, name, .. }) => Some((*file, name.clone())),
+        _ => None,
+    };
+    let created: Vec<_> = log.events.iter().filter_map(create).collect();
+    assert_eq!(created, [(0, "one".into()), (1, "three".into()), (2, "four".into())]);
 }
 
 /// The workload reaches what it is meant to reach.

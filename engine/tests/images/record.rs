@@ -130,16 +130,21 @@ impl Recorder {
         log
     }
 
-    /// Carries out one operation. A dead process waits for ever.
+    /// Where a dead process stops for ever.
+    async fn alive(&self) {
+        if self.dead.get() {
+            std::future::pending().await
+        }
+    }
+
+    /// Carries out one operation.
     async fn run<T>(
         &self,
         op: Op,
         call: impl Future<Output = T>,
         done: impl FnOnce(&mut Log, &T) -> io::Result<usize>,
     ) -> T {
-        if self.dead.get() {
-            return std::future::pending().await;
-        }
+        self.alive().await;
         self.dead.set(self.dies_in(&op));
         let number = {
             let log = &mut *self.log.borrow_mut();
@@ -246,6 +251,8 @@ impl Disk for RecordedDisk {
             (Some(number), _) => number,
             (None, Create::Never | Create::ReadOnly) => return Err(io::ErrorKind::NotFound.into()),
             (None, Create::IfAbsent | Create::New) => {
+                // Files have numbers in the order of the log, which nothing of a dead one enters.
+                self.recorder.alive().await;
                 let number = self.recorder.log.borrow().files;
                 self.recorder.log.borrow_mut().files += 1;
                 let op = Op::Create { file: number, name: name.to_owned(), mode: open.mode };
