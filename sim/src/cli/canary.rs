@@ -50,13 +50,17 @@ pub(crate) fn run(args: &Canaries) -> Result<ExitCode> {
     let mut found = 0;
     for canary in &canaries {
         bar.set_message(canary.name.clone());
-        let needed = copy.seeds_needed(canary, args.seeds)?;
-        let each: Vec<String> = needed.iter().map(|seeds| say(*seeds)).collect();
-        let mut sorted = needed;
-        sorted.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
-        found += usize::from(sorted[1].is_some());
-        let (area, name, median) = (&canary.area, &canary.name, say(sorted[1]));
-        bar.suspend(|| println!("{area}/{name}: {median} seeds ({})", each.join(", ")));
+        // One that can't be built any more says nothing of the others.
+        let said = match copy.seeds_needed(canary, args.seeds) {
+            Err(error) => format!("{error:#}"),
+            Ok(mut needed) => {
+                let each = needed.map(say).join(", ");
+                needed.sort_by_key(|seeds| seeds.unwrap_or(u64::MAX));
+                found += usize::from(needed[1].is_some());
+                format!("{} seeds ({each})", say(needed[1]))
+            }
+        };
+        bar.suspend(|| println!("{}/{}: {said}", canary.area, canary.name));
         bar.inc(1);
     }
     bar.finish_and_clear();
