@@ -1,57 +1,65 @@
-//! The actor cache: a get of a resident key, and of one that is known not to be there.
+//! The actor cache: gets, puts and lists of a hot object, and a durable turn. What an id means: the
+//! crate's head.
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
-use dormouse_cache::{ActorCache, Backing, CacheLimits, Read, Write};
-use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Batch, Limits, ObjectId, Resident, Result, Shard, StoreLock, Ticket};
+use dormouse_benches::cache::{Home, gets, lists, puts, turns, with_cache};
+use dormouse_benches::engine::on_core;
+use dormouse_benches::{Rounds, Span};
+use dormouse_cache::ActorCache;
+use dormouse_engine::Limits;
+use dormouse_engine::real::{DiskChoice, RealEnv};
 
-const ROOM: ObjectId = ObjectId::from_bytes([7; 32]);
+const KEYS: u32 = 100;
+const LARGE: u32 = 1000;
 
-struct Home(Shard<RealEnv>);
-
-impl Backing for Home {
-    type Ticket = Ticket;
-
-    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Ticket> {
-        self.0.commit(&ROOM, batch, Some(resident))
-    }
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
+fn now() -> Instant {
+    Instant::now()
 }
 
-/// Gets `key` so often from a cache of a hundred keys; returns the time.
-#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
-fn gets(key: &'static str, rounds: u64) -> Duration {
-    let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let measure = async move |env: RealEnv| {
-        let limits = Limits::PRODUCTION;
-        let lock = StoreLock::open_or_create(&env, &limits, 1).await?;
-        let (shard, _) = Shard::open(&env, lock.superblock(), 0, limits).await?;
-        let contents = shard.load(&ROOM).await?;
-        let home = Home(shard.clone());
-        let cache = ActorCache::new(&env, home, contents, CacheLimits::PRODUCTION);
-        for n in 0..100 {
-            let value = Bytes::from(vec![7; 100]);
-            cache.put(format!("key-{n}").as_bytes(), value, Write::default()).await?;
-        }
-        cache.sync().await?;
-        let started = Instant::now();
-        for _ in 0..rounds {
-            black_box(cache.get(black_box(key.as_bytes()), Read::default()).await?);
-        }
-        let elapsed = started.elapsed();
-        shard.close().await?;
-        Ok::<_, dormouse_engine::Error>(elapsed)
-    };
-    block_on(dir.path(), DiskChoice::Auto, measure).expect("a core").expect("a store")
+/// Time of the measured rounds in front of an object of so many keys.
+fn time(
+    keys: u32,
+    measured: u64,
+    measure: impl AsyncFnOnce(&ActorCache<RealEnv, Home<RealEnv>>, Rounds) -> Span<Instant>
+    + Send
+    + 'static,
+) -> Duration {
+    let rounds = Rounds { warm_up: 1, measured };
+    let span = on_core(DiskChoice::Auto, async move |env| {
+        let visit = async |cache: &_| measure(cache, rounds).await;
+        with_cache(&env, Limits::PRODUCTION, keys, visit).await
+    });
+    span.to - span.from
 }
 
 fn cache(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("cache");
-    group.bench_function("get/hit", |bencher| bencher.iter_custom(|n| gets("key-50", n)));
-    group.bench_function("get/absent", |bencher| bencher.iter_custom(|n| gets("none", n)));
+    for (name, number) in [("get/hit", KEYS / 2), ("get/absent", KEYS)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|n| {
+                time(KEYS, n, async move |cache, r| gets(cache, number, r, now).await)
+            });
+        });
+    }
+    group.bench_function("put", |bencher| {
+        bencher.iter_custom(|n| time(KEYS, n, async |cache, r| puts(cache, KEYS, r, now).await));
+    });
+    for keys in [KEYS, LARGE] {
+        let all = keys as usize;
+        group.bench_function(format!("list/{keys}"), |bencher| {
+            bencher.iter_custom(|n| {
+                time(keys, n, async move |cache, r| lists(cache, all, r, now).await)
+            });
+        });
+    }
+    group.sample_size(10);
+    group.bench_function("turn", |bencher| {
+        bencher.iter_custom(|n| time(KEYS, n, async |cache, r| turns(cache, r, now).await));
+    });
+    group.finish();
 }
 
 criterion_group!(benches, cache);

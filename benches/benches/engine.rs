@@ -1,53 +1,81 @@
-//! The engine: a durable commit by one client, and by 64 at once.
+//! The engine: appending to the log, durable commits, and an object read from the device. What an
+//! id means: the crate's head.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, criterion_group, criterion_main};
-use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Batch, Host, Limits, ObjectId, Shard, StoreLock};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use dormouse_benches::engine::{activations, commits, key, object, on_core, value, with_shard};
+use dormouse_benches::{Rounds, Span};
+use dormouse_engine::real::{DiskChoice, RealEnv};
+use dormouse_engine::{Batch, Limits, Shard};
 
-/// Makes `rounds` rounds of one durable commit for each of `clients` tasks; returns the time.
+const LIMITS: Limits = Limits::PRODUCTION;
+/// Commits that are appended before their batches are waited for.
+const APPENDED: u64 = 256;
+
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
-fn commits(clients: u8, rounds: u64, disk: DiskChoice) -> Duration {
-    let dir = tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn took(span: &Span<Instant>) -> Duration {
+    span.to - span.from
+}
+
+fn commit(clients: u64, measured: u64, disk: DiskChoice) -> Duration {
+    let rounds = Rounds { warm_up: 1, measured };
     let measure = async move |env: RealEnv| {
-        let limits = Limits::PRODUCTION;
-        let lock = StoreLock::open_or_create(&env, &limits, 1).await.expect("a store");
-        let (shard, _) = Shard::open(&env, lock.superblock(), 0, limits).await.expect("a shard");
-        let shard = Rc::new(shard);
-        let started = Instant::now();
-        let done = Rc::new(std::cell::Cell::new(0_u8));
-        for client in 0..clients {
-            let (shard, done) = (shard.clone(), done.clone());
-            env.spawn("client", async move {
-                for round in 0..rounds {
-                    let value = [u8::try_from(round % 251).expect("small"); 100];
-                    let batch = Batch::new().put("twelve bytes", value);
-                    let ticket = shard.commit(&ObjectId::from_bytes([client; 32]), &batch, None);
-                    ticket.expect("accepted").await.expect("durable");
-                }
-                done.set(done.get() + 1);
-            });
-        }
-        while done.get() < clients {
-            env.turn_end().await;
-            env.sleep(Duration::from_micros(100)).await;
-        }
-        let elapsed = started.elapsed();
-        shard.close().await.expect("close");
-        elapsed
+        with_shard(&env, LIMITS, async |shard| commits(&env, shard, clients, rounds, now).await)
+            .await
     };
-    block_on(dir.path(), disk, measure).expect("a core")
+    took(&on_core(disk, measure))
+}
+
+/// Time of the calls alone: what the device takes is waited for in between.
+fn append(rounds: u64) -> Duration {
+    let some = async move |shard: &Shard<RealEnv>, first: u64| {
+        let mut tickets = Vec::new();
+        let batches: Vec<_> = (first..rounds.min(first + APPENDED))
+            .map(|round| Batch::new().put(key(0), value(round)))
+            .collect();
+        let began = now();
+        for (at, batch) in (0..).zip(&batches) {
+            tickets.push(shard.commit(&object(at), batch, None).expect("accepted"));
+        }
+        let took = now() - began;
+        for ticket in tickets {
+            ticket.await.expect("durable");
+        }
+        took
+    };
+    on_core(DiskChoice::Auto, async move |env| {
+        with_shard(&env, LIMITS, async |shard| {
+            let mut total = Duration::ZERO;
+            for first in (0..rounds).step_by(usize::try_from(APPENDED).expect("small")) {
+                total += some(shard, first).await;
+            }
+            total
+        })
+        .await
+    })
+}
+
+fn activation(measured: u64) -> Duration {
+    let rounds = Rounds { warm_up: 1, measured };
+    let measure = async move |env| activations(&env, rounds, now).await;
+    took(&on_core(DiskChoice::Auto, measure))
 }
 
 fn engine(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("engine");
     group.sample_size(10);
-    for (name, disk) in [("uring", DiskChoice::Auto), ("posix", DiskChoice::Posix)] {
+    group.bench_function("append", |bencher| bencher.iter_custom(append));
+    group.bench_function("activation", |bencher| bencher.iter_custom(activation));
+    for (name, disk) in [("commit", DiskChoice::Auto), ("commit-posix", DiskChoice::Posix)] {
         for clients in [1, 64] {
-            group.bench_function(format!("durable commit, {clients} clients, {name}"), |bencher| {
-                bencher.iter_custom(|rounds| commits(clients, rounds, disk));
+            group.throughput(Throughput::Elements(clients));
+            group.bench_function(format!("{name}/{clients}"), |bencher| {
+                bencher.iter_custom(|rounds| commit(clients, rounds, disk));
             });
         }
     }

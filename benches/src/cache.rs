@@ -1,0 +1,115 @@
+//! Workloads of the actor cache: one hot object in front of a shard, on the shard's core.
+
+use std::hint::black_box;
+
+use bytes::Bytes;
+use dormouse_cache::{ActorCache, Backing, CacheLimits, List, Read, Write};
+use dormouse_engine::{Batch, Env, Limits, Resident, Result, Shard, Ticket};
+
+use crate::engine::{key, object, value, with_shard};
+use crate::rounds::{Rounds, Span};
+
+/// Puts of one turn.
+const TURN: u32 = 10;
+
+/// The shard, as the cache of one object sees it.
+pub struct Home<E: Env>(Shard<E>);
+
+impl<E: Env> Backing for Home<E> {
+    type Ticket = Ticket;
+
+    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Ticket> {
+        self.0.commit(&object(0), batch, Some(resident))
+    }
+}
+
+/// The cache of an object of so many keys, all of them durable.
+pub async fn with_cache<E: Env, T>(
+    env: &E,
+    limits: Limits,
+    keys: u32,
+    visit: impl AsyncFnOnce(&ActorCache<E, Home<E>>) -> T,
+) -> T {
+    with_shard(env, limits, async |shard| {
+        let contents = shard.load(&object(0)).await.expect("an object");
+        let home = Home(shard.clone());
+        let cache = ActorCache::new(env, home, contents, CacheLimits::PRODUCTION);
+        for number in 0..keys {
+            put(&cache, number, Bytes::copy_from_slice(&value(u64::from(number)))).await;
+        }
+        cache.sync().await.expect("durable");
+        let result = visit(&cache).await;
+        cache.sync().await.expect("durable");
+        result
+    })
+    .await
+}
+
+async fn put<E: Env>(cache: &ActorCache<E, Home<E>>, number: u32, value: Bytes) {
+    cache.put(&key(number), value, Write::default()).await.expect("put");
+}
+
+/// Rounds of one get; the value is there or not.
+pub async fn gets<E: Env, R>(
+    cache: &ActorCache<E, Home<E>>,
+    number: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let key = key(number);
+    let get = async |_| {
+        black_box(cache.get(black_box(&key), Read::default()).await.expect("got"));
+    };
+    rounds.span(read, get).await
+}
+
+/// Rounds of one put over one of `keys` keys. No turn ends, so that nothing is flushed meanwhile.
+pub async fn puts<E: Env, R>(
+    cache: &ActorCache<E, Home<E>>,
+    keys: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let values = [251, 252].map(|byte| Bytes::from(vec![byte; 100]));
+    let mut next = 0;
+    let over = async |_| {
+        // Each key gets the other value in turn: one that is there already costs nothing.
+        let value = values[usize::from(next / keys % 2 == 1)].clone();
+        put(cache, next % keys, value).await;
+        next = (next + 1) % (2 * keys);
+    };
+    rounds.span(read, over).await
+}
+
+/// Rounds of ten puts in one turn, durable before the next round.
+pub async fn turns<E: Env, R>(
+    cache: &ActorCache<E, Home<E>>,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    // As many as there are different ones: no put finds its value there already.
+    let values: Vec<_> = (0..251).map(|n| Bytes::copy_from_slice(&value(n))).collect();
+    let turn = async |round| {
+        let value = &values[usize::try_from(round % 251).expect("small")];
+        for number in 0..TURN {
+            put(cache, number, value.clone()).await;
+        }
+        cache.sync().await.expect("durable");
+    };
+    rounds.span(read, turn).await
+}
+
+/// Rounds of one list of all `keys` keys.
+pub async fn lists<E: Env, R>(
+    cache: &ActorCache<E, Home<E>>,
+    keys: usize,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let list = List::all();
+    let all = async |_| {
+        let found = cache.list(black_box(&list), Read::default()).await.expect("listed");
+        assert_eq!(found.len(), keys);
+    };
+    rounds.span(read, all).await
+}
