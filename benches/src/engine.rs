@@ -19,8 +19,8 @@ const LOADING: Limits =
     Limits { checkpoint_bytes: 256 << 10, replay_bytes_max: 512 << 10, ..LIMITS };
 /// Objects of which [`activations`] reads one after the other.
 const OBJECTS: u64 = 4000;
-/// Keys of each of them.
-const KEYS: u32 = 4;
+/// Keys of an object.
+pub const KEYS: u32 = 4;
 
 /// A key of 12 bytes.
 pub fn key(number: u32) -> [u8; 12] {

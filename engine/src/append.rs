@@ -125,8 +125,7 @@ impl<E: Env> Appending<'_, E> {
         origin: &Origin,
     ) -> (Address, bool) {
         let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
-        let mut runs = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
-        let last = runs.pop().expect("split_ops gives one run at least");
+        let (runs, last) = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
         let predecessor = self.head.and_then(|head| head.newest());
         // An image builds on nothing but its parts.
         let base = self.head.filter(|_| kind == frame::Kind::Delta);

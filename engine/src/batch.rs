@@ -266,9 +266,13 @@ impl<'a> Iterator for Ops<'a> {
     }
 }
 
-/// Splits encoded operations into runs of at most `bytes_max` bytes, at operations' boundaries.
-pub(crate) fn split_ops(ops: &[u8], bytes_max: usize) -> Vec<&[u8]> {
+/// Splits encoded operations into runs of at most `bytes_max` bytes, at operations' boundaries. The
+/// last one is given apart: mostly it is the only one.
+pub(crate) fn split_ops(ops: &[u8], bytes_max: usize) -> (Vec<&[u8]>, &[u8]) {
     let mut runs = Vec::new();
+    if ops.len() <= bytes_max {
+        return (runs, ops);
+    }
     let (mut start, mut end) = (0, 0);
     let mut decoder = Ops::new(ops);
     while let Some(op) = decoder.next() {
@@ -281,8 +285,7 @@ pub(crate) fn split_ops(ops: &[u8], bytes_max: usize) -> Vec<&[u8]> {
         assert!(next - start <= bytes_max, "Limits::check: one operation fits");
         end = next;
     }
-    runs.push(&ops[start..end]);
-    runs
+    (runs, &ops[start..end])
 }
 
 /// Copies a slice of a shared frame without copying its bytes.
@@ -320,9 +323,10 @@ mod tests {
     #[test]
     fn a_split_keeps_every_operation_whole() {
         let batch = Batch::new().put("a", [1; 40]).put("b", [2; 40]).delete("c");
-        let runs = split_ops(batch.encoded_ops(), 60);
-        assert_eq!(runs.len(), 2);
-        assert_eq!(runs.concat(), batch.encoded_ops());
-        assert_eq!(split_ops(&[], 60), [&[] as &[u8]]);
+        let (runs, last) = split_ops(batch.encoded_ops(), 60);
+        assert_eq!(runs.len(), 1);
+        assert_eq!([runs[0], last].concat(), batch.encoded_ops());
+        assert_eq!(split_ops(batch.encoded_ops(), 200), (vec![], batch.encoded_ops()));
+        assert_eq!(split_ops(&[], 60), (vec![], &[] as &[u8]));
     }
 }

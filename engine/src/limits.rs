@@ -31,9 +31,9 @@ pub struct Limits {
     pub replay_bytes_max: u64,
     /// Bytes of each slot of a new manifest: it bounds the segments that a shard may have.
     pub manifest_slot_bytes: usize,
-    /// A checkpoint merges the youngest runs that have at most so many times the blocks of what is
-    /// younger than they: the larger it is, the fewer runs there are, and the more is written.
-    pub merge_ratio: u64,
+    /// Runs of about one size that a checkpoint merges into one, its own included: the more, the less
+    /// is written over and over, and the more runs there are to look into.
+    pub merge_runs: usize,
     /// Runs at most; the youngest are merged whatever their size where there would be more.
     pub runs_max: usize,
     /// How long the log stays quiet before a close record vouches for its end.
@@ -57,7 +57,7 @@ impl Limits {
         checkpoint_bytes: 1 << 20,
         replay_bytes_max: 2 << 20,
         manifest_slot_bytes: 64 << 10,
-        merge_ratio: 2,
+        merge_runs: 4,
         runs_max: 32,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
@@ -77,7 +77,7 @@ impl Limits {
         checkpoint_bytes: 12 << 10,
         replay_bytes_max: 32 << 10,
         manifest_slot_bytes: 8 << 10,
-        merge_ratio: 1,
+        merge_runs: 2,
         runs_max: 4,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
@@ -101,7 +101,7 @@ impl Limits {
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
-        assert!(self.merge_ratio > 0 && self.runs_max > 0 && self.open_segments_max > 0);
+        assert!(self.merge_runs > 1 && self.runs_max > 0 && self.open_segments_max > 0);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

@@ -251,19 +251,20 @@ fn pin(cpu: usize) {
 
 fn run<T: 'static, F: Future<Output = T> + 'static>(
     options: &CoreOptions,
-    main: impl FnOnce(RealEnv) -> F,
+    main: impl FnOnce(RealEnv) -> F + 'static,
 ) -> io::Result<T> {
     options.cpu.into_iter().for_each(pin);
     #[cfg(all(target_os = "linux", not(dormouse_loom)))]
     if options.disk != DiskChoice::Posix {
         match tokio_uring_runtime() {
             Ok(runtime) => {
-                return runtime.block_on(async {
-                    let disk = UringDisk::new(&options.dir)?;
+                let disk = UringDisk::new(&options.dir)?;
+                let core = async move {
                     let value = turns(RealDisk::Uring(disk.clone()), main).await?;
                     disk.drain().await;
                     Ok(value)
-                });
+                };
+                return runtime.block_on(as_task(core));
             }
             Err(error) if options.disk == DiskChoice::Uring => return Err(error),
             Err(error) => tracing::warn!(%error, "no io_uring here: using blocking threads"),
@@ -278,7 +279,7 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
 }
 
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
-use crate::io::uring::runtime as tokio_uring_runtime;
+use crate::io::uring::{as_task, runtime as tokio_uring_runtime};
 
 /// The one task of the runtime: the core's run queue.
 async fn turns<T: 'static, F: Future<Output = T> + 'static>(

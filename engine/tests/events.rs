@@ -76,12 +76,8 @@ fn a_store_says_what_happens_to_it_and_nothing_of_commits() {
     let listener = Listener::default();
     tracing::subscriber::set_global_default(listener.clone()).expect("the only one");
     let dir = dir();
-    let options = Options {
-        cores: Some(1),
-        shards: Some(1),
-        limits: Limits { merge_ratio: 2, ..Limits::TINY },
-        ..Options::default()
-    };
+    let options =
+        Options { cores: Some(1), shards: Some(1), limits: Limits::TINY, ..Options::default() };
     let open = || Store::open(dir.path(), options.clone()).expect("a store");
 
     let store = open();

@@ -7,6 +7,7 @@ use dormouse_engine::contents::Origin;
 use dormouse_engine::directory::{Entry, Known, Stamp};
 use dormouse_engine::format::batch::{self, BatchHeader, Home, Role, Seal, Trailer};
 use dormouse_engine::format::checkpoint::{Checkpoint, RunRef, SegmentRef};
+use dormouse_engine::format::entry::RawEntry;
 use dormouse_engine::format::frame::{self, Address, Frame, Kind, Sizes};
 use dormouse_engine::format::run::{self, BlockBuilder, Key, RunHeader};
 use dormouse_engine::format::segment::SegmentHeader;
@@ -241,30 +242,50 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     let stamp = Stamp { version: Version(9), alarm: Some(77), written_ms: 55 };
     let entry = Some(Entry::image(address, stamp));
     let origin = Origin { namespace: Some("rooms".into()), name: Some("lobby".into()) };
-    let entries = vec![
+    let said = [
         (id(), Known { entry, origin }),
         (ObjectId::from_bytes([1; 32]), Known::default()),
         (ObjectId::from_bytes([2; 32]), Known { entry, origin: Origin::default() }),
     ];
     let mut builder = BlockBuilder::default();
-    entries.iter().for_each(|(id, known)| assert!(builder.push_entry(id, known)));
+    let entries = RawEntry::of_all(said.iter().map(|(id, known)| (id, known)));
+    assert_eq!(entries[0], RawEntry::of(&said[0].0, &said[0].1));
+    let key = |entry: &RawEntry| Key::new(STORE, entry.id());
+    entries.iter().for_each(|entry| assert!(builder.push_entry(&key(entry), entry)));
     let mut block = vec![0; run::BLOCK_BYTES];
     builder.finish(&mut block, incarnation, 1);
     assert_eq!(block[..4], BLOCK_CRC, "{:02x?}", &block[..4]);
-    assert_eq!(run::entries(&block, incarnation, 1), Ok(entries));
+    assert_eq!(run::entries(&block, incarnation, 1), Ok(entries.clone()));
+    for (entry, (id, known)) in entries.iter().zip(&said) {
+        assert_eq!((entry.id(), entry.known(None)), (*id, Ok(known.clone())));
+        let key = Key::new(STORE, *id);
+        assert_eq!(run::find(&block, incarnation, 1, &key), Ok(Some(known.entry)));
+        assert_eq!(run::find_known(&block, incarnation, 1, &key), Ok(Some(known.clone())));
+        assert_eq!(run::find(&block, incarnation, 2, &key), Err(Rejected::Checksum));
+        assert_eq!(entry.is_deleted(), known.entry.is_none());
+        assert_eq!(entry.alarm(), known.entry.and_then(|entry| entry.alarm));
+    }
     assert_eq!(run::entries(&block, incarnation, 2), Err(Rejected::Checksum), "another place");
     assert!(builder.push_alarm(77, &id()));
     let mut alarms = vec![0; run::BLOCK_BYTES];
     builder.finish(&mut alarms, incarnation, 2);
     assert_eq!(run::alarms(&alarms, incarnation, 2), Ok(vec![(77, id())]));
+    assert_eq!(run::first_id(&block, incarnation, 1), Ok(id()));
+    let absent = Key::new(STORE, ObjectId::from_bytes([3; 32]));
+    assert_eq!(run::find(&block, incarnation, 1, &absent), Ok(None));
     for bit in 0..block.len() * 8 {
         block[bit / 8] ^= 1 << (bit % 8);
         assert!(run::entries(&block, incarnation, 1).is_err(), "bit {bit}");
+        // What is not looked at does not matter, and what is is told from damage.
+        for (id, known) in &said {
+            let found = run::find(&block, incarnation, 1, &Key::new(STORE, *id));
+            assert!(found.is_err() || found == Ok(Some(known.entry)), "bit {bit}");
+        }
         block[bit / 8] ^= 1 << (bit % 8);
     }
 }
 
 const CHECKPOINT_CRC: [u8; 4] = [0xe3, 0xaa, 0xf8, 0xef];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
-const BLOCK_CRC: [u8; 4] = [0x22, 0x64, 0x6a, 0xe2];
+const BLOCK_CRC: [u8; 4] = [0x79, 0xa7, 0x39, 0xe0];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

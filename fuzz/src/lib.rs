@@ -32,7 +32,8 @@ pub fn log(bytes: &[u8]) {
     let _ = SegmentHeader::decode(bytes, &SUPERBLOCK, HOME.shard);
     let _ = Checkpoint::decode(bytes, HOME.store, HOME.shard);
     let _ = RunHeader::decode(bytes, HOME.store, HOME.shard);
-    let _ = run::entries(bytes, HOME.incarnation, 1);
+    let entries = run::entries(bytes, HOME.incarnation, 1);
+    entries.iter().flatten().for_each(|entry| drop(entry.known(None)));
     let _ = run::alarms(bytes, HOME.incarnation, 1);
     assert!(bytes.len() >= segment::BYTES || SegmentHeader::decode(bytes, &SUPERBLOCK, 0).is_err());
     for at in (0..bytes.len()).step_by(HOME.block_bytes) {

@@ -4,9 +4,10 @@ use std::iter::Peekable;
 use std::rc::Rc;
 use std::vec::IntoIter;
 
+use super::Keyed;
 use super::run::{Entries, Run};
-use super::{Keyed, Known};
 use crate::error::Result;
+use crate::format::entry::RawEntry;
 use crate::format::run::Key;
 use crate::io::File;
 
@@ -55,26 +56,26 @@ impl<F: File> Iterator for Merge<'_, F> {
                 }
             }
             let (key, youngest) = self.least()?;
-            if let Some(known) = youngest {
-                return Some(Ok((key, known)));
+            if let Some(entry) = youngest {
+                return Some(Ok((key, entry)));
             }
         }
     }
 }
 
 impl<F: File> Merge<'_, F> {
-    /// The next key, and what is known of it; `None` if that lay in a damaged block.
-    fn least(&mut self) -> Option<(Key, Option<Known>)> {
+    /// The next key and its entry; `None` if that lay in a damaged block.
+    fn least(&mut self) -> Option<(Key, Option<RawEntry>)> {
         let recent = self.recent.iter_mut().filter_map(|entries| Some(entries.peek()?.0));
         let runs =
             self.runs.iter_mut().filter_map(|run| Some(run.entries.peek()?.as_ref().ok()?.0));
         let least = recent.chain(runs).min()?;
         let is_least = |key: &Key| *key == least;
-        let mut youngest: Option<Known> = None;
+        let mut youngest: Option<RawEntry> = None;
         for entries in &mut self.recent {
             match (&mut youngest, entries.next_if(|(key, _)| is_least(key))) {
-                (Some(youngest), Some((_, older))) => youngest.origin.learn(&older.origin),
-                (None, Some((_, known))) => youngest = Some(known),
+                (Some(youngest), Some((_, older))) => youngest.learn(&older),
+                (None, Some((_, entry))) => youngest = Some(entry),
                 (_, None) => {}
             }
         }
@@ -84,10 +85,10 @@ impl<F: File> Merge<'_, F> {
             match entries.next_if(|entry| entry.as_ref().is_ok_and(is_least)) {
                 Some(entry) => {
                     *gap = false;
-                    let known = entry.ok().filter(|_| !hidden || youngest.is_some());
-                    match (&mut youngest, known) {
-                        (Some(youngest), Some((_, older))) => youngest.origin.learn(&older.origin),
-                        (None, Some((_, known))) => youngest = Some(known),
+                    let entry = entry.ok().filter(|_| !hidden || youngest.is_some());
+                    match (&mut youngest, entry) {
+                        (Some(youngest), Some((_, older))) => youngest.learn(&older),
+                        (None, Some((_, entry))) => youngest = Some(entry),
                         (_, None) => {}
                     }
                 }

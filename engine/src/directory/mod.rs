@@ -11,6 +11,7 @@
 //! - `alarms` are those of the objects that overlay or frozen overlay know.
 
 mod entry;
+mod guide;
 mod merge;
 mod run;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use std::rc::Rc;
 use crate::contents::Origin;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::RunRef;
+use crate::format::entry::RawEntry;
 use crate::format::frame::{Address, Frame, Kind};
 use crate::format::run::Key;
 use crate::ids::{ObjectId, StoreId, Version};
@@ -38,8 +40,8 @@ pub(crate) use write::{How, file_name, number_in_name, write_run};
 #[expect(clippy::disallowed_types, reason = "the hasher is fixed, and no order is shown")]
 pub type IdMap<V> = std::collections::HashMap<ObjectId, V, foldhash::fast::FixedState>;
 
-/// An object's key and what is known of it.
-pub(crate) type Keyed = (Key, Known);
+/// An object's key and its entry.
+pub(crate) type Keyed = (Key, RawEntry);
 
 /// The directory of one shard.
 pub(crate) struct Directory<F: File> {
@@ -224,19 +226,32 @@ impl<F: File> Directory<F> {
         ids
     }
 
-    /// All entries behind `after`, in the directory's own order. A damaged block is given as an error.
-    pub(crate) fn entries(&self, after: Option<ObjectId>) -> Merge<'_, F> {
+    /// All that is known behind `after`, in the directory's own order. A damaged block, or entry, is given
+    /// as an error.
+    pub(crate) fn entries(
+        &self,
+        after: Option<ObjectId>,
+    ) -> impl Iterator<Item = Result<(Key, Known)>> + use<'_, F> {
         let after = after.map(|id| Key::new(self.store, id));
         let recent = [&self.overlay, &self.frozen].map(|map| self.sorted(map, after.as_ref()));
-        Merge::new(recent.into(), &self.runs, after.as_ref())
+        let mut namespace = None;
+        Merge::new(recent.into(), &self.runs, after.as_ref()).map(move |entry| {
+            let (key, entry) = entry?;
+            let damaged =
+                |why| Error::corrupt(format!("object {} in the directory: {why}", key.id));
+            let known = entry.known(namespace.as_ref()).map_err(damaged)?;
+            namespace.clone_from(&known.origin.namespace);
+            Ok((key, known))
+        })
     }
 
     fn sorted(&self, map: &IdMap<Known>, after: Option<&Key>) -> Vec<Keyed> {
         let keyed = map.iter().map(|(id, known)| (Key::new(self.store, *id), known));
-        let keyed = keyed.filter(|(key, _)| after.is_none_or(|after| key > after));
-        let mut sorted: Vec<_> = keyed.map(|(key, known)| (key, known.clone())).collect();
+        let mut sorted: Vec<_> =
+            keyed.filter(|(key, _)| after.is_none_or(|after| key > after)).collect();
         sorted.sort_unstable_by_key(|(key, _)| *key);
-        sorted
+        let entries = RawEntry::of_all(sorted.iter().map(|(key, known)| (&key.id, *known)));
+        sorted.into_iter().map(|(key, _)| key).zip(entries).collect()
     }
 
     /// The runs, youngest first, as a checkpoint names them.
@@ -247,21 +262,29 @@ impl<F: File> Directory<F> {
     /// A checkpoint begins: the overlay so far, sorted. Until it ends, changes gather in a new one.
     pub(crate) fn freeze(&mut self) -> Vec<Keyed> {
         assert!(self.frozen.is_empty(), "one checkpoint at a time");
-        self.frozen = std::mem::take(&mut self.overlay);
+        // About as much will come again: a map that grows by doubling moves all that it holds.
+        let room = IdMap::with_capacity_and_hasher(self.overlay.len(), Default::default());
+        self.frozen = std::mem::replace(&mut self.overlay, room);
         self.sorted(&self.frozen, None)
     }
 
-    /// The youngest runs that are to be merged with `blocks` of frozen entries, so that each run
-    /// that stays is more than `merge_ratio` times as large as all that are younger, and that there
-    /// are `runs_max` with the new one at most.
+    /// The youngest runs that are to be merged with `blocks` of frozen entries: where `merge_runs` of
+    /// about one size have come together they become one, with which some larger ones may then be
+    /// complete. So an entry is written anew once for each size, and not with each checkpoint. There are
+    /// `runs_max` with the new one at most.
     pub(crate) fn to_merge(&self, mut blocks: u64, limits: &Limits) -> Vec<Rc<Run<F>>> {
-        let small = self.runs.iter().take_while(|run| {
-            let small = run.blocks() <= blocks.saturating_mul(limits.merge_ratio);
-            blocks = blocks.saturating_add(run.blocks());
-            small
-        });
-        let surplus = (self.runs.len() + 1).saturating_sub(limits.runs_max);
-        let merged = small.count().max(surplus);
+        let mut merged = 0;
+        loop {
+            let rest = &self.runs[merged..];
+            let alike = rest.iter().take_while(|run| run.blocks() <= blocks.saturating_mul(2));
+            let alike: Vec<u64> = alike.map(|run| run.blocks()).collect();
+            if alike.is_empty() || alike.len() + 1 < limits.merge_runs {
+                break;
+            }
+            merged += alike.len();
+            blocks = alike.into_iter().fold(blocks, u64::saturating_add);
+        }
+        let merged = merged.max((self.runs.len() + 1).saturating_sub(limits.runs_max));
         // A damaged run stays as it is, so that what it holds is not forgotten.
         let whole = self.runs.iter().take_while(|run| !run.damaged.get()).count();
         self.runs[..merged.min(whole)].to_vec()

@@ -2,10 +2,12 @@
 
 use std::cell::{Cell, Ref, RefCell};
 
+use super::guide::Guide;
 use super::{Entry, Keyed, Known};
 use crate::error::{Error, Result};
 use crate::format::Rejected;
 use crate::format::checkpoint::RunRef;
+use crate::format::entry::RawEntry;
 use crate::format::run::{self, BLOCK_BYTES, Key, RunHeader};
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::File;
@@ -17,7 +19,8 @@ const GUESSES: u32 = 6;
 pub(crate) struct Run<F: File> {
     pub(crate) header: RunHeader,
     _file: F,
-    map: F::Map,
+    pub(super) map: F::Map,
+    guide: Guide,
     /// Whether a block was found damaged: it is not merged with others again and again.
     pub(crate) damaged: Cell<bool>,
     /// Alarms before this one are of objects that have a newer entry elsewhere.
@@ -28,10 +31,15 @@ pub(crate) struct Run<F: File> {
 
 impl<F: File> Run<F> {
     /// The run that a file holds, its header checked.
-    pub(crate) fn new(header: RunHeader, file: F) -> std::io::Result<Self> {
+    pub(crate) fn opened(header: RunHeader, file: F) -> std::io::Result<Self> {
+        Self::new(header, file, Guide::unknown(header.entry_blocks))
+    }
+
+    /// A run that was written just now.
+    pub(super) fn new(header: RunHeader, file: F, guide: Guide) -> std::io::Result<Self> {
         let map = file.map()?;
         let (damaged, passed, alarms) = Default::default();
-        Ok(Self { header, _file: file, map, damaged, passed, alarms })
+        Ok(Self { header, _file: file, map, guide, damaged, passed, alarms })
     }
 
     /// As a checkpoint names it.
@@ -55,9 +63,15 @@ impl<F: File> Run<F> {
         Error::corrupt(format!("block {number} of run {run} of the directory: {why}"))
     }
 
-    fn first(&self, block: u32) -> Result<Key, Rejected> {
+    /// The hash of the block's first key, and whether that is above `key`.
+    fn first(&self, block: u32, key: &Key) -> Result<(u64, bool), Rejected> {
+        if let Some(hash) = self.guide.first(block).filter(|hash| *hash != key.hash) {
+            return Ok((hash, hash > key.hash));
+        }
         let id = run::first_id(self.block(block), self.header.incarnation, block)?;
-        Ok(Key::new(self.header.store, id))
+        let first = Key::new(self.header.store, id);
+        self.guide.learn(block, first.hash);
+        Ok((first.hash, first > *key))
     }
 
     /// The entry of an object: `None` if the run knows nothing of it, `Some(None)` if it was deleted.
@@ -77,12 +91,12 @@ impl<F: File> Run<F> {
     fn find_with<T>(
         &self,
         key: &Key,
-        find: impl Fn(&[u8], Incarnation, u32, &ObjectId) -> Result<Option<T>, Rejected>,
+        find: impl Fn(&[u8], Incarnation, u32, &Key) -> Result<Option<T>, Rejected>,
     ) -> Result<Option<T>> {
         let (block, next_is_readable) = self.candidate(key);
-        let found = match block {
+        let found = match block.filter(|block| self.guide.may_hold(*block, key)) {
             None => None,
-            Some(block) => find(self.block(block), self.header.incarnation, block, &key.id)
+            Some(block) => find(self.block(block), self.header.incarnation, block, key)
                 .map_err(|why| self.error(block, why))?,
         };
         match found.is_some() || next_is_readable {
@@ -91,8 +105,8 @@ impl<F: File> Run<F> {
         }
     }
 
-    /// The last block that can be read whose first key is not above `key`, and whether the block
-    /// behind it can be read too, or is none.
+    /// The last block whose beginning is known, or can be read, and is not above `key`; and whether
+    /// that of the block behind it is known too, or there is none.
     fn candidate(&self, key: &Key) -> (Option<u32>, bool) {
         // Blocks are numbered from 1. Those before `left` begin at or below the key, those from
         // `right` on above it, or they are damaged.
@@ -105,16 +119,16 @@ impl<F: File> Run<F> {
                 false => left + (right - left) / 2,
             };
             guesses += 1;
-            let readable = |at: u32| Some((at, self.first(at).ok()?));
-            let above = (guess..right).find_map(readable);
-            match above.or_else(|| (left..guess).rev().find_map(readable)) {
+            let readable = |at: u32| Some((at, self.first(at, key).ok()?));
+            let from_guess = (guess..right).find_map(readable);
+            match from_guess.or_else(|| (left..guess).rev().find_map(readable)) {
                 None => (right, next_is_readable) = (left, false),
-                Some((at, first)) if first > *key => {
+                Some((at, (first, true))) => {
                     (right, next_is_readable) = (at.min(guess), at <= guess);
-                    high = first.hash;
+                    high = first;
                 }
-                Some((at, first)) => {
-                    (left, low) = (at + 1, first.hash);
+                Some((at, (first, false))) => {
+                    (left, low) = (at + 1, first);
                     if at < guess {
                         (right, next_is_readable) = (left, false);
                     }
@@ -136,7 +150,10 @@ impl<F: File> Run<F> {
         let blocks = 1..=entries + self.header.alarm_blocks;
         let damaged = blocks.filter_map(|number| {
             let read = match number <= entries {
-                true => run::entries(self.block(number), incarnation, number).map(drop),
+                true => {
+                    let entries = run::entries(self.block(number), incarnation, number);
+                    entries.and_then(|all| all.iter().try_for_each(|it| it.known(None).map(drop)))
+                }
                 false => run::alarms(self.block(number), incarnation, number).map(drop),
             };
             Some(self.error(number, read.err()?))
@@ -172,7 +189,7 @@ impl<F: File> Run<F> {
                 let run = self.header.number;
                 tracing::error!(run, %why, "the alarms of a run are damaged: read from its entries");
                 let entries = self.entries(None).filter_map(Result::ok);
-                let alarms = entries.filter_map(|(key, known)| Some((known.entry?.alarm?, key.id)));
+                let alarms = entries.filter_map(|(key, entry)| Some((entry.alarm()?, key.id)));
                 let mut alarms: Vec<_> = alarms.collect();
                 alarms.sort_unstable();
                 alarms
@@ -193,7 +210,7 @@ fn guess(hash: u64, (low, high): (u64, u64), left: u32, right: u32) -> u32 {
 pub(crate) struct Entries<'a, F: File> {
     run: &'a Run<F>,
     block: u32,
-    read: std::vec::IntoIter<(ObjectId, Known)>,
+    read: std::vec::IntoIter<RawEntry>,
     after: Option<Key>,
 }
 
@@ -202,10 +219,10 @@ impl<F: File> Iterator for Entries<'_, F> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            for (id, known) in self.read.by_ref() {
-                let key = Key::new(self.run.header.store, id);
+            for entry in self.read.by_ref() {
+                let key = Key::new(self.run.header.store, entry.id());
                 if self.after.is_none_or(|after| key > after) {
-                    return Some(Ok((key, known)));
+                    return Some(Ok((key, entry)));
                 }
             }
             if self.block > self.run.header.entry_blocks {
@@ -213,8 +230,7 @@ impl<F: File> Iterator for Entries<'_, F> {
             }
             let block = self.block;
             self.block += 1;
-            let bytes = self.run.block(block);
-            match run::entries(bytes, self.run.header.incarnation, block) {
+            match run::entries(self.run.block(block), self.run.header.incarnation, block) {
                 Ok(read) => self.read = read.into_iter(),
                 Err(why) => {
                     self.run.damaged.set(true);

@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::write::{How, Writer};
-use super::{Entry, Known, Merge, Run, Stamp};
+use super::{Entry, Keyed, Known, Merge, Run, Stamp};
 use crate::call::wait;
 use crate::contents::Origin;
 use crate::error::Kind;
+use crate::format::entry::RawEntry;
 use crate::format::frame::Address;
 use crate::format::run::{BLOCK_BYTES, Key, RunHeader};
 use crate::ids::{Incarnation, ObjectId, StoreId, Version};
@@ -90,7 +92,21 @@ fn known(number: u64) -> Known {
     Known { entry, origin: if entry.is_some() { origin } else { Origin::default() } }
 }
 
+/// Entries of the first so many objects, in a run's order.
+fn sorted(objects: u64, known: impl Fn(u64) -> Known) -> Vec<Keyed> {
+    let entry = |number| (Key::new(STORE, id(number)), RawEntry::of(&id(number), &known(number)));
+    let mut entries: Vec<_> = (0..objects).map(entry).collect();
+    entries.sort_unstable_by_key(|(key, _)| *key);
+    entries
+}
+
 fn write(objects: u64) -> (RunHeader, Memory) {
+    let (run, file) = written(objects, How::default());
+    (run.header, file)
+}
+
+/// A run as whoever wrote it has it.
+fn written(objects: u64, how: How) -> (Run<Memory>, Memory) {
     let file = Memory::default();
     let header = RunHeader {
         store: STORE,
@@ -100,31 +116,34 @@ fn write(objects: u64) -> (RunHeader, Memory) {
         entry_blocks: 0,
         alarm_blocks: 0,
     };
-    let mut entries: Vec<_> =
-        (0..objects).map(|number| (Key::new(STORE, id(number)), known(number))).collect();
-    entries.sort_unstable_by_key(|(key, _)| *key);
-    let merged = Merge::new(vec![entries], &[], None);
-    let written = wait(Writer::new(&file, header).write(merged, How::default()));
-    (written.expect("no run is read").expect("memory has room"), file)
+    let merged = Merge::new(vec![sorted(objects, known)], &[], None);
+    let mut writer = Writer::new(&file, header);
+    let header = wait(writer.write(merged, how));
+    let header = header.expect("no run is read").expect("memory has room");
+    let guide = std::mem::take(&mut writer.guide);
+    (Run::new(header, file.clone(), guide).expect("mapped"), file)
 }
 
 fn open(header: RunHeader, file: &Memory) -> Run<Memory> {
-    Run::new(header, file.clone()).expect("mapped")
+    Run::opened(header, file.clone()).expect("mapped")
 }
 
 #[test]
 fn every_object_of_a_run_is_found_and_no_other() {
     for objects in [1, 2, 60, 70, 1000, 30_000] {
-        let (header, file) = write(objects);
-        let run = open(header, &file);
-        for number in 0..objects {
-            let found = run.find(&Key::new(STORE, id(number))).expect("whole");
-            assert_eq!(found, Some(entry(number)), "object {number} of {objects}");
-            let found = run.find_known(&Key::new(STORE, id(number))).expect("whole");
-            assert_eq!(found, Some(known(number)), "object {number} of {objects}");
-        }
-        for number in objects..objects + 1000 {
-            assert_eq!(run.find(&Key::new(STORE, id(number))).expect("whole"), None);
+        let (run, file) = written(objects, How::default());
+        // The second time around it knows where the blocks begin.
+        let opened = open(run.header, &file);
+        for run in [&run, &opened, &opened] {
+            for number in 0..objects {
+                let found = run.find(&Key::new(STORE, id(number))).expect("whole");
+                assert_eq!(found, Some(entry(number)), "object {number} of {objects}");
+                let found = run.find_known(&Key::new(STORE, id(number))).expect("whole");
+                assert_eq!(found, Some(known(number)), "object {number} of {objects}");
+            }
+            for number in objects..objects + 1000 {
+                assert_eq!(run.find(&Key::new(STORE, id(number))).expect("whole"), None);
+            }
         }
         let all: Vec<_> = run.entries(None).map(|entry| entry.expect("whole").0).collect();
         assert_eq!(all.len() as u64, objects);
@@ -146,15 +165,16 @@ fn merged_entries_keep_the_names_that_older_ones_knew() {
     let (header, file) = write(OBJECTS);
     let older = [Rc::new(open(header, &file))];
     let recent = |number| Known { entry: known(number + 2).entry, origin: Origin::default() };
-    let mut entries: Vec<_> =
-        (0..OBJECTS).map(|number| (Key::new(STORE, id(number)), recent(number))).collect();
-    entries.sort_unstable_by_key(|(key, _)| *key);
-    let merged: Vec<_> = Merge::new(vec![entries], &older, None).map(Result::unwrap).collect();
+    let recent = vec![sorted(OBJECTS, recent)];
+    let merged: Vec<_> = Merge::new(recent, &older, None).map(Result::unwrap).collect();
     assert_eq!(merged.len() as u64, OBJECTS);
     for number in 0..OBJECTS {
         let (_, merged) = merged.iter().find(|(key, _)| key.id == id(number)).expect("there");
+        let merged = merged.known(None).expect("whole");
         assert_eq!(merged.entry, entry(number + 2), "the younger entry decides");
-        assert_eq!(merged.origin, known(number).origin);
+        // What was deleted is of no origin any more.
+        let origin = merged.entry.map_or(Origin::default(), |_| known(number).origin);
+        assert_eq!(merged.origin, origin);
     }
 }
 
@@ -210,6 +230,33 @@ fn a_damaged_block_hides_its_own_objects_and_no_other() {
         }
         assert_eq!(run.alarms()[..], alarms);
     }
+}
+
+/// Where a block begins is remembered, so that its damage is of no matter to its neighbours; and of a
+/// run with a filter hardly a block is read for an object that is not in it.
+#[test]
+fn what_is_known_of_a_run_is_not_read_again() {
+    const OBJECTS: u64 = 6000;
+    let absent = OBJECTS..2 * OBJECTS;
+    let find = |run: &Run<Memory>, number| run.find(&Key::new(STORE, id(number)));
+    let (mut filtered, file) = written(OBJECTS, How::default());
+    let (mut unfiltered, _) = written(OBJECTS, How { all: true, forget: false });
+    let mut opened = open(filtered.header, &file);
+    absent.clone().for_each(|number| assert_eq!(find(&opened, number).expect("whole"), None));
+    for Run { map, header, .. } in [&mut filtered, &mut unfiltered, &mut opened] {
+        let blocks = 1..=header.entry_blocks as usize;
+        blocks.step_by(2).for_each(|block| map[block * BLOCK_BYTES + 100] ^= 1);
+    }
+    let errors = |run: &Run<Memory>, numbers: Range<u64>| {
+        numbers.filter(|number| find(run, *number).is_err()).count() as u64
+    };
+    let half = OBJECTS / 3..OBJECTS * 2 / 3;
+    for run in [&filtered, &unfiltered, &opened] {
+        assert!(half.contains(&errors(run, 0..OBJECTS)), "half of the blocks are damaged");
+    }
+    assert!(half.contains(&errors(&unfiltered, absent.clone())));
+    assert!(half.contains(&errors(&opened, absent.clone())));
+    assert!(errors(&filtered, absent) < OBJECTS / 100);
 }
 
 /// The alarms are read from the entries where their own blocks are damaged.

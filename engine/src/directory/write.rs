@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use super::guide::Guide;
 use super::{Keyed, Merge, Run};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -73,7 +74,8 @@ pub(crate) async fn write_run<E: Env>(
         }
         file.sync().await.map_err(failed)?;
         env.disk().sync_dir().await.map_err(failed)?;
-        Run::new(header, file.clone()).map(Some).map_err(failed)
+        let guide = std::mem::take(&mut writer.guide);
+        Run::new(header, file.clone(), guide).map(Some).map_err(failed)
     };
     let written = written.await;
     if !matches!(written, Ok(Some(_))) {
@@ -91,13 +93,15 @@ pub(super) struct Writer<'a, F> {
     next_block: u32,
     header: RunHeader,
     block: BlockBuilder,
+    pub(super) guide: Guide,
 }
 
 impl<'a, F: File> Writer<'a, F> {
     /// A writer of the run of this header, whose counts of blocks are not known yet.
     pub(super) fn new(file: &'a F, header: RunHeader) -> Self {
         let chunk = PageBuf::zeroed(CHUNK_BLOCKS * BLOCK_BYTES);
-        Self { file, chunk, filled: 0, next_block: 1, header, block: BlockBuilder::default() }
+        let (block, guide) = Default::default();
+        Self { file, chunk, filled: 0, next_block: 1, header, block, guide }
     }
 
     /// Writes all entries; gives the header. Errors of runs that are read, and of the file.
@@ -108,19 +112,22 @@ impl<'a, F: File> Writer<'a, F> {
     ) -> Result<std::io::Result<RunHeader>> {
         let mut alarms: Vec<(u64, ObjectId)> = Vec::new();
         for entry in entries {
-            let (key, known) = match entry {
+            let (key, entry) = match entry {
                 Err(_) if how.forget => continue,
+                Ok((_, entry)) if how.forget && entry.known(None).is_err() => continue,
                 entry => entry?,
             };
-            if how.all && known.entry.is_none() {
+            if how.all && entry.is_deleted() {
                 continue;
             }
-            alarms.extend(known.entry.and_then(|entry| Some((entry.alarm?, key.id))));
-            while !self.block.push_entry(&key.id, &known) {
+            alarms.extend(entry.alarm().map(|at_ms| (at_ms, key.id)));
+            while !self.block.push_entry(&key, &entry) {
                 if let Err(error) = self.finish_block().await {
                     return Ok(Err(error));
                 }
             }
+            // Nothing is older than all runs: nobody would look further.
+            self.guide.wrote(self.next_block, &key, !how.all);
         }
         Ok(self.finish(alarms).await)
     }

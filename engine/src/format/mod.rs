@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod checkpoint;
+pub mod entry;
 pub mod frame;
 pub mod run;
 pub mod segment;

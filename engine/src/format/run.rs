@@ -23,53 +23,32 @@
 //! | 0 | 4 | crc32c of incarnation, block number (4 bytes) and bytes 4.. of the block |
 //! | 4 | 2 | entries in the block, 1.. |
 //! | 6 | 2 | bytes of the block that are used |
-//! | 8 | | entries |
+//! | 8 | 4 | crc32c of incarnation, block number, bytes 4..8, and the table |
+//! | 12 | 8 each | table: of each entry its offset in the block (2 bytes), the low half of its key's low half (2), and its crc32c (4) |
+//! | | | entries ([`super::entry`]), one behind the other |
 //!
-//! An entry:
-//!
-//! | offset | size | field |
-//! |---|---|---|
-//! | 0 | 1 | bits 0 to 2: addresses, at most 4; 8 alarm; 16 damaged; 32 deleted; 64 origin |
-//! | 1 | 2 | chains nested in the first frame |
-//! | 3 | 4 | bytes of the image |
-//! | 7 | 4 | bytes of the deltas after it |
-//! | 11 | 8 | version |
-//! | 19 | 32 | object id |
-//! | 51 | 8 | wall clock at the newest commit, ms since 1970 |
-//! | 59 | 8 | alarm, ms since 1970, if there is one |
-//! | | 12 each | addresses ([`super::frame`]), oldest first |
-//! | | 2 | bytes of the namespace, if there is an origin |
-//! | | 2 | bytes of the name, likewise; 0 for none |
-//! | | | namespace and name (UTF-8) |
-//!
-//! An alarm is its time (8 bytes, ms since 1970) and the object id (32). It is a hint: the object's
-//! newest entry decides.
+//! So that a look for one object has to believe, and to touch, the table and one entry alone. Who reads all
+//! checks all. A block of alarms has no table, and 0 for its checksum; an alarm is its time (8 bytes, ms since
+//! 1970) and the object id (32). It is a hint: the object's newest entry decides.
 
-use std::sync::Arc;
+use bytes::Bytes;
 
-use super::frame::{ADDRESS_BYTES, Address, text};
+use super::entry::{self, RawEntry};
 use super::{
     Rejected, VERSION, all_zero, checked, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
-use crate::contents::Origin;
-use crate::directory::{CHAIN_MAX, Entry, Known, Stamp};
-use crate::ids::{Incarnation, ObjectId, StoreId, Version};
+use crate::directory::{Entry, Known};
+use crate::ids::{Incarnation, ObjectId, StoreId};
 
 /// Bytes of a block.
 pub const BLOCK_BYTES: usize = 4096;
-/// Bytes of a block before its entries.
-const HEAD_BYTES: usize = 8;
-const ENTRY_BYTES: usize = 59;
-/// Bytes of an entry without the text of its origin, at most.
-const ENTRY_BYTES_MAX: usize = ENTRY_BYTES + 8 + ADDRESS_BYTES * CHAIN_MAX + 4;
+/// Bytes of a block before table or alarms.
+const HEAD_BYTES: usize = 12;
+/// Bytes of the table for each entry.
+const SLOT_BYTES: usize = 8;
 /// Bytes of an alarm.
 const ALARM_BYTES: usize = 40;
 const MAGIC: [u8; 8] = *b"DMDIRRUN";
-const COUNT_MASK: u8 = 7;
-const FLAG_ALARM: u8 = 8;
-const FLAG_DAMAGED: u8 = 16;
-const FLAG_DELETED: u8 = 32;
-const FLAG_ORIGIN: u8 = 64;
 
 /// Where an object stands in a run: a hash of its id, keyed by the store so that nobody can choose
 /// ids that crowd together, then the id.
@@ -157,19 +136,31 @@ pub fn file_blocks(header: &RunHeader) -> u64 {
     1 + u64::from(header.entry_blocks) + u64::from(header.alarm_blocks)
 }
 
-fn block_crc(bytes: &[u8], incarnation: Incarnation, number: u32) -> u32 {
-    let crc = crc32c::crc32c(&incarnation.0.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &number.to_le_bytes());
-    crc32c::crc32c_append(crc, &bytes[4..])
+/// The checksum of parts of a block, bound to its place.
+fn crc(incarnation: Incarnation, number: u32, parts: [&[u8]; 2]) -> u32 {
+    let mut place = [0; 12];
+    put(&mut place, 0, &incarnation.0.to_le_bytes());
+    put(&mut place, 8, &number.to_le_bytes());
+    parts.iter().fold(crc32c::crc32c(&place), |crc, part| crc32c::crc32c_append(crc, part))
 }
 
-/// Checks a block; gives how many entries it holds, and their bytes.
+/// What a key is told by in a block's table.
+fn tag(hash: u64) -> [u8; 2] {
+    get(&hash.to_le_bytes(), 0)
+}
+
+/// How many entries a block holds, and how much of it is used.
+fn counts(bytes: &[u8]) -> (usize, usize) {
+    (usize::from(get_u16(bytes, 4)), usize::from(get_u16(bytes, 6)))
+}
+
+/// Checks all of a block; gives how many entries it holds, and what is used of it behind the head.
 fn open(bytes: &[u8], incarnation: Incarnation, number: u32) -> Result<(usize, &[u8]), Rejected> {
     let bytes = bytes.get(..BLOCK_BYTES).ok_or(Rejected::Short)?;
-    if get_u32(bytes, 0) != block_crc(bytes, incarnation, number) {
+    if get_u32(bytes, 0) != crc(incarnation, number, [&bytes[4..], &[]]) {
         return Err(Rejected::Checksum);
     }
-    let (count, used) = (usize::from(get_u16(bytes, 4)), usize::from(get_u16(bytes, 6)));
+    let (count, used) = counts(bytes);
     if count == 0 || !(HEAD_BYTES..=BLOCK_BYTES).contains(&used) || !all_zero(&bytes[used..]) {
         return Err(Rejected::Malformed("block of a run"));
     }
@@ -179,6 +170,7 @@ fn open(bytes: &[u8], incarnation: Incarnation, number: u32) -> Result<(usize, &
 /// Fills one block.
 #[derive(Debug, Default)]
 pub struct BlockBuilder {
+    table: Vec<u8>,
     entries: Vec<u8>,
     count: u16,
 }
@@ -189,51 +181,25 @@ impl BlockBuilder {
         self.count == 0
     }
 
-    fn push(&mut self, bytes: &[&[u8]]) -> bool {
-        let len: usize = bytes.iter().map(|bytes| bytes.len()).sum();
-        if HEAD_BYTES + self.entries.len() + len > BLOCK_BYTES {
+    fn push(&mut self, slot: &[u8], bytes: &[u8]) -> bool {
+        let before = HEAD_BYTES + self.table.len() + self.entries.len();
+        if before + slot.len() + bytes.len() > BLOCK_BYTES {
             return false;
         }
-        bytes.iter().for_each(|bytes| self.entries.extend_from_slice(bytes));
+        self.table.extend_from_slice(slot);
+        self.entries.extend_from_slice(bytes);
         self.count += 1;
         true
     }
 
-    /// Adds what is known of an object; whether it had room.
-    pub fn push_entry(&mut self, id: &ObjectId, known: &Known) -> bool {
-        let mut bytes = [0; ENTRY_BYTES_MAX];
-        let mut end = ENTRY_BYTES;
-        let (mut namespace, mut name): (&[u8], &[u8]) = (&[], &[]);
-        put(&mut bytes, 19, id.as_bytes());
-        match &known.entry {
-            None => bytes[0] = FLAG_DELETED,
-            Some(entry) => {
-                put(&mut bytes, 51, &entry.written_ms.to_le_bytes());
-                put(&mut bytes, 1, &entry.depth.to_le_bytes());
-                put(&mut bytes, 3, &entry.image_bytes.to_le_bytes());
-                put(&mut bytes, 7, &entry.delta_bytes.to_le_bytes());
-                put(&mut bytes, 11, &entry.version.0.to_le_bytes());
-                bytes[0] |= if entry.damaged { FLAG_DAMAGED } else { 0 };
-                if let Some(at_ms) = entry.alarm {
-                    bytes[0] |= FLAG_ALARM;
-                    put(&mut bytes, end, &at_ms.to_le_bytes());
-                    end += 8;
-                }
-                for address in entry.chain() {
-                    bytes[0] += 1;
-                    put(&mut bytes, end, &address.encode());
-                    end += ADDRESS_BYTES;
-                }
-                (namespace, name) = (text(&known.origin.namespace), text(&known.origin.name));
-                if !namespace.is_empty() || !name.is_empty() {
-                    bytes[0] |= FLAG_ORIGIN;
-                    put(&mut bytes, end, &len_u32(namespace.len()).to_le_bytes()[..2]);
-                    put(&mut bytes, end + 2, &len_u32(name.len()).to_le_bytes()[..2]);
-                    end += 4;
-                }
-            }
-        }
-        self.push(&[&bytes[..end], namespace, name])
+    /// Adds the entry of an object; whether it had room.
+    pub fn push_entry(&mut self, key: &Key, entry: &RawEntry) -> bool {
+        let mut slot = [0; SLOT_BYTES];
+        // From the first entry on, until the table's length is known.
+        put(&mut slot, 0, &len_u32(self.entries.len()).to_le_bytes()[..2]);
+        put(&mut slot, 2, &tag(key.hash));
+        put(&mut slot, 4, &crc32c::crc32c(entry.as_bytes()).to_le_bytes());
+        self.push(&slot, entry.as_bytes())
     }
 
     /// Adds an alarm; whether it had room.
@@ -241,7 +207,7 @@ impl BlockBuilder {
         let mut bytes = [0; ALARM_BYTES];
         put(&mut bytes, 0, &at_ms.to_le_bytes());
         put(&mut bytes, 8, id.as_bytes());
-        self.push(&[&bytes])
+        self.push(&[], &bytes)
     }
 
     /// Writes the block for its place, and begins another one.
@@ -249,132 +215,132 @@ impl BlockBuilder {
     /// Shapes: `out` has [`BLOCK_BYTES`].
     pub fn finish(&mut self, out: &mut [u8], incarnation: Incarnation, number: u32) {
         assert!(out.len() == BLOCK_BYTES && !self.is_empty());
-        out.fill(0);
-        let used = HEAD_BYTES + self.entries.len();
+        let entries_at = HEAD_BYTES + self.table.len();
+        let used = entries_at + self.entries.len();
+        out[used..].fill(0);
         put(out, 4, &self.count.to_le_bytes());
         put(out, 6, &len_u32(used).to_le_bytes()[..2]);
-        put(out, HEAD_BYTES, &self.entries);
-        let crc = block_crc(out, incarnation, number);
-        put(out, 0, &crc.to_le_bytes());
+        for slot in self.table.chunks_exact_mut(SLOT_BYTES) {
+            let at = entries_at + usize::from(get_u16(slot, 0));
+            put(slot, 0, &len_u32(at).to_le_bytes()[..2]);
+        }
+        put(out, HEAD_BYTES, &self.table);
+        put(out, entries_at, &self.entries);
+        let table_crc = match self.table.is_empty() {
+            true => 0,
+            false => crc(incarnation, number, [&out[4..8], &self.table]),
+        };
+        put(out, 8, &table_crc.to_le_bytes());
+        let whole_crc = crc(incarnation, number, [&out[4..], &[]]);
+        put(out, 0, &whole_crc.to_le_bytes());
+        self.table.clear();
         self.entries.clear();
         self.count = 0;
     }
 }
 
-/// Checks a block of entries; gives the first one's id.
-pub fn first_id(bytes: &[u8], incarnation: Incarnation, number: u32) -> Result<ObjectId, Rejected> {
-    let (_, mut rest) = open(bytes, incarnation, number)?;
-    take_entry(&mut rest).map(|(id, ..)| id)
+/// The table of a block, checked, for a look at some of its entries.
+struct Table<'a> {
+    block: &'a [u8],
+    slots: &'a [u8],
+    used: usize,
 }
 
-/// Checks a block of entries; gives that of an object: `Some(None)` if it was deleted.
+impl<'a> Table<'a> {
+    fn open(block: &'a [u8], incarnation: Incarnation, number: u32) -> Result<Self, Rejected> {
+        let block = block.get(..BLOCK_BYTES).ok_or(Rejected::Short)?;
+        let (count, used) = counts(block);
+        // A count that is damaged may say that it is longer than the block.
+        let slots = block.get(HEAD_BYTES..HEAD_BYTES + count * SLOT_BYTES);
+        let slots = slots.ok_or(Rejected::Checksum)?;
+        if get_u32(block, 8) != crc(incarnation, number, [&block[4..8], slots]) {
+            return Err(Rejected::Checksum);
+        }
+        match count > 0 && used <= BLOCK_BYTES {
+            true => Ok(Self { block, slots, used }),
+            false => Err(Rejected::Malformed("table of a run")),
+        }
+    }
+
+    /// Where an entry begins; behind the last one, where it ends.
+    fn start(&self, index: usize) -> usize {
+        let slot = self.slots.get(index * SLOT_BYTES..);
+        slot.filter(|rest| !rest.is_empty()).map_or(self.used, |slot| get_u16(slot, 0).into())
+    }
+
+    /// Checks and gives the bytes of an entry.
+    fn entry(&self, index: usize) -> Result<&'a [u8], Rejected> {
+        let range = self.start(index)..self.start(index + 1);
+        let malformed = Rejected::Malformed("table of a run");
+        let mut bytes = self.block.get(range).ok_or(malformed)?;
+        if get_u32(self.slots, index * SLOT_BYTES + 4) != crc32c::crc32c(bytes) {
+            return Err(Rejected::Checksum);
+        }
+        let entry = entry::split(&mut bytes)?;
+        if bytes.is_empty() { Ok(entry) } else { Err(malformed) }
+    }
+
+    /// Checks and gives the bytes of an object's entry.
+    fn find(&self, key: &Key) -> Result<Option<&'a [u8]>, Rejected> {
+        let tag = tag(key.hash);
+        for (index, slot) in self.slots.chunks_exact(SLOT_BYTES).enumerate() {
+            if slot[2..4] == tag {
+                let entry = self.entry(index)?;
+                if entry::id_bytes(entry) == key.id.as_bytes() {
+                    return Ok(Some(entry));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Checks the beginning of a block of entries; gives the first one's id.
+pub fn first_id(bytes: &[u8], incarnation: Incarnation, number: u32) -> Result<ObjectId, Rejected> {
+    Table::open(bytes, incarnation, number)?.entry(0).map(entry::id)
+}
+
+/// Looks into a block of entries, which is checked as far as need be; gives that of an object:
+/// `Some(None)` if it was deleted.
 pub fn find(
     bytes: &[u8],
     incarnation: Incarnation,
     number: u32,
-    wanted: &ObjectId,
+    key: &Key,
 ) -> Result<Option<Option<Entry>>, Rejected> {
-    let (count, mut rest) = open(bytes, incarnation, number)?;
-    for _ in 0..count {
-        let (id, entry, _) = take_entry(&mut rest)?;
-        if id == *wanted {
-            return Ok(Some(entry));
-        }
-    }
-    Ok(None)
+    let found = Table::open(bytes, incarnation, number)?.find(key)?;
+    found.map(entry::entry).transpose()
 }
 
-/// Checks a block of entries; gives all that it says of an object.
+/// Likewise; gives all that it says of an object.
 pub fn find_known(
     bytes: &[u8],
     incarnation: Incarnation,
     number: u32,
-    wanted: &ObjectId,
+    key: &Key,
 ) -> Result<Option<Known>, Rejected> {
-    let found = entries(bytes, incarnation, number)?.into_iter().find(|(id, _)| id == wanted);
-    Ok(found.map(|(_, known)| known))
+    let found = Table::open(bytes, incarnation, number)?.find(key)?;
+    found.map(|found| entry::known(found, None)).transpose()
 }
 
-/// Checks a block of entries and reads them, each with its id.
+/// Checks a copy of a block of entries, and gives them as they lie there: what was checked is what they
+/// say, whatever becomes of the block. What they say of their objects is checked when it is read.
 pub fn entries(
     bytes: &[u8],
     incarnation: Incarnation,
     number: u32,
-) -> Result<Vec<(ObjectId, Known)>, Rejected> {
-    let (count, mut rest) = open(bytes, incarnation, number)?;
-    let mut entries: Vec<(ObjectId, Known)> = Vec::with_capacity(count);
+) -> Result<Vec<RawEntry>, Rejected> {
+    let bytes = Bytes::copy_from_slice(bytes.get(..BLOCK_BYTES).ok_or(Rejected::Short)?);
+    let (count, rest) = open(&bytes, incarnation, number)?;
+    let mut rest = rest.get(count * SLOT_BYTES..).ok_or(Rejected::Malformed("table of a run"))?;
+    let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
-        let (id, entry, Text { namespace, name }) = take_entry(&mut rest)?;
-        let mut origin = Origin { namespace: None, name: read_text(name)? };
-        // Most objects of a block are of one namespace, which is kept once.
-        let before = entries.last().and_then(|(_, before)| before.origin.namespace.clone());
-        origin.namespace = match before.filter(|before| before.as_bytes() == namespace) {
-            Some(before) => Some(before),
-            None => read_text(namespace)?,
-        };
-        entries.push((id, Known { entry, origin }));
+        let entry = entry::split(&mut rest)?;
+        entries.push(RawEntry::new(bytes.slice_ref(entry)));
     }
     match rest.is_empty() {
         true => Ok(entries),
         false => Err(Rejected::Malformed("entries of a run")),
-    }
-}
-
-/// An entry's namespace and name, not checked yet.
-#[derive(Default)]
-struct Text<'a> {
-    namespace: &'a [u8],
-    name: &'a [u8],
-}
-
-fn read_text(bytes: &[u8]) -> Result<Option<Arc<str>>, Rejected> {
-    let text = std::str::from_utf8(bytes).map_err(|_| Rejected::Malformed("origin of an entry"))?;
-    Ok((!text.is_empty()).then(|| text.into()))
-}
-
-fn take_entry<'a>(rest: &mut &'a [u8]) -> Result<(ObjectId, Option<Entry>, Text<'a>), Rejected> {
-    const SHORT: Rejected = Rejected::Malformed("entry of a run");
-    let (fixed, after) = rest.split_at_checked(ENTRY_BYTES).ok_or(SHORT)?;
-    *rest = after;
-    let mut take = |len| -> Result<&'a [u8], Rejected> {
-        let (taken, after) = rest.split_at_checked(len).ok_or(SHORT)?;
-        *rest = after;
-        Ok(taken)
-    };
-    let flags = fixed[0];
-    let id = ObjectId::from_bytes(get(fixed, 19));
-    if flags == FLAG_DELETED {
-        return Ok((id, None, Text::default()));
-    }
-    let count = usize::from(flags & COUNT_MASK);
-    let known = COUNT_MASK | FLAG_ALARM | FLAG_DAMAGED | FLAG_ORIGIN;
-    if flags & !known != 0 || count > CHAIN_MAX {
-        return Err(SHORT);
-    }
-    let alarm = match flags & FLAG_ALARM {
-        0 => None,
-        _ => Some(get_u64(take(8)?, 0)),
-    };
-    let mut chain = [None; CHAIN_MAX];
-    for address in &mut chain[..count] {
-        *address = Some(Address::decode(&get(take(ADDRESS_BYTES)?, 0)).ok_or(SHORT)?);
-    }
-    let mut text = Text::default();
-    if flags & FLAG_ORIGIN != 0 {
-        let lens = take(4)?;
-        text.namespace = take(usize::from(get_u16(lens, 0)))?;
-        text.name = take(usize::from(get_u16(lens, 2)))?;
-    }
-    let version = Version(get_u64(fixed, 11));
-    let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };
-    let mut entry = Entry::of_chain(chain, stamp);
-    entry.damaged = flags & FLAG_DAMAGED != 0;
-    entry.depth = get_u16(fixed, 1);
-    entry.image_bytes = get_u32(fixed, 3);
-    entry.delta_bytes = get_u32(fixed, 7);
-    match entry.version == Version::NONE || (count == 0 && !entry.damaged) {
-        true => Err(SHORT),
-        false => Ok((id, Some(entry), text)),
     }
 }
 

@@ -181,3 +181,13 @@ pub(crate) fn runtime() -> io::Result<tokio_uring::Runtime> {
     runtime.block_on(async { tokio_uring::no_op().await })?;
     Ok(runtime)
 }
+
+/// Runs a future as a task of the runtime. Whoever wakes the runtime's main future makes it look for I/O
+/// once more, in vain; a task is woken without a system call.
+#[expect(clippy::disallowed_methods, reason = "the core itself is the task")]
+pub(crate) async fn as_task<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
+    match tokio_uring::spawn(future).await {
+        Ok(value) => value,
+        Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+    }
+}

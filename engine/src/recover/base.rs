@@ -136,5 +136,5 @@ async fn open_run<E: Env>(
     if header != said || file.len().await.map_err(failed)? < bytes {
         return Err(Error::corrupt(format!("{name}: {}", Rejected::Foreign)));
     }
-    Ok(Rc::new(Run::new(header, file).map_err(failed)?))
+    Ok(Rc::new(Run::opened(header, file).map_err(failed)?))
 }

@@ -27,7 +27,6 @@ pub(crate) const LIMITS: Limits = Limits {
     checkpoint_bytes: 6 << 10,
     replay_bytes_max: 12 << 10,
     manifest_slot_bytes: 4096,
-    merge_ratio: 2,
     ..Limits::TINY
 };
 

@@ -12,7 +12,7 @@ use dormouse_sim::{DiskFaults, SimEnv, World};
 use crate::scene;
 
 pub(crate) const STEPS: u64 = 1_000_000;
-pub(crate) const LIMITS: Limits = Limits { merge_ratio: 2, ..Limits::TINY };
+pub(crate) const LIMITS: Limits = Limits::TINY;
 
 /// Files by name.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;
