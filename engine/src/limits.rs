@@ -50,7 +50,8 @@ impl Limits {
         commit_bytes_max: 48 << 20,
         batch_bytes_max: 512 << 10,
         queue_bytes_max: 128 << 20,
-        segment_bytes_min: 1 << 20,
+        // With two shards, of two segments each, an empty store stays below 4 MiB.
+        segment_bytes_min: 896 << 10,
         segment_bytes_max: 64 << 20,
         open_segments_max: 256,
         block_bytes: 4096,

@@ -16,6 +16,10 @@ use crate::io::{PageBuf, read_full_at};
 use crate::log::handles;
 use crate::shard::Inner;
 
+/// Frames of a segment that lie no further apart are read at once: to a device some blocks more are
+/// less than one more read.
+const NEAR_BYTES: u64 = 16 << 10;
+
 /// A frame that was read and checked, and what of it is still needed.
 struct Loaded {
     bytes: Bytes,
@@ -45,7 +49,7 @@ pub(crate) async fn load<E: Env>(
 }
 
 /// Reads the object that a chain of frames holds, oldest first: one round of parallel reads for
-/// them, and one more for each chain nested in it.
+/// them, neighbours with one read, and one round more for each chain nested in it.
 pub(crate) async fn load_chain<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
@@ -55,18 +59,19 @@ pub(crate) async fn load_chain<E: Env>(
     let mut steps: Vec<Step> = chain.into_iter().map(Step::Read).collect();
     let mut budget = usize::from(u16::MAX);
     while steps.iter().any(|step| matches!(step, Step::Read(_))) {
-        let reads = steps.iter().filter_map(|step| match step {
-            Step::Read(address) => Some(read_frame(inner, id, *address)),
+        let wanted = steps.iter().filter_map(|step| match step {
+            Step::Read(address) => Some(*address),
             Step::Apply(_) => None,
         });
-        let mut loaded = join_all(reads).await.into_iter();
+        let wanted: Vec<Address> = wanted.collect();
+        let mut loaded = read_frames(inner, id, &wanted).await?.into_iter();
         let mut next = Vec::new();
         for step in steps {
             let Step::Read(_) = step else {
                 next.push(step);
                 continue;
             };
-            let loaded = loaded.next().expect("one result for each read")?;
+            let loaded = loaded.next().expect("one for each that was wanted");
             let frame = loaded.frame();
             let nested = if frame.nests { &frame.chain[..] } else { &[] };
             if frame.kind == Kind::Image && !frame.part {
@@ -108,17 +113,70 @@ fn apply(contents: &mut Contents, loaded: &Loaded, id: &ObjectId) -> Result<()> 
     Ok(())
 }
 
-async fn read_frame<E: Env>(
+/// Reads frames, neighbours with one read; all of them are needed.
+async fn read_frames<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
-    address: Address,
-) -> Result<Loaded> {
-    let place = || {
-        format!(
-            "object {id}: {} bytes at {} of segment {}",
-            address.bytes, address.offset, address.segment
-        )
+    wanted: &[Address],
+) -> Result<Vec<Loaded>> {
+    if let [only] = wanted {
+        return Ok(vec![read_bytes(inner, id, *only).await?.frame(id, *only)?]);
+    }
+    let end = |address: &Address| u64::from(address.offset) + u64::from(address.bytes);
+    let are_near = |one: &Address, next: &Address| {
+        let gap = u64::from(next.offset).checked_sub(end(one));
+        one.segment == next.segment
+            && gap.is_some_and(|gap| gap <= NEAR_BYTES)
+            && u64::from(one.bytes.max(next.bytes)) <= NEAR_BYTES
     };
+    let spans = wanted.chunk_by(are_near).map(async |span| {
+        let bytes = end(&span[span.len() - 1]) - u64::from(span[0].offset);
+        let whole = Address { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), ..span[0] };
+        let read = read_bytes(inner, id, whole).await?;
+        span.iter().map(|address| read.frame(id, *address)).collect::<Result<Vec<_>>>()
+    });
+    let frames: Result<Vec<Vec<Loaded>>> = join_all(spans).await.into_iter().collect();
+    Ok(frames?.into_iter().flatten().collect())
+}
+
+/// What was read of a segment.
+struct Read {
+    bytes: PageBuf,
+    /// How much of it there is.
+    len: usize,
+    /// Where it begins.
+    start: usize,
+    incarnation: Incarnation,
+}
+
+impl Read {
+    /// Checks and takes out one frame.
+    fn frame(&self, id: &ObjectId, address: Address) -> Result<Loaded> {
+        let at = address.offset as usize - self.start;
+        let end = at + address.bytes as usize;
+        if self.len < end {
+            let what = format!("{}: the file ends before it", place(id, address));
+            return Err(Error::corrupt(what));
+        }
+        let bytes = Bytes::copy_from_slice(&self.bytes[at..end]);
+        let rejected =
+            |why: &dyn std::fmt::Display| Error::corrupt(format!("{}: {why}", place(id, address)));
+        let frame = frame::decode(&bytes, self.incarnation, address.offset);
+        let frame = frame.map_err(|why| rejected(&why))?;
+        if frame.object != *id || bytes.len() != address.bytes as usize {
+            return Err(rejected(&"another object's frame"));
+        }
+        Ok(Loaded { bytes, incarnation: self.incarnation, offset: address.offset })
+    }
+}
+
+fn place(id: &ObjectId, Address { segment, offset, bytes }: Address) -> String {
+    format!("object {id}: {bytes} bytes at {offset} of segment {segment}")
+}
+
+/// Reads the blocks that an address lies in.
+async fn read_bytes<E: Env>(inner: &Rc<Inner<E>>, id: &ObjectId, address: Address) -> Result<Read> {
+    let place = || place(id, address);
     let opened = handles::opened(inner, address.segment).await;
     let segment = opened.map_err(|error| Error::caused(error.kind(), place(), error))?;
     let segment = segment.ok_or_else(|| Error::corrupt(format!("{}: no such segment", place())))?;
@@ -129,20 +187,9 @@ async fn read_frame<E: Env>(
     }
     let start = offset - offset % block;
     let buf = PageBuf::zeroed((offset + bytes).next_multiple_of(block) - start);
-    let (result, buf) = read_full_at(&segment.file, buf, start as u64, block).await;
-    let read = result.map_err(|source| {
+    let (result, bytes) = read_full_at(&segment.file, buf, start as u64, block).await;
+    let len = result.map_err(|source| {
         Error::io(crate::error::Kind::Corrupt, format!("{}: reading", place()), source)
     })?;
-    let frame_at = offset - start;
-    if read < frame_at + bytes {
-        return Err(Error::corrupt(format!("{}: the file ends before it", place())));
-    }
-    let bytes = Bytes::copy_from_slice(&buf[frame_at..frame_at + bytes]);
-    let incarnation = segment.header.incarnation;
-    let rejected = |why: &dyn std::fmt::Display| Error::corrupt(format!("{}: {why}", place()));
-    let frame = frame::decode(&bytes, incarnation, address.offset).map_err(|why| rejected(&why))?;
-    if frame.object != *id || bytes.len() != address.bytes as usize {
-        return Err(rejected(&"another object's frame"));
-    }
-    Ok(Loaded { bytes, incarnation, offset: address.offset })
+    Ok(Read { bytes, len, start, incarnation: segment.header.incarnation })
 }

@@ -176,6 +176,32 @@ fn brief(ops: &[Op]) -> String {
     ops.iter().map(brief).collect::<Vec<_>>().join(", ")
 }
 
+/// An image and its deltas that came one after the other are one read, and four of a nested chain are.
+#[test]
+fn neighbours_are_read_at_once() {
+    for disk in disks() {
+        let dir = dir();
+        let ended = block_on(dir.path(), disk, async move |env| {
+            let env = Recorded::new(env, Log::default(), Life::Whole);
+            with_store(env, LIMITS, async |env, shard| {
+                first_commit(env, shard).await;
+                let id = object(1);
+                for number in 1..=16_u32 {
+                    let batch = Batch::new().put(number.to_be_bytes(), [7; 100]);
+                    shard.commit(&id, &batch, None).expect("a commit").await.expect("durable");
+                    let load = async { shard.load(&id).await.expect("read").map.len() };
+                    let mut keys = 0;
+                    let reads = during(env, async { keys = load.await }).await.len();
+                    assert_eq!(keys, number as usize);
+                    assert_eq!(reads, number.div_ceil(4) as usize, "{disk:?}: {number} commits");
+                }
+            })
+            .await
+        });
+        ended.expect("a core");
+    }
+}
+
 /// An object that is written all the time by someone who never reads it is consolidated all the same:
 /// it never takes more reads than some nested chains have frames, those included that come while it
 /// is read for that.
