@@ -19,7 +19,7 @@ use crate::directory::{How, Keyed, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
-use crate::format::run::BLOCK_BYTES;
+use crate::format::run::{BLOCK_BYTES, blocks_of};
 use crate::format::{Rejected, len_u32};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
@@ -29,8 +29,6 @@ use crate::shard::{Inner, Life, State};
 /// Segments since the last checkpoint after which opening makes one: so that crash after crash
 /// leaves no more of them.
 pub(crate) const SEGMENTS_MAX: usize = 4;
-/// Bytes of the log of which one block of directory entries is thought to be the outcome.
-const LOG_BYTES_PER_BLOCK: u64 = 16 << 10;
 
 /// Bytes of a slot at least ([`Limits::check`]).
 const SLOT_BYTES_LEAST: usize = 4096;
@@ -197,7 +195,6 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     let state = &mut *inner.state.borrow_mut();
     assert!(!state.progress.running);
     state.progress.running = true;
-    let grown = state.log_bytes - state.progress.begun_at;
     state.progress.begun_at = state.log_bytes;
     if forget {
         state.directory.recount();
@@ -205,7 +202,10 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     let frozen = state.directory.freeze();
     let merged = match forget {
         true => state.directory.all_runs(),
-        false => state.directory.to_merge(1 + grown / LOG_BYTES_PER_BLOCK, &inner.limits),
+        false => {
+            let blocks = blocks_of(frozen.iter().map(|(_, entry)| entry));
+            state.directory.to_merge(blocks, &inner.limits)
+        }
     };
     let run = state.progress.next_run;
     state.progress.next_run += 1;

@@ -119,8 +119,8 @@ async fn read_frames<E: Env>(
     id: &ObjectId,
     wanted: &[Address],
 ) -> Result<Vec<Loaded>> {
-    if let [only] = wanted {
-        return Ok(vec![read_bytes(inner, id, *only).await?.frame(id, *only)?]);
+    if wanted.len() == 1 {
+        return one_by_one(inner, id, wanted).await;
     }
     let end = |address: &Address| u64::from(address.offset) + u64::from(address.bytes);
     let are_near = |one: &Address, next: &Address| {
@@ -132,11 +132,26 @@ async fn read_frames<E: Env>(
     let spans = wanted.chunk_by(are_near).map(async |span| {
         let bytes = end(&span[span.len() - 1]) - u64::from(span[0].offset);
         let whole = Address { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), ..span[0] };
-        let read = read_bytes(inner, id, whole).await?;
-        span.iter().map(|address| read.frame(id, *address)).collect::<Result<Vec<_>>>()
+        match read_bytes(inner, id, whole).await {
+            Ok(read) => span.iter().map(|address| read.frame(id, *address)).collect(),
+            // What can't be read may lie between the frames, where nobody needs it.
+            Err(_) => one_by_one(inner, id, span).await,
+        }
     });
     let frames: Result<Vec<Vec<Loaded>>> = join_all(spans).await.into_iter().collect();
     Ok(frames?.into_iter().flatten().collect())
+}
+
+async fn one_by_one<E: Env>(
+    inner: &Rc<Inner<E>>,
+    id: &ObjectId,
+    wanted: &[Address],
+) -> Result<Vec<Loaded>> {
+    let mut frames = Vec::with_capacity(wanted.len());
+    for address in wanted {
+        frames.push(read_bytes(inner, id, *address).await?.frame(id, *address)?);
+    }
+    Ok(frames)
 }
 
 /// What was read of a segment.

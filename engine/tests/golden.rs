@@ -280,8 +280,17 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
         for (id, known) in &said {
             let found = run::find(&block, incarnation, 1, &Key::new(STORE, *id));
             assert!(found.is_err() || found == Ok(Some(known.entry)), "bit {bit}");
+            let found = run::find_known(&block, incarnation, 1, &Key::new(STORE, *id));
+            assert!(found.is_err() || found == Ok(Some(known.clone())), "bit {bit}");
         }
+        let first = run::first_id(&block, incarnation, 1);
+        assert!(first.is_err() || first == Ok(id()), "bit {bit}");
+        let found = run::find(&block, incarnation, 1, &absent);
+        assert!(found.is_err() || found == Ok(None), "bit {bit}");
         block[bit / 8] ^= 1 << (bit % 8);
+        alarms[bit / 8] ^= 1 << (bit % 8);
+        assert!(run::alarms(&alarms, incarnation, 2).is_err(), "bit {bit}");
+        alarms[bit / 8] ^= 1 << (bit % 8);
     }
 }
 

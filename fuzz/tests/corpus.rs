@@ -29,7 +29,8 @@ fn nothing_in_the_corpus_fails() {
 /// What takes microseconds is met with every prefix and every byte changed.
 #[test]
 fn no_small_change_of_the_corpus_fails() {
-    for (name, target) in TARGETS.into_iter().filter(|(name, _)| ["log", "sealed"].contains(name)) {
+    let small = ["log", "sealed", "sealed-run"];
+    for (name, target) in TARGETS.into_iter().filter(|(name, _)| small.contains(name)) {
         for input in corpus(name) {
             for at in 0..input.len() {
                 target(&input[..at]);
@@ -79,4 +80,15 @@ fn the_corpus_holds_a_whole_batch() {
     let header = BatchHeader::decode(&bytes, &dormouse_fuzz::HOME, 0).expect("valid");
     header.check_body(&bytes).expect("valid");
     assert!(!header.frames().is_empty());
+}
+
+/// Likewise a block of a run: its entries are read, not refused.
+#[test]
+fn the_corpus_holds_a_whole_block_of_a_run() {
+    use dormouse_engine::format::run;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/sealed-run/entries");
+    let block = dormouse_fuzz::seal_run(&std::fs::read(path).expect("the input"), true);
+    let entries = run::entries(&block, dormouse_fuzz::HOME.incarnation, 1).expect("valid");
+    assert_eq!(entries.len(), 3);
+    entries.iter().for_each(|entry| drop(entry.known(None).expect("valid")));
 }

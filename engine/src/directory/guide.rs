@@ -5,8 +5,8 @@
 //! of it is known, and, where there are older runs, a filter for each block too: an object that
 //! an older run holds is mostly not looked for in the younger ones.
 //!
-//! Memory: 8 bytes a block, some 0.2 for each object; 64 more a block of a run with a filter. These
-//! are the young runs, which together hold fewer objects than the oldest.
+//! Memory: 8 bytes a block, some 0.2 for each object; 64 more a block of a run with a filter, some 1.8
+//! for each object in it. The oldest run, which mostly holds most of the objects, has none.
 
 use std::cell::RefCell;
 

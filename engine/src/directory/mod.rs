@@ -40,6 +40,9 @@ pub(crate) use write::{How, file_name, number_in_name, write_run};
 #[expect(clippy::disallowed_types, reason = "the hasher is fixed, and no order is shown")]
 pub type IdMap<V> = std::collections::HashMap<ObjectId, V, foldhash::fast::FixedState>;
 
+/// Objects that a new overlay has room for at most before it grows.
+const ROOM_MAX: usize = 1 << 14;
+
 /// An object's key and its entry.
 pub(crate) type Keyed = (Key, RawEntry);
 
@@ -262,8 +265,10 @@ impl<F: File> Directory<F> {
     /// A checkpoint begins: the overlay so far, sorted. Until it ends, changes gather in a new one.
     pub(crate) fn freeze(&mut self) -> Vec<Keyed> {
         assert!(self.frozen.is_empty(), "one checkpoint at a time");
-        // About as much will come again: a map that grows by doubling moves all that it holds.
-        let room = IdMap::with_capacity_and_hasher(self.overlay.len(), Default::default());
+        // About as much will come again: a map that grows by doubling moves all that it holds. After a
+        // long replay it was more than that.
+        let room = self.overlay.len().min(ROOM_MAX);
+        let room = IdMap::with_capacity_and_hasher(room, Default::default());
         self.frozen = std::mem::replace(&mut self.overlay, room);
         self.sorted(&self.frozen, None)
     }

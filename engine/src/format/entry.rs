@@ -196,11 +196,11 @@ fn read_text(bytes: &[u8]) -> Result<Option<Arc<str>>, Rejected> {
 
 /// Checks and reads the bytes of one entry.
 fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
-    let (fixed, mut rest) = bytes.split_at(FIXED_BYTES);
-    let mut take = |len| -> &[u8] {
-        let (taken, after) = rest.split_at(len);
+    let (fixed, mut rest) = bytes.split_at_checked(FIXED_BYTES).ok_or(MALFORMED)?;
+    let mut take = |len| -> Result<&[u8], Rejected> {
+        let (taken, after) = rest.split_at_checked(len).ok_or(MALFORMED)?;
         rest = after;
-        taken
+        Ok(taken)
     };
     let flags = fixed[0];
     if flags == FLAG_DELETED {
@@ -213,17 +213,17 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
     }
     let alarm = match flags & FLAG_ALARM {
         0 => None,
-        _ => Some(get_u64(take(8), 0)),
+        _ => Some(get_u64(take(8)?, 0)),
     };
     let mut chain = [None; CHAIN_MAX];
     for address in &mut chain[..count] {
-        *address = Some(Address::decode(&get(take(ADDRESS_BYTES), 0)).ok_or(MALFORMED)?);
+        *address = Some(Address::decode(&get(take(ADDRESS_BYTES)?, 0)).ok_or(MALFORMED)?);
     }
     let mut text = Text::default();
     if flags & FLAG_ORIGIN != 0 {
-        let lens = take(4);
-        text.namespace = take(usize::from(get_u16(lens, 0)));
-        text.name = take(usize::from(get_u16(lens, 2)));
+        let lens = take(4)?;
+        text.namespace = take(usize::from(get_u16(lens, 0)))?;
+        text.name = take(usize::from(get_u16(lens, 2)))?;
     }
     let version = Version(get_u64(fixed, 11));
     let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };

@@ -82,7 +82,9 @@ impl Address {
             offset: get_u32(bytes, 4),
             bytes: get_u32(bytes, 8),
         };
-        (address.segment != 0).then_some(address)
+        // Shorter than any frame: also none of no bytes at all.
+        let is_frame = address.segment != 0 && address.bytes as usize >= HEADER_BYTES;
+        is_frame.then_some(address)
     }
 }
 

@@ -43,9 +43,9 @@ use crate::ids::{Incarnation, ObjectId, StoreId};
 /// Bytes of a block.
 pub const BLOCK_BYTES: usize = 4096;
 /// Bytes of a block before table or alarms.
-const HEAD_BYTES: usize = 12;
+pub const HEAD_BYTES: usize = 12;
 /// Bytes of the table for each entry.
-const SLOT_BYTES: usize = 8;
+pub const SLOT_BYTES: usize = 8;
 /// Bytes of an alarm.
 const ALARM_BYTES: usize = 40;
 const MAGIC: [u8; 8] = *b"DMDIRRUN";
@@ -134,6 +134,19 @@ impl RunHeader {
 /// Blocks of the whole file.
 pub fn file_blocks(header: &RunHeader) -> u64 {
     1 + u64::from(header.entry_blocks) + u64::from(header.alarm_blocks)
+}
+
+/// Blocks of a file that holds these entries alone.
+pub fn blocks_of<'a>(entries: impl Iterator<Item = &'a RawEntry>) -> u64 {
+    let (mut blocks, mut free) = (1, 0);
+    for entry in entries {
+        let bytes = SLOT_BYTES + entry.as_bytes().len();
+        if bytes > free {
+            (blocks, free) = (blocks + 1, BLOCK_BYTES - HEAD_BYTES);
+        }
+        free = free.saturating_sub(bytes);
+    }
+    blocks
 }
 
 /// The checksum of parts of a block, bound to its place.
@@ -226,17 +239,25 @@ impl BlockBuilder {
         }
         put(out, HEAD_BYTES, &self.table);
         put(out, entries_at, &self.entries);
-        let table_crc = match self.table.is_empty() {
-            true => 0,
-            false => crc(incarnation, number, [&out[4..8], &self.table]),
-        };
-        put(out, 8, &table_crc.to_le_bytes());
-        let whole_crc = crc(incarnation, number, [&out[4..], &[]]);
-        put(out, 0, &whole_crc.to_le_bytes());
+        set_crcs(out, self.table.len(), incarnation, number);
         self.table.clear();
         self.entries.clear();
         self.count = 0;
     }
+}
+
+/// Sets the checksums of a block with a table of so many bytes.
+///
+/// Shapes: `block` has [`BLOCK_BYTES`].
+pub fn set_crcs(block: &mut [u8], table_bytes: usize, incarnation: Incarnation, number: u32) {
+    let table = &block[HEAD_BYTES..HEAD_BYTES + table_bytes];
+    let table_crc = match table.is_empty() {
+        true => 0,
+        false => crc(incarnation, number, [&block[4..8], table]),
+    };
+    put(block, 8, &table_crc.to_le_bytes());
+    let whole_crc = crc(incarnation, number, [&block[4..], &[]]);
+    put(block, 0, &whole_crc.to_le_bytes());
 }
 
 /// The table of a block, checked, for a look at some of its entries.

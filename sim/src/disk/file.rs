@@ -1,6 +1,7 @@
 //! The bytes of one simulated file: durable ones, and versions of sectors that are not yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use super::fate::{Fate, Torn};
 use crate::trace::Trace;
@@ -20,6 +21,8 @@ pub(super) struct Contents {
     versions: BTreeMap<usize, Vec<Sector>>,
     /// What each sector held durably before its last write, where that is kept.
     before: Option<BTreeMap<usize, Sector>>,
+    /// Sectors that the device can't read.
+    unreadable: BTreeSet<usize>,
 }
 
 impl Contents {
@@ -102,7 +105,7 @@ impl Contents {
     /// Writes for good.
     pub(super) fn write_durable(&mut self, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
-        let plain = self.versions.is_empty() && self.before.is_none();
+        let plain = self.versions.is_empty() && self.before.is_none() && self.unreadable.is_empty();
         if plain && end.is_multiple_of(SECTOR_BYTES) {
             self.len = self.len.max(end);
             if self.durable.len() < end {
@@ -114,8 +117,23 @@ impl Contents {
         self.each_sector(offset, bytes, Self::settle);
     }
 
+    /// Fails if the device can't read a sector of this range.
+    pub(super) fn check_readable(&self, offset: usize, bytes: usize) -> io::Result<()> {
+        let sectors = offset / SECTOR_BYTES..(offset + bytes).div_ceil(SECTOR_BYTES);
+        match self.unreadable.range(sectors).next() {
+            Some(at) => Err(io::Error::other(format!("simulated: sector {at} can't be read"))),
+            None => Ok(()),
+        }
+    }
+
+    /// From now on the device can't read this sector, until it is written anew.
+    pub(super) fn make_unreadable(&mut self, at: usize) {
+        self.unreadable.insert(at);
+    }
+
     fn settle(&mut self, sector: usize, bytes: Sector) {
         self.versions.remove(&sector);
+        self.unreadable.remove(&sector);
         let old = self.before.is_some().then(|| self.durable_sector(sector));
         if let (Some(before), Some(old)) = (&mut self.before, old) {
             before.insert(sector, old);

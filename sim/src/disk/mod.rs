@@ -12,7 +12,7 @@
 //! | power cut | each sector with versions that are not durable, or with a write in flight, becomes the durable bytes, any of the versions, or two of them torn at a byte; names keep a prefix of what was done to them since the last `sync_dir` |
 //! | a write fails | any of its sectors may have become visible |
 //! | a sync fails | nothing became durable by it; a later one may succeed |
-//! | [`Damage`] | one sector has a flipped bit, zeros, what belongs elsewhere, or what it held before |
+//! | [`Damage`] | one sector has a flipped bit, zeros, what belongs elsewhere, or what it held before; or it can't be read |
 //!
 //! A device that tears at 4,096 bytes keeps or loses eight sectors together.
 //!
@@ -76,6 +76,9 @@ pub enum Damage {
     Copy((String, usize)),
     /// It holds what it held before the last write to it: that write was lost.
     Stale,
+    /// Reads of it fail, until it is written again. Not for files that are mapped: there no such read
+    /// returns.
+    Unreadable,
 }
 
 impl DiskFaults {
@@ -349,6 +352,9 @@ impl DiskState {
     }
 
     pub(crate) fn damage(&mut self, (file, at): &(String, usize), damage: &Damage) {
+        if matches!(damage, Damage::Unreadable) {
+            return self.names[file].contents.borrow_mut().make_unreadable(*at);
+        }
         let contents = self.names[file].contents.borrow();
         let mut bytes = contents.sector(*at);
         match damage {
@@ -358,6 +364,7 @@ impl DiskState {
                 bytes = self.names[other].contents.borrow().sector(*from);
             }
             Damage::Stale => bytes = contents.sector_before(*at),
+            Damage::Unreadable => unreachable!("done above"),
         }
         drop(contents);
         self.names[file].contents.borrow_mut().set_sector(*at, bytes);
@@ -404,7 +411,9 @@ impl DiskState {
             (Action::Read { .. }, _) if fails => Err(io::Error::other("simulated read error")),
             (Action::Sync { .. }, _) if fails => Err(io::Error::other("simulated sync error")),
             (Action::Read { offset }, Some(buf)) => {
-                Ok(contents.borrow().read(*offset, &mut buf[..length]))
+                let contents = contents.borrow();
+                contents.check_readable(*offset, length)?;
+                Ok(contents.read(*offset, &mut buf[..length]))
             }
             (Action::Write { offset }, Some(buf)) if fails => {
                 let kept = self.random.index(length + 1);

@@ -97,10 +97,11 @@ impl Life<'_> {
             of_file[random.index(of_file.len())]
         };
         let (sector, other) = (pick(), pick());
-        let damage = match random.below(4) {
+        let damage = match random.below(5) {
             0 => Damage::Flip(random.index(4096)),
             1 => Damage::Zero,
             2 => Damage::Stale,
+            3 if sector.0.contains("segment") => Damage::Unreadable,
             _ => Damage::Copy(other.clone()),
         };
         self.world.damage(sector, &damage);
@@ -115,7 +116,8 @@ impl Life<'_> {
         let looked = self.spawn(&running, async move {
             let opened = match open(&env, &shared, shards).await {
                 Ok(opened) => opened,
-                Err(error) if kind(&error) == Some(Kind::Corrupt) => {
+                // A read that fails while opening may succeed next time.
+                Err(error) if matches!(kind(&error), Some(Kind::Corrupt | Kind::Retry)) => {
                     return shared.mark(Mark::DamageRefused);
                 }
                 Err(error) => return shared.fail(format!("{damage}: opening: {error:#}")),
