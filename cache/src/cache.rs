@@ -270,6 +270,11 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         self.0.state.borrow().dirty_bytes()
     }
 
+    /// Bytes that the object's keys and values take in memory, with what keeps them.
+    pub fn memory_bytes(&self) -> usize {
+        self.0.state.borrow().memory_bytes()
+    }
+
     /// The version of the newest durable state.
     pub fn version(&self) -> Version {
         self.0.state.borrow().version()

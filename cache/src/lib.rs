@@ -33,4 +33,5 @@ pub use gate::input::{EventId, Gated, InputGate, Lock, Section, SectionWait};
 pub use gate::output::{OutputGate, OutputWait};
 pub use limits::CacheLimits;
 pub use ops::{AlarmRun, AlarmToo, Outcome, Read, Write, code};
+pub use state::memory_bytes;
 pub use txn::Transaction;

@@ -26,6 +26,21 @@ use dormouse_engine::List;
 /// What an entry counts beside its key and its value.
 const ENTRY_BYTES: usize = 64;
 
+/// A node of the map, with as many entries as it has after it was split.
+const NODE_BYTES: usize = 720;
+const NODE_ENTRIES: usize = 6;
+/// What shares the bytes of a key and of a value, and what the allocator rounds up.
+const SHARED_BYTES: usize = 48;
+
+fn memory_of(entries: usize, bytes: usize) -> usize {
+    entries.div_ceil(NODE_ENTRIES) * NODE_BYTES + entries * SHARED_BYTES + bytes
+}
+
+/// What the cache of an object with these contents takes for keys and values, all of them clean.
+pub fn memory_bytes(contents: &Contents) -> usize {
+    memory_of(contents.map.len(), contents.bytes())
+}
+
 /// The state of one object.
 pub(crate) struct State {
     map: BTreeMap<Bytes, Bytes>,
@@ -275,6 +290,11 @@ impl State {
     /// What counts for backpressure.
     pub(crate) fn dirty_bytes(&self) -> usize {
         self.dirty.bytes + self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes)
+    }
+
+    /// What keys and values take, with what keeps them.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        memory_of(self.map.len(), self.map_bytes) + self.dirty_bytes()
     }
 
     pub(crate) fn version(&self) -> Version {

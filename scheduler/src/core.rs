@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
+use crate::residency::Residency;
 use crate::topology::{Mail, Topology};
 
 /// How long a shutdown waits for what runs.
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     shard_count: u16,
     objects: RefCell<IdMap<Slot>>,
     pub(crate) alarms: Alarms,
+    pub(crate) residency: Rc<Residency>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -68,6 +70,7 @@ impl Core {
             let (shard, _recovery) = Shard::open(env, superblock, number, limits).await?;
             shards.push(Rc::new(shard));
         }
+        let residency = Residency::new(&topology.limits());
         let inner = Rc::new(Inner {
             topology,
             host: CoreHost::new(env),
@@ -75,6 +78,7 @@ impl Core {
             shard_count: superblock.shards,
             objects: RefCell::default(),
             alarms: Alarms::default(),
+            residency,
             draining: Cell::default(),
             moved: Signal::default(),
         });
@@ -88,10 +92,12 @@ impl Core {
     pub async fn serve(self) -> Result<()> {
         let inner = self.inner;
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
+        inner.host.spawn("residency", Residency::run(inner.clone()));
         while let Some(mail) = self.mail.recv().await {
             inner.take(mail);
         }
         inner.alarms.stop();
+        inner.residency.stop();
         inner.drain().await;
         let mut closed = Ok(());
         for shard in &inner.shards {
@@ -147,32 +153,47 @@ impl Inner {
     /// One life of an object.
     async fn live_through(self: Rc<Self>, id: Id, class: usize) {
         let object = id.object();
+        // In a box of its own: an idle object does not keep room for how it was started.
+        if let Some(instance) = self.clone().start(id, class).boxed_local().await {
+            instance.clone().run(self.topology.class(class)).await;
+            self.residency.leave(&instance);
+            self.objects.borrow_mut().remove(&object);
+        }
+        self.moved.notify();
+    }
+
+    /// Reads an object and brings it to life, unless that fails.
+    async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
+        let object = id.object();
         let shard = usize::from(object.shard(self.shard_count)) / self.topology.cores();
         let shard = self.shards[shard].clone();
-        let contents = shard.load(object).await;
+        let read = async {
+            let place = self.residency.place().await?;
+            Ok((place, shard.load(object).await?))
+        };
+        let read: engine::Result<_> = read.await;
         let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
             unreachable!("only this task starts the object");
         };
-        let mut contents = match contents {
-            Ok(contents) => contents,
+        let (place, mut contents) = match read {
+            Ok(read) => read,
             Err(error) => {
                 refuse(queue, &Error::from(error));
-                return self.moved.notify();
+                return None;
             }
         };
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let home = Home { shard, id: object, bell: self.alarms.bell() };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
-        let instance = Instance::new(id, self.host.clone(), cache);
+        let instance = Instance::new(id, self.host.clone(), cache, place);
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
             instance.evict();
         }
         self.moved.notify();
-        instance.run(self.topology.class(class)).await;
-        self.objects.borrow_mut().remove(&object);
-        self.moved.notify();
+        self.residency.enter(&instance, self.host.now());
+        Some(instance)
     }
 
     /// Waits until every object has left; those that take too long are reset.

@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 
 use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
+use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::StreamExt;
 use futures_util::future::{FutureExt, LocalBoxFuture, select};
@@ -29,6 +30,7 @@ use crate::event::{Deliver, Verdict};
 use crate::host::{CoreHost, Home};
 use crate::id::Id;
 use crate::object::AlarmInfo;
+use crate::residency::Place;
 use crate::state::State;
 use crate::topology::Class;
 
@@ -109,12 +111,14 @@ pub(crate) struct Instance {
     inbox: RefCell<VecDeque<Work>>,
     waker: RefCell<Option<Waker>>,
     evict: Cell<bool>,
+    /// Its part in what the core keeps in memory.
+    pub(crate) place: Place,
     /// What the object said to others and its output gate still keeps, in order.
     outbox: RefCell<VecDeque<(OutputWait, Say)>>,
 }
 
 impl Instance {
-    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache) -> Rc<Self> {
+    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache, place: Place) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
             id,
@@ -127,6 +131,7 @@ impl Instance {
             inbox: RefCell::default(),
             waker: RefCell::default(),
             evict: Cell::new(false),
+            place,
             outbox: RefCell::default(),
         })
     }
@@ -149,7 +154,13 @@ impl Instance {
             Work::Task(_) => {}
         }
         self.inbox.borrow_mut().push_back(work);
+        self.place.wake();
         self.wake();
+    }
+
+    /// Whether nothing would be lost if it left now, and nothing waits for it.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.place.is_idle() && self.cache.is_idle()
     }
 
     fn wake(&self) {
@@ -244,7 +255,11 @@ impl Instance {
                     Ok(Poll::Ready(None)) if self.evict.get() && self.cache.is_idle() => {
                         return Poll::Ready(());
                     }
-                    Ok(_) => return Poll::Pending,
+                    Ok(_) => {
+                        let idle = tasks.is_empty();
+                        self.place.had_turn(self.host.now(), idle, self.cache.memory_bytes());
+                        return Poll::Pending;
+                    }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),
                 }
             }

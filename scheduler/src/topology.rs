@@ -3,6 +3,7 @@
 use std::any::{Any, TypeId};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
@@ -26,11 +27,22 @@ pub struct StackLimits {
     pub cache: CacheLimits,
     /// Messages that its mailbox holds; beyond, calls are refused (`Overloaded`).
     pub mailbox: usize,
+    /// How long an object stays in memory with nothing to do.
+    pub idle: Duration,
+    /// Bytes that live objects take together before idle ones leave sooner, those that were idle for
+    /// longest first. At twice of it no further object is started: calls that would need one are refused
+    /// (`Overloaded`).
+    pub resident_bytes: usize,
 }
 
 impl StackLimits {
     /// For use.
-    pub const PRODUCTION: Self = Self { cache: CacheLimits::PRODUCTION, mailbox: 4096 };
+    pub const PRODUCTION: Self = Self {
+        cache: CacheLimits::PRODUCTION,
+        mailbox: 4096,
+        idle: Duration::from_secs(10),
+        resident_bytes: 256 << 20,
+    };
 }
 
 /// A type of objects.
@@ -215,7 +227,7 @@ impl Topology {
         self.0.mailboxes[core].send(mail).map_err(|refused| match refused {
             Refused::Full(mail) => {
                 let text = format!("the mailbox of core {core} is full");
-                (mail, engine::Error::new(engine::Kind::Overloaded, text))
+                (mail, engine::Error::coded(engine::Kind::Overloaded, "mailbox-full", text))
             }
             Refused::Closed(mail) => {
                 (mail, engine::Error::new(engine::Kind::Closed, "the runtime is shut down"))

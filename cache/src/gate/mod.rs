@@ -5,15 +5,17 @@
 
 pub(crate) mod input;
 pub(crate) mod output;
+mod small_map;
 
-use std::collections::BTreeMap;
 use std::task::Waker;
+
+use small_map::SmallMap;
 
 /// Wakers of futures that wait for the same thing, in the order in which they began to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     next: u64,
-    wakers: BTreeMap<u64, Waker>,
+    wakers: SmallMap<u64, Waker>,
 }
 
 impl Waiters {
@@ -29,7 +31,7 @@ impl Waiters {
     /// Forgets a future that is gone.
     pub(crate) fn forget(&mut self, ticket: Option<u64>) {
         if let Some(ticket) = ticket {
-            self.wakers.remove(&ticket);
+            self.wakers.remove(ticket);
         }
     }
 

@@ -41,11 +41,17 @@ struct Inner {
     shared: Rc<Shared>,
     name: String,
     instance: u64,
+    /// Its plan had it end itself.
+    ended: Cell<bool>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let instance = self.instance;
+        let asked = self.ended.get() || self.shared.evicting.borrow().contains(&self.name);
+        if !asked && !self.shared.closing.get() && !self.shared.lenient.get() {
+            self.shared.mark(Mark::LeftWhenIdle);
+        }
         self.shared.on(&self.name, |ghost| {
             ghost.instance.take_if(|live| *live == instance);
             Ok(())
@@ -76,7 +82,7 @@ impl DurableObject for Actor {
             ensure!(other.is_none(), "two live instances, {other:?} and {instance}");
             Ok(())
         });
-        let inner = Rc::new(Inner { state, shared, name, instance });
+        let inner = Rc::new(Inner { state, shared, name, instance, ended: Cell::new(false) });
         let this = inner.clone();
         drop(inner.state.block_concurrency_while(async move || this.activate().await));
         Self(inner)
@@ -198,6 +204,7 @@ impl Inner {
                 });
                 let abort = turn.fate == Fate::Abort;
                 self.shared.mark(if abort { Mark::Aborted } else { Mark::Panicked });
+                self.ended.set(true);
                 self.shared.note(|| format!("{} {:?}", self.name, turn.fate));
                 if !abort {
                     // As a panic, but without its message on the screen.
@@ -396,7 +403,7 @@ impl Inner {
             Ok(got) => self.shared.answered(token, Some(got)),
             Err(error) if error.kind() == Kind::User => self.shared.answered(token, None),
             Err(error) if error.reset() => {}
-            Err(error) if error.is_overloaded() => self.shared.mark(Mark::RefusedByAFullMailbox),
+            Err(error) if error.is_overloaded() => self.shared.refused(&error),
             Err(error) => self.tolerate(Err(error)),
         }
     }

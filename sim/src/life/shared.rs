@@ -1,11 +1,12 @@
 //! What objects, clients and driver of a life know together; it outlives processes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
+use dormouse_scheduler::Error;
 
 use super::ghost::Ghost;
 use crate::plan::{Plan, Turn};
@@ -40,6 +41,8 @@ pub enum Mark {
     ShardPoisoned,
     RefusedForSpace,
     RefusedByAFullMailbox,
+    RefusedForMemory,
+    LeftWhenIdle,
     TransactionDropped,
     DamageRefused,
     DamageContained,
@@ -48,7 +51,7 @@ pub enum Mark {
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 31] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -74,6 +77,8 @@ impl Mark {
         Self::ShardPoisoned,
         Self::RefusedForSpace,
         Self::RefusedByAFullMailbox,
+        Self::RefusedForMemory,
+        Self::LeftWhenIdle,
         Self::TransactionDropped,
         Self::DamageRefused,
         Self::DamageContained,
@@ -89,7 +94,7 @@ pub(super) struct Shared {
     pub(super) ghosts: RefCell<BTreeMap<String, Ghost>>,
     /// By request: the object that handled it, and how many of its groups the answer stands for.
     pub(super) ended: RefCell<BTreeMap<u64, (String, u64)>>,
-    begun: RefCell<std::collections::BTreeSet<u64>>,
+    begun: RefCell<BTreeSet<u64>>,
     /// By client and object: the last request that arrived.
     arrived: RefCell<BTreeMap<(u64, String), u64>>,
     next: Cell<u64>,
@@ -99,6 +104,8 @@ pub(super) struct Shared {
     /// The disk fails: errors are to be expected, and resets at any time.
     pub(super) lenient: Cell<bool>,
     pub(super) closing: Cell<bool>,
+    /// Objects that a client has dropped from memory.
+    pub(super) evicting: RefCell<BTreeSet<String>>,
     /// The latest time that the wall clock showed.
     pub(super) wall_max_ms: Cell<u64>,
     pub(super) operations: Cell<u64>,
@@ -130,6 +137,7 @@ impl Shared {
             quiet: Cell::new(false),
             lenient: Cell::new(plan.faults.fails()),
             closing: Cell::new(false),
+            evicting: RefCell::default(),
             wall_max_ms: Cell::new(0),
             operations: Cell::new(0),
             writes: Cell::new(0),
@@ -217,6 +225,14 @@ impl Shared {
             ensure!(last.is_none_or(|last| last < token), "request {token} came after {last:?}");
         }
         Ok(())
+    }
+
+    /// A call was refused: there is no room for it now.
+    pub(super) fn refused(&self, error: &Error) {
+        self.mark(match error.code() {
+            Some("memory-full") => Mark::RefusedForMemory,
+            _ => Mark::RefusedByAFullMailbox,
+        });
     }
 
     /// The answer of a request reached whoever made it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use dormouse_cache::CacheLimits;
 use dormouse_engine::{Host, Limits, StoreLock};
-use dormouse_scheduler::{Error, Kind, Namespace, StackLimits, Stub, Topology};
+use dormouse_scheduler::{Error, Kind, Namespace, OBJECT_BYTES, StackLimits, Stub, Topology};
 use futures_util::FutureExt;
 
 use super::object::{Actor, Request, name};
@@ -62,11 +62,17 @@ impl Life<'_> {
     }
 
     fn stack_limits(&self) -> StackLimits {
-        let production = StackLimits::PRODUCTION;
-        StackLimits {
-            cache: if self.plan.tiny_caches { CacheLimits::TINY } else { production.cache },
-            mailbox: if self.plan.mailbox > 0 { self.plan.mailbox } else { production.mailbox },
+        let mut limits = StackLimits::PRODUCTION;
+        if self.plan.tiny_caches {
+            limits.cache = CacheLimits::TINY;
+            // Room for one or two objects of each core, three if they are busy; and they don't stay.
+            limits.resident_bytes = OBJECT_BYTES * 3 / 2;
+            limits.idle = Duration::from_millis(2);
         }
+        if self.plan.mailbox > 0 {
+            limits.mailbox = self.plan.mailbox;
+        }
+        limits
     }
 
     pub(super) fn start_stack_client(&mut self, running: &Running, number: u64, steps: Vec<Step>) {
@@ -192,7 +198,9 @@ impl Client {
                     if dirty {
                         self.shared.mark(Mark::EvictedWhileDirty);
                     }
+                    self.shared.evicting.borrow_mut().insert(id.to_string());
                     self.topology.evict(&id).await;
+                    self.shared.evicting.borrow_mut().remove(&id.to_string());
                     self.shared.count(false);
                 }
                 Step::Pause(us) => self.env.sleep(Duration::from_micros(u64::from(us))).await,
@@ -220,7 +228,7 @@ fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
     match reply {
         Ok(got) => shared.answered(token, Some(got)),
         Err(error) if error.kind() == Kind::User => shared.answered(token, None),
-        Err(error) if error.is_overloaded() => shared.mark(Mark::RefusedByAFullMailbox),
+        Err(error) if error.is_overloaded() => shared.refused(&error),
         Err(error) if error.reset() || shared.lenient.get() => shared.count(false),
         Err(error) => shared.fail(format!("request {token}: {error:?}")),
     }

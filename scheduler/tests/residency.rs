@@ -1,0 +1,159 @@
+//! Which objects stay in memory: idle ones leave after a while, or when room is wanted;
+//! busy ones stay.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dormouse_scheduler::prelude::*;
+use dormouse_scheduler::{Kind, OBJECT_BYTES, StackLimits};
+
+const NEVER: Duration = Duration::from_secs(100_000);
+
+/// Counts in memory alone, and knows how many objects like it there are.
+struct Tally<const TEST: usize> {
+    state: State,
+    calls: std::cell::Cell<u64>,
+}
+
+static LIVE: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
+
+impl<const TEST: usize> DurableObject for Tally<TEST> {
+    fn new(state: State) -> Self {
+        LIVE[TEST].fetch_add(1, Ordering::SeqCst);
+        Self { state, calls: std::cell::Cell::new(0) }
+    }
+}
+
+impl<const TEST: usize> Drop for Tally<TEST> {
+    fn drop(&mut self) {
+        LIVE[TEST].fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+enum Ask {
+    /// How many calls this instance has had.
+    Calls,
+    Put(Vec<u8>),
+    Get,
+    /// Takes so long.
+    Work(Duration),
+    /// Goes on for so long beside its event.
+    WorkBeside(Duration),
+}
+
+impl<const TEST: usize> Handler<Ask> for Tally<TEST> {
+    type Reply = u64;
+
+    async fn handle(&self, ask: Ask) -> Result<u64> {
+        self.calls.set(self.calls.get() + 1);
+        match ask {
+            Ask::Calls => {}
+            Ask::Put(bytes) => self.state.storage().put_bytes("data", bytes).await?,
+            Ask::Get => {
+                let bytes = self.state.storage().get_bytes("data").await?;
+                return Ok(bytes.map_or(0, |bytes| bytes.len() as u64));
+            }
+            Ask::Work(time) => self.state.sleep(time).await,
+            Ask::WorkBeside(time) => self.state.wait_until(self.state.sleep(time)),
+        }
+        Ok(self.calls.get())
+    }
+}
+
+fn start<const TEST: usize>(dir: &tempfile::TempDir, limits: StackLimits) -> Runtime {
+    let builder = Runtime::builder(dir).cores(1).limits(limits);
+    builder.namespace::<Tally<TEST>>("tallies").start().unwrap()
+}
+
+fn stub<const TEST: usize>(runtime: &Runtime, name: &str) -> Stub<Tally<TEST>> {
+    runtime.namespace().get_by_name(name)
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn an_object_that_is_idle_for_long_leaves_and_is_built_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let idle = Duration::from_millis(300);
+    let runtime = start::<0>(&dir, StackLimits { idle, ..StackLimits::PRODUCTION });
+    let stub = stub::<0>(&runtime, "mice");
+    let began = Instant::now();
+    // Used again and again, it stays, for longer than it would stay idle.
+    let mut calls = 0;
+    while began.elapsed() < 3 * idle {
+        calls += 1;
+        let got = stub.call(Ask::Calls).wait().unwrap();
+        // On a machine that stood still for so long it may have left: then nothing is shown.
+        assert!(got == calls || began.elapsed() > idle, "{got}, not {calls}");
+        calls = got;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    until("it leaves", || LIVE[0].load(Ordering::SeqCst) == 0);
+    assert_eq!(stub.call(Ask::Calls).wait().unwrap(), 1, "a new instance");
+    runtime.close().unwrap();
+}
+
+#[test]
+fn an_object_that_works_is_not_idle() {
+    let dir = tempfile::tempdir().unwrap();
+    let idle = Duration::from_millis(20);
+    let runtime = start::<1>(&dir, StackLimits { idle, ..StackLimits::PRODUCTION });
+    let (one, other) = (stub::<1>(&runtime, "one"), stub::<1>(&runtime, "other"));
+    let time = Duration::from_millis(400);
+    let working = one.call(Ask::Work(time));
+    assert_eq!(other.call(Ask::WorkBeside(time)).wait().unwrap(), 1);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(LIVE[1].load(Ordering::SeqCst), 2, "both have something to do");
+    assert_eq!(working.wait().unwrap(), 1);
+    until("both leave", || LIVE[1].load(Ordering::SeqCst) == 0);
+    runtime.close().unwrap();
+}
+
+#[test]
+fn a_thousand_objects_fit_where_there_is_room_for_ten() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = 16 << 10;
+    let resident_bytes = 10 * (data + OBJECT_BYTES);
+    let limits = StackLimits { idle: NEVER, resident_bytes, ..StackLimits::PRODUCTION };
+    let runtime = start::<2>(&dir, limits);
+    let names: Vec<String> = (0..1000).map(|number| format!("object {number}")).collect();
+    let mut most = 0;
+    for name in &names {
+        stub::<2>(&runtime, name).call(Ask::Put(vec![7; data])).wait().unwrap();
+        most = most.max(LIVE[2].load(Ordering::SeqCst));
+    }
+    assert!(most <= 20, "{most} objects were in memory at once");
+    // The one that was used last is there, the one before it too; all of them have what they had.
+    let newest = stub::<2>(&runtime, &names[999]);
+    assert_eq!(newest.call(Ask::Calls).wait().unwrap(), 2);
+    for name in names.iter().step_by(50) {
+        assert_eq!(stub::<2>(&runtime, name).call(Ask::Get).wait().unwrap(), data as u64);
+    }
+    runtime.close().unwrap();
+}
+
+#[test]
+fn where_all_are_busy_no_further_object_is_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits =
+        StackLimits { idle: NEVER, resident_bytes: 2 * OBJECT_BYTES, ..StackLimits::PRODUCTION };
+    let runtime = start::<3>(&dir, limits);
+    let time = Duration::from_millis(600);
+    let busy: Vec<_> = (0..4)
+        .map(|number| stub::<3>(&runtime, &number.to_string()).call(Ask::Work(time)))
+        .collect();
+    let further = stub::<3>(&runtime, "further");
+    let error = further.call(Ask::Calls).wait().unwrap_err();
+    assert!(error.is_overloaded() && !error.reset(), "{error:?}");
+    assert_eq!(error.kind(), Kind::Engine(dormouse_engine::Kind::Overloaded));
+    assert_eq!(error.code(), Some("memory-full"));
+    busy.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), 1));
+    assert_eq!(further.call(Ask::Calls).wait().unwrap(), 1, "now there is room");
+    runtime.close().unwrap();
+}
