@@ -56,7 +56,8 @@ impl Alarms {
         self.ring();
     }
 
-    fn ring(&self) {
+    /// Has the task look again.
+    pub(crate) fn ring(&self) {
         self.bell.until_ms.set(0);
         self.bell.signal.notify();
     }
@@ -81,7 +82,7 @@ fn fire_due(core: &Rc<Inner>, now_ms: u64) -> u64 {
     let mut next_ms = now_ms.saturating_add(LOOK_MS);
     // One more than are known about, so that the earliest unknown one is seen.
     let count = core.alarms.runs.borrow().len() + 64;
-    for shard in &core.shards {
+    for shard in core.shards.all_open() {
         for (at_ms, id) in shard.alarms(count) {
             if at_ms > now_ms {
                 next_ms = next_ms.min(at_ms);

@@ -12,7 +12,7 @@ use dormouse_engine as engine;
 use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
 use dormouse_engine::signal::Signal;
-use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock};
+use dormouse_engine::{Contents, Env, Host, Limits, ObjectId, Superblock};
 use futures_util::FutureExt;
 use futures_util::future::select;
 
@@ -21,7 +21,8 @@ use crate::error::{Error, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
-use crate::residency::Residency;
+use crate::residency::{Place, Residency};
+use crate::shards::Shards;
 use crate::topology::{Mail, Topology};
 
 /// How long a shutdown waits for what runs.
@@ -38,9 +39,7 @@ enum Slot {
 pub(crate) struct Inner {
     pub(crate) topology: Topology,
     pub(crate) host: CoreHost,
-    /// The core's shards, by number divided by the count of cores.
-    pub(crate) shards: Vec<Rc<dyn AnyShard>>,
-    shard_count: u16,
+    pub(crate) shards: Shards,
     objects: RefCell<IdMap<Slot>>,
     pub(crate) alarms: Alarms,
     pub(crate) residency: Rc<Residency>,
@@ -65,17 +64,12 @@ impl Core {
         superblock: Superblock,
         limits: Limits,
     ) -> Result<Self> {
-        let mut shards: Vec<Rc<dyn AnyShard>> = Vec::new();
-        for number in (0..superblock.shards).skip(core).step_by(topology.cores()) {
-            let (shard, _recovery) = Shard::open(env, superblock, number, limits).await?;
-            shards.push(Rc::new(shard));
-        }
+        let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
         let residency = Residency::new(&topology.limits());
         let inner = Rc::new(Inner {
             topology,
             host: CoreHost::new(env),
             shards,
-            shard_count: superblock.shards,
             objects: RefCell::default(),
             alarms: Alarms::default(),
             residency,
@@ -92,6 +86,7 @@ impl Core {
     pub async fn serve(self) -> Result<()> {
         let inner = self.inner;
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
+        inner.host.spawn("shards", Shards::run(inner.clone()));
         inner.host.spawn("residency", Residency::run(inner.clone()));
         while let Some(mail) = self.mail.recv().await {
             inner.take(mail);
@@ -99,11 +94,7 @@ impl Core {
         inner.alarms.stop();
         inner.residency.stop();
         inner.drain().await;
-        let mut closed = Ok(());
-        for shard in &inner.shards {
-            closed = closed.and(shard.close().await);
-        }
-        Ok(closed?)
+        inner.shards.close().await
     }
 }
 
@@ -165,17 +156,11 @@ impl Inner {
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
-        let shard = usize::from(object.shard(self.shard_count)) / self.topology.cores();
-        let shard = self.shards[shard].clone();
-        let read = async {
-            let place = self.residency.place().await?;
-            Ok((place, shard.load(object).await?))
-        };
-        let read: engine::Result<_> = read.await;
+        let read = self.read(object).await;
         let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
             unreachable!("only this task starts the object");
         };
-        let (place, mut contents) = match read {
+        let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
                 refuse(queue, &Error::from(error));
@@ -183,7 +168,8 @@ impl Inner {
             }
         };
         contents.origin.learn(&self.topology.class(class).origin(&id));
-        let home = Home { shard, id: object, bell: self.alarms.bell() };
+        let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
+        let home = Home { shard, id: object, bell, poisoned };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
         let instance = Instance::new(id, self.host.clone(), cache, place);
         queue.into_iter().for_each(|work| instance.push(work));
@@ -194,6 +180,34 @@ impl Inner {
         self.moved.notify();
         self.residency.enter(&instance, self.host.now());
         Some(instance)
+    }
+
+    /// Reads an object once there is room for it, and its shard is open.
+    async fn read(&self, object: ObjectId) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
+        let place = self.residency.place().await?;
+        loop {
+            let shard = self.shards.wait(self.shards.place(object)).await?;
+            let contents = shard.load(object).await;
+            if shard.poisoned().is_none() {
+                return Ok((place, shard, contents?));
+            }
+        }
+    }
+
+    /// Resets the objects of a shard, and waits until they are gone.
+    pub(crate) async fn reset_shard(&self, place: usize, cause: &engine::Error) {
+        let of_it = |id: ObjectId| self.shards.place(id) == place;
+        for instance in self.instances() {
+            if of_it(instance.id.object()) {
+                instance.reset(Error::reset_by(cause.clone()));
+            }
+        }
+        let gone = || {
+            let objects = self.objects.borrow();
+            let mut live = objects.iter().filter(|(_, slot)| matches!(slot, Slot::Live(_)));
+            (!live.any(|(id, _)| of_it(*id))).then_some(())
+        };
+        self.moved.until(gone).await;
     }
 
     /// Waits until every object has left; those that take too long are reset.

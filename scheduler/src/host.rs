@@ -9,7 +9,7 @@ use std::time::Duration;
 use dormouse_cache::Backing;
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{
-    Batch, Contents, Env, Host, ObjectId, Resident, Result, Shard, Ticket, Version,
+    Batch, Contents, Env, Error, Host, Kind, ObjectId, Resident, Result, Shard, Ticket, Version,
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
@@ -90,6 +90,8 @@ pub(crate) trait AnyShard {
     fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>>;
     /// The earliest alarms, at most `max`, by their times in milliseconds since 1970.
     fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)>;
+    /// Why it refuses all work, if a write failed.
+    fn poisoned(&self) -> Option<Error>;
     fn close(&self) -> LocalBoxFuture<'static, Result<()>>;
 }
 
@@ -105,6 +107,10 @@ impl<E: Env> AnyShard for Shard<E> {
 
     fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)> {
         self.alarms_due(u64::MAX, max)
+    }
+
+    fn poisoned(&self) -> Option<Error> {
+        Shard::poisoned(self)
     }
 
     fn close(&self) -> LocalBoxFuture<'static, Result<()>> {
@@ -135,16 +141,28 @@ pub(crate) struct Home {
     pub(crate) shard: Rc<dyn AnyShard>,
     pub(crate) id: ObjectId,
     pub(crate) bell: Rc<AlarmBell>,
+    /// Notified when the shard may have been poisoned.
+    pub(crate) poisoned: Rc<Signal>,
+}
+
+/// Tells whoever opens shards anew if this error may mean that one is poisoned.
+fn look_at(error: Error, poisoned: &Signal) -> Error {
+    if matches!(error.kind(), Kind::Poisoned | Kind::Unknown) {
+        poisoned.notify();
+    }
+    error
 }
 
 impl Backing for Home {
     type Ticket = LocalBoxFuture<'static, Result<Version>>;
 
     fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Self::Ticket> {
-        let ticket = self.shard.commit(&self.id, batch, resident)?;
-        let (shard, bell) = (self.shard.clone(), self.bell.clone());
+        let ticket = self.shard.commit(&self.id, batch, resident);
+        let ticket = ticket.map_err(|error| look_at(error, &self.poisoned))?;
+        let (shard, bell, poisoned) =
+            (self.shard.clone(), self.bell.clone(), self.poisoned.clone());
         Ok(async move {
-            let version = ticket.await?;
+            let version = ticket.await.map_err(|error| look_at(error, &poisoned))?;
             bell.look(&*shard);
             Ok(version)
         }

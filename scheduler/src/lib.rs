@@ -41,6 +41,7 @@ mod instance;
 mod object;
 mod residency;
 mod runtime;
+mod shards;
 mod state;
 mod storage;
 mod stub;

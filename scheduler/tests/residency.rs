@@ -1,6 +1,8 @@
 //! Which objects stay in memory: idle ones leave after a while, or when room is wanted;
 //! busy ones stay.
 
+#![expect(clippy::disallowed_methods, reason = "time passes on the real clock")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
