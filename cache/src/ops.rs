@@ -121,11 +121,12 @@ pub(crate) enum Confirmation {
 }
 
 /// What a delete-all does to the alarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AlarmToo {
     /// Leaves it.
     Keep,
     /// Clears it, in the same atomic step.
+    #[default]
     Clear,
 }
 

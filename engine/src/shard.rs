@@ -411,7 +411,17 @@ impl<E: Env> Shard<E> {
 
     /// Durable alarms at or before `now_ms`, earliest first, at most `max`.
     pub fn alarms_due(&self, now_ms: u64, max: usize) -> Vec<(u64, ObjectId)> {
-        self.0.state.borrow().directory.alarms_due(now_ms, max)
+        self.alarms(now_ms, max, &|_| false)
+    }
+
+    /// Likewise, without those that `skip` takes out: time in milliseconds since 1970, and object.
+    pub fn alarms(
+        &self,
+        now_ms: u64,
+        max: usize,
+        skip: &dyn Fn(&(u64, ObjectId)) -> bool,
+    ) -> Vec<(u64, ObjectId)> {
+        self.0.state.borrow().directory.alarms(now_ms, max, skip)
     }
 
     /// Objects that exist durably, in an order of the shard's own, from the one after `after` on.

@@ -1,11 +1,16 @@
 //! Alarms of one core: when each fires, and when it is tried again.
 //!
 //! Which alarms are set is known by the shards alone; here is only what runs and what waits for a
-//! retry, so counters vanish with the process. Invariants: one run of an object at a time
-//! none before the wall clock shows its time.
+//! retry, so counters vanish with the process. However many are due at once, [`RUNS_MAX`] of
+//! a core run at a time: the others are started as these end.
+//!
+//! Invariants:
+//!
+//! - One run of an object at a time; none before the wall clock shows its time.
+//! - `retries` has the objects of `runs` that wait, and no other.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,6 +30,8 @@ const RETRIES_MAX: u32 = 6;
 const DELAY_MS: u64 = 2000;
 /// The highest exponent of the delay.
 const EXPONENT_MAX: u32 = 9;
+/// Handlers of a core that run at the same time.
+const RUNS_MAX: usize = 256;
 /// A jump of the wall clock is noticed within this time.
 const LOOK_MS: u64 = 10_000;
 
@@ -41,6 +48,8 @@ struct Run {
 #[derive(Default)]
 pub(crate) struct Alarms {
     runs: RefCell<BTreeMap<ObjectId, Run>>,
+    /// When each object that waits for a retry runs again, by the core's clock.
+    retries: RefCell<BTreeSet<(Duration, ObjectId)>>,
     bell: Rc<AlarmBell>,
     stopped: Cell<bool>,
 }
@@ -78,36 +87,68 @@ impl Alarms {
 
 /// Starts what is due; when to look again, in milliseconds since 1970.
 fn fire_due(core: &Rc<Inner>, now_ms: u64) -> u64 {
-    let now = core.host.now();
+    let (alarms, now) = (&core.alarms, core.host.now());
     let mut next_ms = now_ms.saturating_add(LOOK_MS);
-    // One more than are known about, so that the earliest unknown one is seen.
-    let count = core.alarms.runs.borrow().len() + 64;
+    while let Some((again, id)) = alarms.first_retry() {
+        if again > now {
+            let wait = u64::try_from((again - now).as_millis()).unwrap_or(u64::MAX);
+            next_ms = next_ms.min(now_ms.saturating_add(wait).saturating_add(1));
+            break;
+        }
+        if alarms.free() == 0 {
+            break;
+        }
+        let run = alarms.take(id).expect("it waits for its retry");
+        fire(core, id, run);
+    }
     for shard in core.shards.all_open() {
-        for (at_ms, id) in shard.alarms(count) {
+        // One more than can be started, so that the earliest of the others is seen.
+        for (at_ms, id) in shard.alarms(alarms.free() + 1, &|alarm| alarms.knows(alarm)) {
             if at_ms > now_ms {
                 next_ms = next_ms.min(at_ms);
                 break;
             }
-            let known = core.alarms.runs.borrow_mut().remove(&id);
-            let run = match known {
-                Some(run) if run.again.is_none() => {
-                    core.alarms.runs.borrow_mut().insert(id, run);
-                    continue;
-                }
-                Some(run) if run.scheduled_ms == at_ms => run,
-                _ => Run { scheduled_ms: at_ms, again: None, counted: 0, exponent: 0 },
-            };
-            match run.again.filter(|again| *again > now) {
-                Some(again) => {
-                    let wait = u64::try_from((again - now).as_millis()).unwrap_or(u64::MAX);
-                    next_ms = next_ms.min(now_ms.saturating_add(wait).saturating_add(1));
-                    core.alarms.runs.borrow_mut().insert(id, run);
-                }
-                None => fire(core, id, run),
+            if alarms.free() > 0 {
+                // One that waited for a retry of another alarm starts afresh.
+                alarms.take(id);
+                fire(core, id, Run { scheduled_ms: at_ms, again: None, counted: 0, exponent: 0 });
             }
         }
     }
     next_ms.max(now_ms + 1)
+}
+
+impl Alarms {
+    /// How many more handlers may run.
+    fn free(&self) -> usize {
+        RUNS_MAX.saturating_sub(self.runs.borrow().len() - self.retries.borrow().len())
+    }
+
+    fn first_retry(&self) -> Option<(Duration, ObjectId)> {
+        self.retries.borrow().first().copied()
+    }
+
+    /// Whether this alarm waits for a retry, or its object's handler runs.
+    fn knows(&self, (at_ms, id): &(u64, ObjectId)) -> bool {
+        let runs = self.runs.borrow();
+        runs.get(id).is_some_and(|run| run.again.is_none() || run.scheduled_ms == *at_ms)
+    }
+
+    /// Takes out what is known of an object.
+    fn take(&self, id: ObjectId) -> Option<Run> {
+        let run = self.runs.borrow_mut().remove(&id)?;
+        if let Some(again) = run.again {
+            assert!(self.retries.borrow_mut().remove(&(again, id)));
+        }
+        Some(run)
+    }
+
+    fn keep(&self, id: ObjectId, run: Run) {
+        if let Some(again) = run.again {
+            self.retries.borrow_mut().insert((again, id));
+        }
+        assert!(self.runs.borrow_mut().insert(id, run).is_none());
+    }
 }
 
 fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
@@ -115,7 +156,7 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
         // Kept, for a build that knows the namespace; not looked at again by this one.
         run.again = Some(Duration::MAX);
         tracing::error!(%id, "an alarm is due of an object that belongs to no namespace here");
-        core.alarms.runs.borrow_mut().insert(id, run);
+        core.alarms.keep(id, run);
         return;
     };
     let retry_count = run.counted;
@@ -124,7 +165,7 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
     let last = retry_count >= RETRIES_MAX;
     let (done, ended) = AlarmReply::new();
     run.again = None;
-    core.alarms.runs.borrow_mut().insert(id, run);
+    core.alarms.keep(id, run);
     core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, done }));
     let core = core.clone();
     core.host.clone().spawn("alarm", async move {
@@ -135,12 +176,8 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
 }
 
 fn ended_with(core: &Rc<Inner>, id: ObjectId, end: AlarmEnd) {
-    let mut runs = core.alarms.runs.borrow_mut();
-    let AlarmEnd::Failed { counted } = end else {
-        runs.remove(&id);
-        return;
-    };
-    let run = runs.get_mut(&id).expect("it ran");
+    let mut run = core.alarms.take(id).expect("it ran");
+    let AlarmEnd::Failed { counted } = end else { return };
     // The first counted failure after uncounted ones starts with the short delay.
     if counted && run.counted == 0 {
         run.exponent = 0;
@@ -150,4 +187,5 @@ fn ended_with(core: &Rc<Inner>, id: ObjectId, end: AlarmEnd) {
     run.again = Some(core.host.now() + Duration::from_millis(delay + jitter));
     run.exponent += 1;
     run.counted += u32::from(counted);
+    core.alarms.keep(id, run);
 }

@@ -9,7 +9,8 @@ use std::time::Duration;
 use dormouse_cache::Backing;
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{
-    Batch, Contents, Env, Error, Host, Kind, ObjectId, Resident, Result, Shard, Ticket, Version,
+    AlarmChange, Batch, Contents, Env, Error, Host, Kind, ObjectId, Resident, Result, Shard,
+    Ticket, Version,
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
@@ -84,12 +85,16 @@ impl Host for CoreHost {
     }
 }
 
+/// Whether an alarm is of no interest.
+pub(crate) type Skip<'a> = dyn Fn(&(u64, ObjectId)) -> bool + 'a;
+
 /// Some core's [`Shard`].
 pub(crate) trait AnyShard {
     fn commit(&self, id: &ObjectId, batch: &Batch, resident: &dyn Resident) -> Result<Ticket>;
     fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>>;
-    /// The earliest alarms, at most `max`, by their times in milliseconds since 1970.
-    fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)>;
+    /// The earliest alarms, at most `max`, by their times in milliseconds since 1970, without those that
+    /// `skip` takes out.
+    fn alarms(&self, max: usize, skip: &Skip<'_>) -> Vec<(u64, ObjectId)>;
     /// Why it refuses all work, if a write failed.
     fn poisoned(&self) -> Option<Error>;
     fn close(&self) -> LocalBoxFuture<'static, Result<()>>;
@@ -105,8 +110,8 @@ impl<E: Env> AnyShard for Shard<E> {
         async move { Shard::load(&shard, &id).await }.boxed_local()
     }
 
-    fn alarms(&self, max: usize) -> Vec<(u64, ObjectId)> {
-        self.alarms_due(u64::MAX, max)
+    fn alarms(&self, max: usize, skip: &Skip<'_>) -> Vec<(u64, ObjectId)> {
+        Shard::alarms(self, u64::MAX, max, skip)
     }
 
     fn poisoned(&self) -> Option<Error> {
@@ -119,17 +124,18 @@ impl<E: Env> AnyShard for Shard<E> {
     }
 }
 
-/// Tells a core's alarm task that the earliest alarm of a shard is another one.
+/// Tells a core's alarm task that there is an alarm that it does not wait for.
 #[derive(Default)]
 pub(crate) struct AlarmBell {
-    /// The time that the task sleeps for.
+    /// The time that the task sleeps for; 0 to have it look at once.
     pub(crate) until_ms: Cell<u64>,
     pub(crate) signal: Signal,
 }
 
 impl AlarmBell {
-    fn look(&self, shard: &dyn AnyShard) {
-        if shard.alarms(1).first().is_some_and(|(at_ms, _)| *at_ms < self.until_ms.get()) {
+    /// An alarm was set, and is durable.
+    fn set(&self, at_ms: u64) {
+        if at_ms < self.until_ms.get() {
             self.until_ms.set(0);
             self.signal.notify();
         }
@@ -159,11 +165,12 @@ impl Backing for Home {
     fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Self::Ticket> {
         let ticket = self.shard.commit(&self.id, batch, resident);
         let ticket = ticket.map_err(|error| look_at(error, &self.poisoned))?;
-        let (shard, bell, poisoned) =
-            (self.shard.clone(), self.bell.clone(), self.poisoned.clone());
+        let (bell, poisoned, alarm) = (self.bell.clone(), self.poisoned.clone(), batch.alarm());
         Ok(async move {
             let version = ticket.await.map_err(|error| look_at(error, &poisoned))?;
-            bell.look(&*shard);
+            if let AlarmChange::Set(at_ms) = alarm {
+                bell.set(at_ms);
+            }
             Ok(version)
         }
         .boxed_local())

@@ -172,27 +172,35 @@ impl<F: File> Directory<F> {
 
     /// The earliest alarm.
     pub(crate) fn next_alarm(&self) -> Option<(u64, ObjectId)> {
-        self.alarms_due(u64::MAX, 1).first().copied()
+        self.alarms(u64::MAX, 1, &|_| false).first().copied()
     }
 
-    /// Alarms at or before `now_ms`, earliest first, at most `max`.
-    pub(crate) fn alarms_due(&self, now_ms: u64, max: usize) -> Vec<(u64, ObjectId)> {
-        let due = |(at_ms, _): &&(u64, ObjectId)| *at_ms <= now_ms;
-        let mut all: Vec<_> = self.alarms.iter().take_while(due).take(max).copied().collect();
+    /// Alarms at or before `now_ms`, earliest first, at most `max`; without those that `skip` takes out.
+    pub(crate) fn alarms(
+        &self,
+        now_ms: u64,
+        max: usize,
+        skip: &dyn Fn(&(u64, ObjectId)) -> bool,
+    ) -> Vec<(u64, ObjectId)> {
+        let due = |(at_ms, _): &(u64, ObjectId)| *at_ms <= now_ms;
+        let recent = self.alarms.iter().copied().take_while(due);
+        let mut all: Vec<_> = recent.filter(|alarm| !skip(alarm)).take(max).collect();
         for (index, run) in self.runs.iter().enumerate() {
             let (mut passed, mut count) = (Some(0), 0);
-            for alarm in run.alarms().iter().take_while(due) {
+            for alarm in run.alarms().take_while(due) {
                 // Whoever knows the object better has its alarm too; also where that can't be read.
                 let newer = self.recent(&alarm.1).is_some()
                     || !matches!(self.find(&alarm.1, &self.runs[..index]), Ok(None));
-                match newer {
-                    true => passed = passed.map(|passed| passed + 1),
-                    false => {
-                        run.pass(passed.take().unwrap_or(0));
-                        all.push(*alarm);
-                        count += 1;
-                    }
+                if newer {
+                    passed = passed.map(|passed| passed + 1);
+                    continue;
                 }
+                run.pass(passed.take().unwrap_or(0));
+                if skip(&alarm) {
+                    continue;
+                }
+                all.push(alarm);
+                count += 1;
                 if count == max {
                     break;
                 }

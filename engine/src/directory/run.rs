@@ -1,6 +1,6 @@
 //! One run of the directory on disk: mapped, and believed block by block.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 
 use super::guide::Guide;
 use super::{Entry, Keyed, Known};
@@ -25,8 +25,18 @@ pub(crate) struct Run<F: File> {
     pub(crate) damaged: Cell<bool>,
     /// Alarms before this one are of objects that have a newer entry elsewhere.
     passed: Cell<usize>,
-    /// The alarms, once they were read: most runs' never are.
-    alarms: RefCell<Option<Vec<(u64, ObjectId)>>>,
+    /// Alarms that were read last.
+    alarms: RefCell<Alarms>,
+}
+
+/// Some of a run's alarms, earliest first: those of one block, for all of them may be many, or, where the
+/// blocks are damaged, all.
+#[derive(Default)]
+struct Alarms {
+    /// The place of the first one among all.
+    first: usize,
+    read: Vec<(u64, ObjectId)>,
+    are_all: bool,
 }
 
 impl<F: File> Run<F> {
@@ -162,13 +172,31 @@ impl<F: File> Run<F> {
     }
 
     /// Alarms, earliest first, without those that were passed.
-    pub(crate) fn alarms(&self) -> Ref<'_, [(u64, ObjectId)]> {
-        if self.alarms.borrow().is_none() {
-            let read = self.read_alarms();
-            *self.alarms.borrow_mut() = Some(read);
+    pub(crate) fn alarms(&self) -> impl Iterator<Item = (u64, ObjectId)> {
+        let mut next = self.passed.get();
+        std::iter::from_fn(move || {
+            let alarm = self.alarm(next)?;
+            next += 1;
+            Some(alarm)
+        })
+    }
+
+    fn alarm(&self, place: usize) -> Option<(u64, ObjectId)> {
+        let alarms = &mut *self.alarms.borrow_mut();
+        let there = |alarms: &Alarms| alarms.read.get(place.checked_sub(alarms.first)?).copied();
+        if let Some(alarm) = there(alarms) {
+            return Some(alarm);
         }
-        let passed = self.passed.get();
-        Ref::map(self.alarms.borrow(), |alarms| &alarms.as_deref().unwrap_or_default()[passed..])
+        let block = place / run::ALARMS_PER_BLOCK;
+        if alarms.are_all || block >= self.header.alarm_blocks as usize {
+            return None;
+        }
+        let number = 1 + self.header.entry_blocks + u32::try_from(block).expect("checked above");
+        *alarms = match run::alarms(self.block(number), self.header.incarnation, number) {
+            Ok(read) => Alarms { first: block * run::ALARMS_PER_BLOCK, read, are_all: false },
+            Err(why) => self.alarms_of_entries(why),
+        };
+        there(alarms)
     }
 
     /// The earliest so many alarms are no longer this run's to know.
@@ -176,25 +204,15 @@ impl<F: File> Run<F> {
         self.passed.set(self.passed.get() + count);
     }
 
-    fn read_alarms(&self) -> Vec<(u64, ObjectId)> {
-        let first = 1 + self.header.entry_blocks;
-        let blocks = first..first + self.header.alarm_blocks;
-        let read: Result<Vec<_>, _> = blocks
-            .map(|block| run::alarms(self.block(block), self.header.incarnation, block))
-            .collect();
-        match read {
-            Ok(alarms) => alarms.concat(),
-            Err(why) => {
-                // They are a hint only: the entries have them too.
-                let run = self.header.number;
-                tracing::error!(run, %why, "the alarms of a run are damaged: read from its entries");
-                let entries = self.entries(None).filter_map(Result::ok);
-                let alarms = entries.filter_map(|(key, entry)| Some((entry.alarm()?, key.id)));
-                let mut alarms: Vec<_> = alarms.collect();
-                alarms.sort_unstable();
-                alarms
-            }
-        }
+    /// All alarms as the entries have them: those in the blocks are a hint only.
+    fn alarms_of_entries(&self, why: Rejected) -> Alarms {
+        let run = self.header.number;
+        tracing::error!(run, %why, "the alarms of a run are damaged: read from its entries");
+        let entries = self.entries(None).filter_map(Result::ok);
+        let mut read: Vec<_> =
+            entries.filter_map(|(key, entry)| Some((entry.alarm()?, key.id))).collect();
+        read.sort_unstable();
+        Alarms { first: 0, read, are_all: true }
     }
 }
 

@@ -48,6 +48,8 @@ pub const HEAD_BYTES: usize = 12;
 pub const SLOT_BYTES: usize = 8;
 /// Bytes of an alarm.
 const ALARM_BYTES: usize = 40;
+/// Alarms of a block; the last one may have fewer.
+pub const ALARMS_PER_BLOCK: usize = (BLOCK_BYTES - HEAD_BYTES) / ALARM_BYTES;
 const MAGIC: [u8; 8] = *b"DMDIRRUN";
 
 /// Where an object stands in a run: a hash of its id, keyed by the store so that nobody can choose

@@ -5,6 +5,7 @@
 //! What Dormouse observes is compared with the recording. Nothing here knows an answer: every one
 //! comes from the stack.
 
+mod alarm;
 mod args;
 mod compare;
 mod ids;
@@ -69,6 +70,7 @@ pub fn conform(path: &Path, seed: u64, outcome: &mut Outcome) -> Result<()> {
     replay.outcome.traces += 1;
     match header["kind"].as_str() {
         Some("ops") => ops::replay(&mut replay, &lines)?,
+        Some("alarm") => alarm::replay(&mut replay, &lines)?,
         Some("ids") => ids::replay(&mut replay, &lines)?,
         _ => {
             replay.outcome.skipped +=

@@ -49,6 +49,10 @@ impl DurableObject for Recorded {
         });
         Self { state, incarnation }
     }
+
+    async fn alarm(&self, info: AlarmInfo) -> Result<()> {
+        super::alarm::handler(&self.state, self.incarnation, info).await
+    }
 }
 
 impl Handler<Program> for Recorded {

@@ -17,7 +17,7 @@ use super::stack::Stack;
 /// How long an unconfirmed write has before the process is killed.
 const UNCONFIRMED_TIME: Duration = Duration::from_millis(100);
 
-type Line = (usize, Value);
+pub(super) type Line = (usize, Value);
 
 pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     start_trace();
@@ -54,12 +54,17 @@ pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
+/// What a trace's delete-all does to the alarm.
+pub(super) fn alarm_too(header: &Value) -> AlarmToo {
+    if header["deleteAllDeletesAlarm"] == true { AlarmToo::Clear } else { AlarmToo::Keep }
+}
+
 /// Whether an operation, or one inside it, writes without waiting for durability.
 fn is_unconfirmed(op: &Value) -> bool {
     op["opts"]["allowUnconfirmed"] == true || nested(op).iter().any(is_unconfirmed)
 }
 
-fn event(
+pub(super) fn event(
     replay: &mut Replay<'_>,
     stack: &Stack,
     number: usize,
@@ -67,10 +72,9 @@ fn event(
     lines: &[Line],
 ) -> Result<()> {
     let notes = Notes::default();
-    let clears = replay.header["deleteAllDeletesAlarm"] == true;
     let program = Program {
         ops: lines.iter().map(|(_, op)| op.clone()).collect(),
-        alarm_too: if clears { AlarmToo::Clear } else { AlarmToo::Keep },
+        alarm_too: alarm_too(&replay.header),
         notes: notes.clone(),
     };
     let name = step["object"].as_str().context("an event has an object")?;
@@ -104,12 +108,18 @@ fn event(
 }
 
 /// What an event observed, and the error that it ended with.
-struct Seen {
-    notes: BTreeMap<String, Value>,
-    end: Option<Value>,
+pub(super) struct Seen {
+    pub(super) notes: BTreeMap<String, Value>,
+    pub(super) end: Option<Value>,
 }
 
-fn compare(replay: &mut Replay<'_>, seen: &Seen, number: usize, op: &Value, place: &str) {
+pub(super) fn compare(
+    replay: &mut Replay<'_>,
+    seen: &Seen,
+    number: usize,
+    op: &Value,
+    place: &str,
+) {
     let skipped = json!({ "skipped": true });
     let wanted = expected(op);
     let got = match (seen.notes.get(place), &seen.end) {
