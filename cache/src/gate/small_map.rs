@@ -27,7 +27,13 @@ impl<K: Ord + Copy, V> SmallMap<K, V> {
     }
 
     fn find(&self, key: K) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&key, |(key, _)| *key)
+        // Mostly it is the only one, or newer than all.
+        match self.0.back() {
+            None => Err(0),
+            Some((last, _)) if *last == key => Ok(self.0.len() - 1),
+            Some((last, _)) if *last < key => Err(self.0.len()),
+            Some(_) => self.0.binary_search_by_key(&key, |(key, _)| *key),
+        }
     }
 
     pub(crate) fn get(&self, key: K) -> Option<&V> {
