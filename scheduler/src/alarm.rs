@@ -1,8 +1,8 @@
 //! Alarms of one core: when each fires, and when it is tried again.
 //!
 //! Which alarms are set is known by the shards alone; here is only what runs and what waits for a
-//! retry, so counters vanish with the process. However many are due at once, [`RUNS_MAX`] of
-//! a core run at a time: the others are started as these end.
+//! retry, so counters vanish with the process. However many are due at once,
+//! [`StackLimits::alarms`](crate::StackLimits::alarms) of a core run at a time: the others are started as these end.
 //!
 //! Invariants:
 //!
@@ -30,8 +30,6 @@ const RETRIES_MAX: u32 = 6;
 const DELAY_MS: u64 = 2000;
 /// The highest exponent of the delay.
 const EXPONENT_MAX: u32 = 9;
-/// Handlers of a core that run at the same time.
-const RUNS_MAX: usize = 256;
 /// A jump of the wall clock is noticed within this time.
 const LOOK_MS: u64 = 10_000;
 
@@ -45,8 +43,8 @@ struct Run {
     exponent: u32,
 }
 
-#[derive(Default)]
 pub(crate) struct Alarms {
+    runs_max: usize,
     runs: RefCell<BTreeMap<ObjectId, Run>>,
     /// When each object that waits for a retry runs again, by the core's clock.
     retries: RefCell<BTreeSet<(Duration, ObjectId)>>,
@@ -55,6 +53,12 @@ pub(crate) struct Alarms {
 }
 
 impl Alarms {
+    /// None are known yet; at most so many handlers run at a time.
+    pub(crate) fn new(runs_max: usize) -> Self {
+        let (runs, retries, bell, stopped) = Default::default();
+        Self { runs_max, runs, retries, bell, stopped }
+    }
+
     pub(crate) fn bell(&self) -> Rc<AlarmBell> {
         self.bell.clone()
     }
@@ -121,7 +125,7 @@ fn fire_due(core: &Rc<Inner>, now_ms: u64) -> u64 {
 impl Alarms {
     /// How many more handlers may run.
     fn free(&self) -> usize {
-        RUNS_MAX.saturating_sub(self.runs.borrow().len() - self.retries.borrow().len())
+        self.runs_max.saturating_sub(self.runs.borrow().len() - self.retries.borrow().len())
     }
 
     fn first_retry(&self) -> Option<(Duration, ObjectId)> {

@@ -67,12 +67,12 @@ impl Core {
         let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
         let residency = Residency::new(&topology.limits());
         let inner = Rc::new(Inner {
-            topology,
             host: CoreHost::new(env),
             shards,
             objects: RefCell::default(),
-            alarms: Alarms::default(),
+            alarms: Alarms::new(topology.limits().alarms),
             residency,
+            topology,
             draining: Cell::default(),
             moved: Signal::default(),
         });
@@ -129,12 +129,29 @@ impl Inner {
         }
     }
 
-    /// Brings `work` to the object, which is started if it is not live.
+    /// Brings `work` to the object, which is started if it is not live. A call that would be one too many
+    /// is refused.
     pub(crate) fn deliver(self: &Rc<Self>, id: Id, class: usize, work: Work) {
         let object = id.object();
+        let calls_max = self.topology.limits().calls;
         match self.objects.borrow_mut().get_mut(&object) {
-            Some(Slot::Live(instance)) => return instance.push(work),
-            Some(Slot::Starting(queue)) => return queue.push_back(work),
+            Some(Slot::Live(instance)) => {
+                return match work {
+                    Work::Call(call) if instance.calls() >= calls_max => {
+                        let busy = instance.place.busy_for(self.host.now());
+                        call.refuse(overloaded(&id, instance.calls(), Some(busy)));
+                    }
+                    work => instance.push(work),
+                };
+            }
+            Some(Slot::Starting(queue)) => {
+                return match work {
+                    Work::Call(call) if queue.len() >= calls_max => {
+                        call.refuse(overloaded(&id, queue.len(), None));
+                    }
+                    work => queue.push_back(work),
+                };
+            }
             None => {}
         }
         self.objects.borrow_mut().insert(object, Slot::Starting(VecDeque::from([work])));
@@ -241,6 +258,16 @@ impl Inner {
         live.sort_by_key(|instance| instance.id.object());
         live
     }
+}
+
+/// Why a call is refused: so many are there, none older than `busy`; none, if the object is not live yet.
+fn overloaded(id: &Id, calls: usize, busy: Option<Duration>) -> Error {
+    let state = match busy {
+        Some(busy) => format!("it has not been idle for {busy:?}"),
+        None => "it is being started".to_owned(),
+    };
+    let text = format!("object {id} has {calls} calls that wait or run; {state}");
+    engine::Error::coded(engine::Kind::Overloaded, "object-overloaded", text).into()
 }
 
 fn refuse(queue: VecDeque<Work>, error: &Error) {

@@ -111,6 +111,8 @@ pub(crate) struct Instance {
     inbox: RefCell<VecDeque<Work>>,
     waker: RefCell<Option<Waker>>,
     evict: Cell<bool>,
+    /// Calls that came and have not ended.
+    calls: Cell<usize>,
     /// Its part in what the core keeps in memory.
     pub(crate) place: Place,
     /// What the object said to others and its output gate still keeps, in order.
@@ -131,6 +133,7 @@ impl Instance {
             inbox: RefCell::default(),
             waker: RefCell::default(),
             evict: Cell::new(false),
+            calls: Cell::new(0),
             place,
             outbox: RefCell::default(),
         })
@@ -149,13 +152,21 @@ impl Instance {
 
     pub(crate) fn push(&self, mut work: Work) {
         match &mut work {
-            Work::Call(call) => call.bind(&self.verdict),
+            Work::Call(call) => {
+                call.bind(&self.verdict);
+                self.calls.set(self.calls.get() + 1);
+            }
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
             Work::Task(_) => {}
         }
         self.inbox.borrow_mut().push_back(work);
         self.place.wake();
         self.wake();
+    }
+
+    /// Calls that came and have not ended.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.get()
     }
 
     /// Whether nothing would be lost if it left now, and nothing waits for it.
@@ -304,6 +315,7 @@ impl Instance {
     }
 
     async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
+        let _one = InProgress(self.clone());
         let is_fetch = call.is_fetch();
         let event = self.new_event();
         // A broken gate resets the instance, and the dropped reply says so.
@@ -349,6 +361,15 @@ impl Instance {
         } else if self.verdict.get().is_none() {
             done.send(end);
         }
+    }
+}
+
+/// A call, until it ends.
+struct InProgress(Rc<Instance>);
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.calls.set(self.0.calls.get() - 1);
     }
 }
 

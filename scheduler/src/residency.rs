@@ -62,6 +62,8 @@ pub(crate) struct Place {
     last: Cell<Duration>,
     /// Whether it has nothing to do.
     idle: Cell<bool>,
+    /// When it last had nothing to do.
+    rested: Cell<Duration>,
     bytes: Cell<usize>,
     /// It was told to go, and nothing came since.
     leaving: Cell<bool>,
@@ -97,6 +99,7 @@ impl Residency {
             turn: Cell::default(),
             last: Cell::default(),
             idle: Cell::new(false),
+            rested: Cell::default(),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
         };
@@ -120,6 +123,7 @@ impl Residency {
     /// A live object is looked at from now on.
     pub(crate) fn enter(&self, instance: &Rc<Instance>, now: Duration) {
         instance.place.last.set(now);
+        instance.place.rested.set(now);
         let is_first = self.queue.borrow().is_empty();
         self.queue_up(instance, now.saturating_add(self.idle));
         self.ring_if(is_first || self.is_over());
@@ -226,11 +230,19 @@ impl Place {
         self.idle.get()
     }
 
+    /// For how long it has had something to do without a pause: nothing that waits for it is older.
+    pub(crate) fn busy_for(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.rested.get())
+    }
+
     /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
     /// [`OBJECT_BYTES`].
     pub(crate) fn had_turn(&self, now: Duration, idle: bool, bytes: usize) {
         self.last.set(now);
         self.idle.set(idle);
+        if idle {
+            self.rested.set(now);
+        }
         self.set_bytes(OBJECT_BYTES + bytes);
         self.residency.ring_if(idle && self.residency.is_over());
     }

@@ -27,6 +27,11 @@ pub struct StackLimits {
     pub cache: CacheLimits,
     /// Messages that its mailbox holds; beyond, calls are refused (`Overloaded`).
     pub mailbox: usize,
+    /// Calls that wait or run in one object; beyond, calls to it are refused (`Overloaded`, code
+    /// `object-overloaded`).
+    pub calls: usize,
+    /// Alarm handlers that run at the same time, of those that are due at once.
+    pub alarms: usize,
     /// How long an object stays in memory with nothing to do.
     pub idle: Duration,
     /// Bytes that live objects take together before idle ones leave sooner, those that were idle for
@@ -40,6 +45,8 @@ impl StackLimits {
     pub const PRODUCTION: Self = Self {
         cache: CacheLimits::PRODUCTION,
         mailbox: 4096,
+        calls: 4096,
+        alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
     };

@@ -1,5 +1,5 @@
 //! Which objects stay in memory: idle ones leave after a while, or when room is wanted;
-//! busy ones stay.
+//! busy ones stay. And how many calls an object takes.
 
 #![expect(clippy::disallowed_methods, reason = "time passes on the real clock")]
 
@@ -17,7 +17,7 @@ struct Tally<const TEST: usize> {
     calls: std::cell::Cell<u64>,
 }
 
-static LIVE: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
+static LIVE: [AtomicUsize; 5] = [const { AtomicUsize::new(0) }; 5];
 
 impl<const TEST: usize> DurableObject for Tally<TEST> {
     fn new(state: State) -> Self {
@@ -157,5 +157,24 @@ fn where_all_are_busy_no_further_object_is_started() {
     assert_eq!(error.code(), Some("memory-full"));
     busy.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), 1));
     assert_eq!(further.call(Ask::Calls).wait().unwrap(), 1, "now there is room");
+    runtime.close().unwrap();
+}
+
+#[test]
+fn an_object_with_too_many_calls_refuses_further_ones_and_says_how_many_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start::<4>(&dir, StackLimits { calls: 3, ..StackLimits::PRODUCTION });
+    let stub = stub::<4>(&runtime, "busy");
+    assert_eq!(stub.call(Ask::Calls).wait().unwrap(), 1);
+    let time = Duration::from_millis(300);
+    let working: Vec<_> = (0..3).map(|_| stub.call(Ask::Work(time))).collect();
+    let error = stub.call(Ask::Calls).wait().unwrap_err();
+    assert!(error.is_overloaded() && !error.reset(), "{error:?}");
+    assert_eq!(error.code(), Some("object-overloaded"));
+    assert!(error.to_string().contains("3 calls that wait or run"), "{error}");
+    for call in working {
+        call.wait().unwrap();
+    }
+    assert_eq!(stub.call(Ask::Calls).wait().unwrap(), 5, "now it takes calls again");
     runtime.close().unwrap();
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use dormouse_engine::{Host, Limits, StoreLock};
 use dormouse_scheduler::prelude::*;
-use dormouse_scheduler::{AlarmTime, Topology};
+use dormouse_scheduler::{AlarmTime, StackLimits, Topology};
 use dormouse_sim::{DiskFaults, SimEnv, World};
 
 const STEPS: u64 = 50_000_000;
-/// Handlers of a core that run at a time (`scheduler/src/alarm.rs`).
-const RUNS_MAX: usize = 256;
+/// Handlers that run at a time.
+const RUNS_MAX: usize = StackLimits::PRODUCTION.alarms;
 const FIRST_MS: u64 = 5000;
 
 thread_local! {

@@ -42,6 +42,7 @@ pub enum Mark {
     RefusedForSpace,
     RefusedByAFullMailbox,
     RefusedForMemory,
+    RefusedByABusyObject,
     LeftWhenIdle,
     TransactionDropped,
     DamageRefused,
@@ -51,7 +52,7 @@ pub enum Mark {
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -78,6 +79,7 @@ impl Mark {
         Self::RefusedForSpace,
         Self::RefusedByAFullMailbox,
         Self::RefusedForMemory,
+        Self::RefusedByABusyObject,
         Self::LeftWhenIdle,
         Self::TransactionDropped,
         Self::DamageRefused,
@@ -231,6 +233,7 @@ impl Shared {
     pub(super) fn refused(&self, error: &Error) {
         self.mark(match error.code() {
             Some("memory-full") => Mark::RefusedForMemory,
+            Some("object-overloaded") => Mark::RefusedByABusyObject,
             _ => Mark::RefusedByAFullMailbox,
         });
     }

@@ -68,9 +68,11 @@ impl Life<'_> {
             // Room for one or two objects of each core, three if they are busy; and they don't stay.
             limits.resident_bytes = OBJECT_BYTES * 3 / 2;
             limits.idle = Duration::from_millis(2);
+            limits.alarms = 1;
         }
         if self.plan.mailbox > 0 {
             limits.mailbox = self.plan.mailbox;
+            limits.calls = self.plan.mailbox;
         }
         limits
     }
