@@ -13,6 +13,7 @@ use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{Contents, Env, Host, Limits, ObjectId, Superblock};
+use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::select;
 
@@ -102,20 +103,31 @@ impl Inner {
     fn take(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
-            Mail::Evict { id, done } => {
-                let inner = self.clone();
-                self.host.spawn("evict", async move {
-                    // One that is being started is there as well.
-                    inner.moved.until(|| (!inner.starts(id)).then_some(())).await;
-                    if let Some(instance) = inner.live(id) {
-                        instance.evict();
-                        let gone = || inner.live(id).is_none_or(|now| !Rc::ptr_eq(&now, &instance));
-                        inner.moved.until(|| gone().then_some(())).await;
-                    }
-                    let _nobody_waits = done.send(());
-                });
+            Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
+            Mail::Abort { id, reason, done } => {
+                self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));
             }
         }
+    }
+
+    /// Has an object leave memory as `end` says; `done` is told when it is gone.
+    fn end_with(
+        self: &Rc<Self>,
+        id: ObjectId,
+        done: oneshot::Sender<()>,
+        end: impl FnOnce(&Rc<Instance>) + 'static,
+    ) {
+        let inner = self.clone();
+        self.host.spawn("leave", async move {
+            // One that is being started is there as well.
+            inner.moved.until(|| (!inner.starts(id)).then_some(())).await;
+            if let Some(instance) = inner.live(id) {
+                end(&instance);
+                let gone = || inner.live(id).is_none_or(|now| !Rc::ptr_eq(&now, &instance));
+                inner.moved.until(|| gone().then_some(())).await;
+            }
+            let _nobody_waits = done.send(());
+        });
     }
 
     fn starts(&self, id: ObjectId) -> bool {

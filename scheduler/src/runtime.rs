@@ -115,6 +115,12 @@ impl Runtime {
         self.topology.evict(id).await;
     }
 
+    /// Ends an object's instance at once: what is not durable is lost, calls that wait get `reason`, and
+    /// the next one builds it anew.
+    pub async fn abort(&self, id: &Id, reason: impl Into<String>) {
+        self.topology.abort(id, reason).await;
+    }
+
     /// Takes no new calls, answers those that are there, makes everything durable, and ends the
     /// threads. Blocks until then.
     ///

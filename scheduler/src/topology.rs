@@ -86,6 +86,7 @@ impl Class {
 pub(crate) enum Mail {
     Call { id: Id, class: usize, call: Box<dyn Deliver> },
     Evict { id: ObjectId, done: oneshot::Sender<()> },
+    Abort { id: ObjectId, reason: String, done: oneshot::Sender<()> },
 }
 
 struct Shared {
@@ -193,6 +194,17 @@ impl Topology {
     pub async fn evict(&self, id: &Id) {
         let (done, gone) = oneshot::channel();
         if self.send(id.object(), Mail::Evict { id: id.object(), done }).is_ok() {
+            let _dropped_is_gone_too = gone.await;
+        }
+    }
+
+    /// Ends the object's instance at once, as [`State::abort`](crate::State::abort) does: what is not
+    /// durable is lost, calls that wait get `reason`, and the next one builds it anew. Resolves when it is gone, at
+    /// once if it is not there.
+    pub async fn abort(&self, id: &Id, reason: impl Into<String>) {
+        let (done, gone) = oneshot::channel();
+        let mail = Mail::Abort { id: id.object(), reason: reason.into(), done };
+        if self.send(id.object(), mail).is_ok() {
             let _dropped_is_gone_too = gone.await;
         }
     }

@@ -62,6 +62,7 @@ enum Do {
     Commit,
     SetAlarm(Duration),
     FailSection,
+    Sleep(Duration),
     AddLater(Duration),
 }
 impl Handler<Do> for Counter {
@@ -100,6 +101,7 @@ impl Handler<Do> for Counter {
                     .await?;
             }
             Do::SetAlarm(delay) => storage.set_alarm(In(delay)).await?,
+            Do::Sleep(time) => self.state.sleep(time).await,
             Do::AddLater(delay) => {
                 let state = self.state.clone();
                 self.state.wait_until(async move {
@@ -236,6 +238,22 @@ fn an_evicted_object_is_built_anew_from_what_is_durable() {
     block_on(runtime.evict(stub.id()));
     assert_eq!(stub.call(Do::Calls).wait().unwrap(), 0);
     assert_eq!(stub.call(Add(0)).wait().unwrap(), 3);
+}
+
+#[test]
+fn an_aborted_object_is_built_anew_and_whoever_waits_is_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let stub = counter(&runtime);
+    stub.call(Add(3)).wait().unwrap();
+    let waiting = stub.call(Do::Sleep(Duration::from_secs(3600)));
+    stub.call(Do::Calls).wait().unwrap();
+    block_on(runtime.abort(stub.id(), "an operator said so"));
+    let error = waiting.wait().unwrap_err();
+    assert_eq!((error.kind(), error.reset()), (Kind::ObjectAborted, true));
+    assert_eq!(error.to_string(), "an operator said so");
+    assert_eq!(stub.call(Do::Calls).wait().unwrap(), 0, "a new instance");
+    assert_eq!(stub.call(Add(0)).wait().unwrap(), 3, "with what was durable");
 }
 
 /// It is there already: it leaves when it has answered.
