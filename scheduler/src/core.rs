@@ -29,6 +29,9 @@ use crate::topology::{Mail, Topology};
 /// How long a shutdown waits for what runs.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
+/// How long an idle object of a poisoned shard may take to leave before it is reset.
+const LEAVE_MAX: Duration = Duration::from_millis(10);
+
 /// Where an object is on its way into memory.
 enum Slot {
     /// Being read and built; what comes meanwhile waits. Next: live, gone.
@@ -123,8 +126,7 @@ impl Inner {
             inner.moved.until(|| (!inner.starts(id)).then_some(())).await;
             if let Some(instance) = inner.live(id) {
                 end(&instance);
-                let gone = || inner.live(id).is_none_or(|now| !Rc::ptr_eq(&now, &instance));
-                inner.moved.until(|| gone().then_some(())).await;
+                inner.gone(&mut vec![instance]).await;
             }
             let _nobody_waits = done.send(());
         });
@@ -207,13 +209,12 @@ impl Inner {
             instance.evict();
         }
         self.moved.notify();
-        self.residency.enter(&instance, self.host.now());
         Some(instance)
     }
 
     /// Reads an object once there is room for it, and its shard is open.
     async fn read(&self, object: ObjectId) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
-        let place = self.residency.place().await?;
+        let place = self.residency.place(self.host.now()).await?;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
             let contents = shard.load(object).await;
@@ -223,20 +224,33 @@ impl Inner {
         }
     }
 
-    /// Resets the objects of a shard, and waits until they are gone.
+    /// Resets the objects of a shard, but those that are idle and leave at once, and waits until all are
+    /// gone.
     pub(crate) async fn reset_shard(&self, place: usize, cause: &engine::Error) {
-        let of_it = |id: ObjectId| self.shards.place(id) == place;
-        for instance in self.instances() {
-            if of_it(instance.id.object()) {
-                instance.reset(Error::reset_by(cause.clone()));
-            }
-        }
-        let gone = || {
-            let objects = self.objects.borrow();
-            let mut live = objects.iter().filter(|(_, slot)| matches!(slot, Slot::Live(_)));
-            (!live.any(|(id, _)| of_it(*id))).then_some(())
+        let reset = |instance: &Rc<Instance>| drop(instance.reset(Error::reset_by(cause.clone())));
+        let mut live = self.instances();
+        live.retain(|instance| self.shards.place(instance.id.object()) == place);
+        // Of one that is idle the disk has all: it need not be told to anybody.
+        let (idle, busy): (Vec<_>, Vec<_>) = live.iter().partition(|instance| instance.is_idle());
+        busy.into_iter().for_each(reset);
+        idle.into_iter().for_each(Instance::evict);
+        let soon = self.host.sleep(LEAVE_MAX).boxed_local();
+        select(self.gone(&mut live).boxed_local(), soon).await;
+        // Something came for them meanwhile; it may need the shard.
+        live.iter().for_each(reset);
+        self.gone(&mut live).await;
+    }
+
+    /// Waits until all of these have left; takes out those that have.
+    async fn gone(&self, live: &mut Vec<Rc<Instance>>) {
+        let is_live = |instance: &Rc<Instance>| {
+            self.live(instance.id.object()).is_some_and(|now| Rc::ptr_eq(&now, instance))
         };
-        self.moved.until(gone).await;
+        let all = || {
+            while live.pop_if(|last| !is_live(last)).is_some() {}
+            live.is_empty().then_some(())
+        };
+        self.moved.until(all).await;
     }
 
     /// Waits until every object has left; those that take too long are reset.

@@ -268,7 +268,8 @@ impl Instance {
                     }
                     Ok(_) => {
                         let idle = tasks.is_empty();
-                        self.place.had_turn(self.host.now(), idle, self.cache.memory_bytes());
+                        let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
+                        self.place.residency.had_turn(&self, now, idle, bytes);
                         return Poll::Pending;
                     }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),

@@ -8,9 +8,10 @@
 //!
 //! Invariants:
 //!
-//! - An object is looked at no later than when it will have been idle for long enough: its place in the
-//!   queue may be too early, and is then put right, but never too late. So being used costs a look at
-//!   the clock, and only leaving costs more.
+//! - Every idle object is in the queue, once, at a time no later than that at which it will have been idle
+//!   for long enough: it may be too early, and is then put right, but never too late. One that is used
+//!   stays there until its turn comes; busy ones are then taken out, and come back when they are idle. So
+//!   being used costs a look at the clock, however many objects there are.
 //! - `bytes` is the sum of what the live objects count, `leaving` the part of those that were told to go.
 
 use std::cell::{Cell, RefCell};
@@ -55,9 +56,10 @@ type Turn = (Duration, u64);
 
 /// One object's part. Dropped, it takes no room any more.
 pub(crate) struct Place {
-    residency: Rc<Residency>,
+    pub(crate) residency: Rc<Residency>,
     number: u64,
-    turn: Cell<Turn>,
+    /// Its place in the queue, if it is there.
+    turn: Cell<Option<Turn>>,
     /// When it last had something to do, by the core's clock.
     last: Cell<Duration>,
     /// Whether it has nothing to do.
@@ -86,20 +88,20 @@ impl Residency {
         })
     }
 
-    /// The part of an object that is to come to life. Waits for those that leave, if too much room is
+    /// The part of an object that is to come to life, by the core's clock `now`. Waits for those that leave, if too much room is
     /// taken.
     ///
     /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
-    pub(crate) async fn place(self: &Rc<Self>) -> engine::Result<Place> {
+    pub(crate) async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
         self.bytes.set(self.bytes.get() + OBJECT_BYTES);
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
             turn: Cell::default(),
-            last: Cell::default(),
+            last: Cell::new(now),
             idle: Cell::new(false),
-            rested: Cell::default(),
+            rested: Cell::new(now),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
         };
@@ -120,18 +122,30 @@ impl Residency {
         room.await.map(|()| place)
     }
 
-    /// A live object is looked at from now on.
-    pub(crate) fn enter(&self, instance: &Rc<Instance>, now: Duration) {
-        instance.place.last.set(now);
-        instance.place.rested.set(now);
-        let is_first = self.queue.borrow().is_empty();
-        self.queue_up(instance, now.saturating_add(self.idle));
-        self.ring_if(is_first || self.is_over());
+    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
+    /// [`OBJECT_BYTES`].
+    pub(crate) fn had_turn(&self, object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
+        let place = &object.place;
+        place.last.set(now);
+        place.idle.set(idle);
+        place.set_bytes(OBJECT_BYTES + bytes);
+        if !idle {
+            return;
+        }
+        place.rested.set(now);
+        if place.turn.get().is_none() {
+            let was_empty = self.queue.borrow().is_empty();
+            self.queue_up(object, now.saturating_add(self.idle));
+            self.ring_if(was_empty);
+        }
+        self.ring_if(self.is_over());
     }
 
     /// An object is gone.
     pub(crate) fn leave(&self, instance: &Instance) {
-        self.queue.borrow_mut().remove(&instance.place.turn.get());
+        if let Some(turn) = instance.place.turn.take() {
+            self.queue.borrow_mut().remove(&turn);
+        }
     }
 
     /// Whether what is in use takes twice of what is allowed.
@@ -157,7 +171,7 @@ impl Residency {
 
     fn queue_up(&self, instance: &Rc<Instance>, at: Duration) {
         let turn = (at, instance.place.number);
-        instance.place.turn.set(turn);
+        instance.place.turn.set(Some(turn));
         self.queue.borrow_mut().insert(turn, Rc::downgrade(instance));
     }
 
@@ -182,7 +196,7 @@ impl Residency {
 
     /// Sends away what is to go now. How long until the next look; none if nobody is there.
     fn sweep(&self, now: Duration) -> Option<Duration> {
-        // Each once: those that are busy stay, however much memory is wanted.
+        // Each once: those that can't go stay, however much memory is wanted.
         let looks = self.queue.borrow().len();
         for _ in 0..looks {
             let (at, _) = *self.queue.borrow().keys().next()?;
@@ -192,10 +206,16 @@ impl Residency {
             }
             let first = self.queue.borrow_mut().pop_first();
             let Some(instance) = first.and_then(|(_, first)| first.upgrade()) else { continue };
-            let idle_since = instance.is_idle().then(|| instance.place.last.get());
-            let due = idle_since.unwrap_or(now).saturating_add(self.idle);
-            // The first of the queue whose place was right is the one that was idle for longest.
-            if idle_since.is_some() && (due <= now || (over && due <= at)) {
+            instance.place.turn.set(None);
+            if !instance.place.is_idle() {
+                continue;
+            }
+            let due = instance.place.last.get().saturating_add(self.idle);
+            if !instance.is_idle() {
+                // It waits for nothing, but what it wrote is not durable yet, or not sent.
+                self.queue_up(&instance, now.saturating_add(self.idle));
+            } else if due <= now || (over && due <= at) {
+                // The first whose place was right is the one that was idle for longest.
                 tracing::debug!(object = %instance.id, over, "an idle object leaves memory");
                 instance.evict();
                 instance.place.told_to_go();
@@ -204,7 +224,7 @@ impl Residency {
             }
         }
         let (at, _) = *self.queue.borrow().keys().next()?;
-        // A look that found all of them busy is not repeated at once.
+        // A look that found none is not repeated at once.
         Some(at.saturating_sub(now).max(Duration::from_millis(1)))
     }
 }
@@ -233,18 +253,6 @@ impl Place {
     /// For how long it has had something to do without a pause: nothing that waits for it is older.
     pub(crate) fn busy_for(&self, now: Duration) -> Duration {
         now.saturating_sub(self.rested.get())
-    }
-
-    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
-    /// [`OBJECT_BYTES`].
-    pub(crate) fn had_turn(&self, now: Duration, idle: bool, bytes: usize) {
-        self.last.set(now);
-        self.idle.set(idle);
-        if idle {
-            self.rested.set(now);
-        }
-        self.set_bytes(OBJECT_BYTES + bytes);
-        self.residency.ring_if(idle && self.residency.is_over());
     }
 
     fn set_bytes(&self, bytes: usize) {
