@@ -10,7 +10,7 @@ use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
 
 use crate::answer::Answer;
-use crate::flush::{self, Backing};
+use crate::flush::{self, Backing, Watch};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
 use crate::limits::CacheLimits;
@@ -43,6 +43,7 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     /// An operation came after the end: the next flush fails and breaks the gate.
     doomed: Cell<bool>,
     flusher: Cell<bool>,
+    pub(crate) watch: RefCell<Option<Watch>>,
 }
 
 impl<E: Host, B: Backing> Clone for ActorCache<E, B> {
@@ -76,6 +77,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
             terminal: RefCell::new(None),
             doomed: Cell::new(false),
             flusher: Cell::new(false),
+            watch: RefCell::new(None),
         }))
     }
 

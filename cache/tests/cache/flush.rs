@@ -1,5 +1,7 @@
 //! What goes into which commit, and what follows when one fails.
 
+use std::time::Duration;
+
 use dormouse_cache::{AlarmToo, CacheLimits, Read, Write};
 use dormouse_engine::{Contents, Error, Host, Kind, Version};
 
@@ -222,6 +224,28 @@ fn a_failed_commit_breaks_the_gate_for_good() {
         assert_eq!(world.store.calls(), 1, "nothing is tried after a final failure");
         assert!(world.cache.is_idle());
     }
+}
+
+/// T-126: the limit is each flush's own, and all its tries together have it.
+#[test]
+fn a_flush_that_takes_too_long_breaks_the_gate() {
+    let limit = CacheLimits::PRODUCTION.flush_max;
+    let world = World::new(&[]);
+    world.put("k", "1");
+    let quick = world.commit();
+    world.env.pass(limit - Duration::from_millis(1));
+    quick.succeed();
+    world.env.run();
+    world.put("k", "2");
+    let again = world.commit();
+    world.env.pass(limit / 2);
+    again.fail(Kind::Retry);
+    let _held = world.commit();
+    world.env.pass(limit / 2 - Duration::from_millis(1));
+    assert!(world.cache.broken_reason().is_none());
+    world.env.pass(Duration::from_millis(1));
+    assert_eq!(world.cache.broken_reason().unwrap().kind(), Kind::Overloaded);
+    assert_eq!(world.env.tasks(), 0);
 }
 
 /// T-072.
