@@ -291,8 +291,13 @@ impl Instance {
     async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
         let is_fetch = call.is_fetch();
         let event = self.new_event();
+        let this = self.clone();
+        let work = async move {
+            this.room(event).await;
+            call.start(object).await
+        };
         // A broken gate resets the instance, and the dropped reply says so.
-        let Ok(done) = self.gated(event, call.start(object)).await else { return };
+        let Ok(done) = self.gated(event, work).await else { return };
         let mut result = self.cache.output_gate().wait().await;
         if is_fetch && result.is_ok() {
             let event = self.new_event();
@@ -305,10 +310,22 @@ impl Instance {
         }
     }
 
+    /// Waits, with the gate closed behind it, while too much is dirty: no event starts then, and
+    /// those that wait stay in order. If the flush fails, the reset ends the wait.
+    async fn room(&self, event: EventId) {
+        let room = self.cache.backpressure();
+        if !room.is_ready() {
+            let _lock = self.gate.hold(event);
+            let _made = room.await;
+        }
+    }
+
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
         let AlarmCall { info, last, mut done } = call;
         let this = self.clone();
+        let event = self.new_event();
         let handler = async move {
+            this.room(event).await;
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
@@ -325,7 +342,6 @@ impl Instance {
             this.cache.alarm_end(outcome);
             (done, end)
         };
-        let event = self.new_event();
         // A broken gate resets the instance, and the dropped reply says what that means.
         let Ok((done, end)) = self.gated(event, handler).await else { return };
         // Told only when the deletion of the alarm is durable.
