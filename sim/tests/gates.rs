@@ -114,6 +114,20 @@ enum Do {
     Sleep,
     /// Reads what is in memory, likewise.
     Read,
+    /// Waits for something outside in a transaction, likewise.
+    TransactionThatSleeps,
+    /// Waits for a section that waits for something outside, likewise.
+    SectionThatSleeps,
+    /// Sets an alarm and keys that output need not wait for.
+    Unconfirmed,
+    /// Leaves its state where another object finds it.
+    Lend,
+    /// Starts a section of that other object.
+    UseLent,
+}
+
+thread_local! {
+    static LENT: RefCell<Option<State>> = const { RefCell::new(None) };
 }
 
 impl Handler<Do> for Object {
@@ -173,6 +187,40 @@ impl Handler<Do> for Object {
                 }
                 self.note(']');
             }
+            Do::TransactionThatSleeps => {
+                self.note('[');
+                let work = async |_: &Transaction| {
+                    self.state.sleep(Duration::from_millis(1)).await;
+                    Ok(())
+                };
+                storage.transaction(work).await?;
+                self.note(']');
+            }
+            Do::SectionThatSleeps => {
+                let state = self.state.clone();
+                let section = self.state.block_concurrency_while(async move || {
+                    state.storage().put("begun", &true).await?;
+                    state.sleep(Duration::from_millis(1)).await;
+                    Ok(())
+                });
+                assert!(storage.get_bytes("begun").await?.is_none(), "not at the call (R-525)");
+                self.note('[');
+                section.await?;
+                self.note(']');
+            }
+            Do::Unconfirmed => {
+                let options = Write::allow_unconfirmed();
+                storage.set_alarm_with(In(Duration::from_secs(60)), options).await?;
+                storage.put_many_bytes_with(&[("a", b"1"[..].into())], options).await?;
+                storage.delete_many_with(&["a"], options).await?;
+                storage.delete_alarm_with(options).await?;
+                storage.set_alarm_with(In(Duration::from_secs(90)), options).await?;
+            }
+            Do::Lend => LENT.set(Some(self.state.clone())),
+            Do::UseLent => {
+                let lent = LENT.take().expect("lent before");
+                lent.block_concurrency_while(async || Ok(())).await?;
+            }
         }
         Ok((durable, self.log.borrow().clone()))
     }
@@ -223,7 +271,8 @@ fn an_unconfirmed_write_that_fails_resets_the_object() {
     let machine = Machine::new(4);
     machine.answer(machine.stub().call(Do::Read)).unwrap();
     machine.break_disk();
-    let (write, sleep) = (machine.stub().call(Do::WriteUnconfirmed), machine.stub().call(Do::Sleep));
+    let (write, sleep) =
+        (machine.stub().call(Do::WriteUnconfirmed), machine.stub().call(Do::Sleep));
     machine.answer(write).unwrap();
     let error = machine.answer(sleep).unwrap_err();
     assert!(error.reset() && error.to_string().contains("simulated write error"), "{error}");
@@ -241,7 +290,8 @@ fn no_event_starts_while_too_much_is_dirty() {
     }
 }
 
-/// T-109 to T-111, T-113: who may come between.
+/// T-099, T-109 to T-111, T-113 (R-233, R-239, R-310, R-401, R-507, R-509, R-510, R-525, R-526,
+/// who may come between.
 #[test]
 fn other_events_come_between_only_where_the_object_waits_for_others() {
     let between = |what: fn() -> Do| {
@@ -251,15 +301,50 @@ fn other_events_come_between_only_where_the_object_waits_for_others() {
             let (_, log) = machine.answer(machine.stub().call(what())).unwrap();
             drop(blink);
             let inside = log.split(['[', ']']).nth(1).expect("noted");
-            inside.len()
+            inside.matches('b').count()
         };
         (0..10).map(count).sum::<usize>()
     };
     assert_eq!(between(|| Do::WriteMuch(Write::default())), 0, "a storage wait");
     assert_eq!(between(|| Do::WriteMuch(Write::allow_unconfirmed())), 0, "of the other gate");
     assert_eq!(between(|| Do::Read), 0, "no wait at all");
+    assert_eq!(between(|| Do::TransactionThatSleeps), 0, "a transaction");
+    assert_eq!(between(|| Do::SectionThatSleeps), 0, "a section, and its result");
     assert!(between(|| Do::WriteMuch(Write::allow_concurrency())) > 0);
     assert!(between(|| Do::Sleep) > 0, "something outside");
+}
+
+/// of alarms and of many keys too. The disk can't write any more, and that does not matter.
+#[test]
+fn output_waits_for_no_unconfirmed_operation() {
+    let machine = Machine::new(5);
+    machine.answer(machine.stub().call(Do::Read)).unwrap();
+    machine.break_disk();
+    machine.answer(machine.stub().call(Do::Unconfirmed)).unwrap();
+}
+
+///
+#[test]
+fn a_section_is_started_only_from_within_an_event_of_its_object() {
+    let machine = Machine::new(6);
+    machine.answer(machine.stub().call(Do::Lend)).unwrap();
+    let other = machine.topology.namespace::<Object>().get_by_name("other");
+    let error = machine.answer(other.call(Do::UseLent)).unwrap_err();
+    assert!(error.to_string().contains("outside of an event") && !error.reset(), "{error}");
+}
+
+/// R-332, section 0: an object that can't be read fails its callers, and nothing else.
+#[test]
+fn an_object_that_could_not_be_read_is_read_by_the_next_call() {
+    let machine = Machine::new(7);
+    machine.answer(machine.stub().call(Do::Write)).unwrap();
+    let (topology, id) = (machine.topology.clone(), machine.stub().id().clone());
+    machine.run(async move { topology.evict(&id).await });
+    machine.world.set_faults(DiskFaults { read_error: 1, ..DiskFaults::default() });
+    let error = machine.answer(machine.stub().call(Do::Read)).unwrap_err();
+    assert!(!error.reset(), "{error:?}");
+    machine.world.set_faults(DiskFaults::default());
+    machine.answer(machine.stub().call(Do::Write)).unwrap();
 }
 
 /// T-129: a response passes the input gate once more.

@@ -109,6 +109,39 @@ fn the_value_in_flight_is_not_written_again() {
     assert!(world.cache.is_idle());
 }
 
+/// T-059 (R-339, section 0): its count is that of the call, and one put is left to write.
+#[test]
+fn a_key_deleted_and_put_again_is_one_put() {
+    let world = World::new(&[("k", "1")]);
+    assert!(world.delete("k"));
+    world.put("k", "5");
+    assert!(world.delete("k"), "the new one");
+    world.put("k", "6");
+    assert_eq!(world.commit().show(), "k=6");
+}
+
+/// an entry, its key and its value, until they are durable; each key once.
+#[test]
+fn dirty_bytes_are_those_of_what_is_not_durable() {
+    let world = World::new(&[("gone", "x")]);
+    let entry = 64;
+    world.put("key", "long");
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 4);
+    world.put("key", "12");
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 2);
+    world.delete("gone");
+    assert_eq!(world.cache.dirty_bytes(), 2 * entry + 3 + 2 + 4);
+    let first = world.commit();
+    world.put("key", "3");
+    assert_eq!(world.cache.dirty_bytes(), 3 * entry + 3 + 2 + 4 + 3 + 1, "in flight counts");
+    first.succeed();
+    world.env.run();
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 1);
+    world.put("dropped", "4");
+    now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 1, "what is in flight (R-348)");
+}
+
 /// T-081, T-086 (R-227, R-372, R-381, section 0).
 #[test]
 fn delete_all_comes_before_the_puts_that_followed_it() {

@@ -62,6 +62,9 @@ fn keys_and_values_are_limited_in_bytes() {
     assert_eq!(code(cache.delete(over, Write::default())), "key-too-large");
     assert_eq!(code(cache.delete_many(&[over], Write::default())), "key-too-large");
     now(cache.list(&List::prefix(over).start(over).end(over), Read::default())).unwrap();
+    // The figures, but not the key.
+    let error = now(cache.delete(over, Write::default())).unwrap_err();
+    assert_eq!(error.message(), "key of 2050 bytes, at most 2048 are allowed");
 }
 
 /// T-020 (R-206, section 0).
@@ -163,4 +166,17 @@ fn results_are_snapshots() {
     world.put("b", "3");
     assert_eq!(show(&now(listed).unwrap()), "a=1");
     assert_eq!(now(got).unwrap(), Some(bytes("1")));
+}
+
+/// no lock is needed, for the cache is its core's alone. Were it `Send`, this would be
+/// ambiguous and not compile.
+#[test]
+fn a_cache_belongs_to_one_core() {
+    trait Belongs<Place> {
+        fn to_one_core() {}
+    }
+    struct Anywhere;
+    impl<T> Belongs<()> for T {}
+    impl<T: Send> Belongs<Anywhere> for T {}
+    <super::Cache as Belongs<_>>::to_one_core();
 }
