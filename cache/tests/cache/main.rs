@@ -8,6 +8,7 @@ mod model;
 mod ops;
 mod output_gate;
 mod store;
+mod tasks;
 mod transaction;
 
 use std::future::Future;
