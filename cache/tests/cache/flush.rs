@@ -46,6 +46,18 @@ fn what_other_tasks_of_the_turn_write_is_in_the_same_commit() {
     assert_eq!(world.store.calls(), 1);
 }
 
+/// neither a commit that is on its way nor the end of the turn comes between.
+#[test]
+fn what_is_written_in_one_step_is_in_one_commit() {
+    let world = World::new(&[]);
+    world.put("before", "1");
+    let first = world.commit();
+    let entries: Vec<_> = ["a", "b", "c"].map(|key| (bytes(key), bytes("1"))).into();
+    now(world.cache.put_many(&entries, Write::default())).unwrap();
+    first.succeed();
+    assert_eq!(world.commit().show(), "a=1 b=1 c=1");
+}
+
 /// T-055, T-056.
 #[test]
 fn a_write_that_changes_nothing_costs_nothing() {
@@ -168,6 +180,26 @@ fn delete_all_during_a_flush_is_in_the_next() {
     let first = world.commit();
     world.put("b", "2");
     now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    first.succeed();
+    let second = world.commit();
+    assert_eq!(second.show(), "delete-all");
+    second.succeed();
+    world.env.run();
+    assert!(world.store.durable().map.is_empty());
+}
+
+/// T-084, T-085 (R-376, section 0): before the first is on its way, and after.
+#[test]
+fn a_second_delete_all_swallows_what_lies_between() {
+    let world = World::new(&[("a", "1")]);
+    let delete_all = || now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    delete_all();
+    world.put("x", "2");
+    delete_all();
+    world.put("y", "3");
+    let first = world.commit();
+    assert_eq!(first.show(), "delete-all y=3");
+    delete_all();
     first.succeed();
     let second = world.commit();
     assert_eq!(second.show(), "delete-all");

@@ -7,6 +7,7 @@ mod input_gate;
 mod model;
 mod ops;
 mod output_gate;
+mod rules;
 mod store;
 mod tasks;
 mod transaction;
