@@ -110,12 +110,14 @@ enum Do {
     Blink(u32),
     /// Waits for a write that waits for its flush; notes before and after.
     WriteMuch(Write),
-    /// Waits for something outside, likewise.
-    Sleep,
+    /// Waits so long for something outside, likewise.
+    Sleep(Duration),
     /// Reads what is in memory, likewise.
     Read,
     /// Waits for something outside in a transaction, likewise.
     TransactionThatSleeps,
+    /// Writes much in a transaction, so that its commit waits for its flush, likewise.
+    TransactionThatWritesMuch,
     /// Waits for a section that waits for something outside, likewise.
     SectionThatSleeps,
     /// Sets an alarm and keys that output need not wait for.
@@ -175,9 +177,9 @@ impl Handler<Do> for Object {
                 }
                 self.note(']');
             }
-            Do::Sleep => {
+            Do::Sleep(time) => {
                 self.note('[');
-                self.state.sleep(Duration::from_millis(1)).await;
+                self.state.sleep(time).await;
                 self.note(']');
             }
             Do::Read => {
@@ -194,6 +196,17 @@ impl Handler<Do> for Object {
                     Ok(())
                 };
                 storage.transaction(work).await?;
+                self.note(']');
+            }
+            Do::TransactionThatWritesMuch => {
+                self.note('[');
+                let keys = ["0", "1", "2"];
+                let work = async |txn: &Transaction| {
+                    keys.iter().for_each(|key| drop(txn.put_bytes(key, much.clone())));
+                    Ok(())
+                };
+                storage.transaction(work).await?;
+                assert!(storage.sync().now_or_never().is_some(), "its flush was waited for");
                 self.note(']');
             }
             Do::SectionThatSleeps => {
@@ -271,11 +284,13 @@ fn an_unconfirmed_write_that_fails_resets_the_object() {
     let machine = Machine::new(4);
     machine.answer(machine.stub().call(Do::Read)).unwrap();
     machine.break_disk();
-    let (write, sleep) =
-        (machine.stub().call(Do::WriteUnconfirmed), machine.stub().call(Do::Sleep));
+    let begun = machine.world.now();
+    let write = machine.stub().call(Do::WriteUnconfirmed);
+    let sleep = machine.stub().call(Do::Sleep(Duration::from_secs(10)));
     machine.answer(write).unwrap();
     let error = machine.answer(sleep).unwrap_err();
     assert!(error.reset() && error.to_string().contains("simulated write error"), "{error}");
+    assert!(machine.world.now() - begun < Duration::from_secs(1), "not when its event says so");
 }
 
 /// T-072.
@@ -309,9 +324,10 @@ fn other_events_come_between_only_where_the_object_waits_for_others() {
     assert_eq!(between(|| Do::WriteMuch(Write::allow_unconfirmed())), 0, "of the other gate");
     assert_eq!(between(|| Do::Read), 0, "no wait at all");
     assert_eq!(between(|| Do::TransactionThatSleeps), 0, "a transaction");
+    assert_eq!(between(|| Do::TransactionThatWritesMuch), 0, "its commit");
     assert_eq!(between(|| Do::SectionThatSleeps), 0, "a section, and its result");
     assert!(between(|| Do::WriteMuch(Write::allow_concurrency())) > 0);
-    assert!(between(|| Do::Sleep) > 0, "something outside");
+    assert!(between(|| Do::Sleep(Duration::from_millis(1))) > 0, "something outside");
 }
 
 /// of alarms and of many keys too. The disk can't write any more, and that does not matter.
