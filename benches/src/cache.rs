@@ -1,5 +1,6 @@
 //! Workloads of the actor cache: one hot object in front of a shard, on the shard's core.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use bytes::Bytes;
@@ -110,6 +111,60 @@ pub async fn lists<E: Env, R>(
     let all = async |_| {
         let found = cache.list(black_box(&list), Read::default()).await.expect("listed");
         assert_eq!(found.len(), keys);
+    };
+    rounds.span(read, all).await
+}
+
+/// What a cache's costs are compared with: a map with the same contents.
+pub fn map(keys: u32) -> BTreeMap<Bytes, Bytes> {
+    let entry = |number: u32| {
+        (Bytes::copy_from_slice(&key(number)), Bytes::copy_from_slice(&value(number.into())))
+    };
+    (0..keys).map(entry).collect()
+}
+
+/// As [`gets`], of a map: the value's handle is cloned, as a get's answer is one.
+pub async fn map_gets<R>(
+    map: &BTreeMap<Bytes, Bytes>,
+    number: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let key = key(number);
+    let get = async |_| {
+        black_box(map.get(&black_box(&key)[..]).cloned());
+    };
+    rounds.span(read, get).await
+}
+
+/// As [`puts`], into a map.
+pub async fn map_puts<R>(
+    map: &mut BTreeMap<Bytes, Bytes>,
+    keys: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let values = [251, 252].map(|byte| Bytes::from(vec![byte; 100]));
+    let mut next = 0;
+    let over = async |_| {
+        let value = values[usize::from(next / keys % 2 == 1)].clone();
+        *map.get_mut(&key(next % keys)[..]).expect("there") = value;
+        next = (next + 1) % (2 * keys);
+    };
+    rounds.span(read, over).await
+}
+
+/// As [`lists`], of a map: handles of all keys and values.
+pub async fn map_lists<R>(
+    map: &BTreeMap<Bytes, Bytes>,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let all = async |_| {
+        let entries = black_box(map).iter().map(|(key, value)| (key.clone(), value.clone()));
+        let mut found = Vec::with_capacity(map.len());
+        found.extend(entries);
+        black_box(found);
     };
     rounds.span(read, all).await
 }
