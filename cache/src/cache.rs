@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
 
 use crate::answer::Answer;
+use crate::entries::Entries;
 use crate::flush::{self, Backing, Watch};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
@@ -101,7 +102,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     }
 
     /// The keys of a range and their values, as of this call.
-    pub fn list(&self, list: &List, _options: Read) -> Answer<Vec<(Bytes, Bytes)>> {
+    pub fn list(&self, list: &List, _options: Read) -> Answer<Entries> {
         Answer::ready(self.read(|state, _| state.list(list)))
     }
 

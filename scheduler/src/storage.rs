@@ -164,12 +164,16 @@ impl Storage {
 
     /// The keys of a range and their values, as of this call.
     pub fn list<T: DeserializeOwned + 'static>(&self, list: &List) -> Op<Vec<(String, T)>> {
-        self.op(on!(self, list(list, Read::default())), false, decoded)
+        self.op(on!(self, list(list, Read::default())), false, |entries| {
+            entries.iter().map(|(key, value)| Ok((text(key), decode(value)?))).collect()
+        })
     }
 
-    /// See [`Storage::list`].
+    /// See [`Storage::list`]. Small values are slices of one buffer: one that is kept keeps it.
     pub fn list_bytes(&self, list: &List) -> Op<Vec<(String, Bytes)>> {
-        self.op(on!(self, list(list, Read::default())), false, texts)
+        self.op(on!(self, list(list, Read::default())), false, |entries| {
+            Ok(entries.into_iter().map(|(key, value)| (text(&key), value)).collect())
+        })
     }
 
     /// Sets a key. In effect at once; what the object says afterwards waits until it is durable
