@@ -205,8 +205,7 @@ impl Player {
         let transaction = self.cache.begin();
         let open = {
             let mut model = self.model.borrow_mut();
-            let state = model.seen().clone();
-            model.open.push((state, false));
+            model.begin();
             ModelTransaction(self.model.clone(), model.open.len() - 1)
         };
         self.play(steps, depth + 1).await?;

@@ -1,7 +1,7 @@
 //! What the object should be: the states that it is in and has been in.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -12,59 +12,80 @@ type Map = BTreeMap<Bytes, Bytes>;
 /// A state of the object: its keys, its alarm.
 pub(super) type State = (Map, Option<u64>);
 
+/// What an open transaction, or the object itself, looks like.
+#[derive(Default)]
+pub(super) struct View {
+    state: State,
+    /// Keys, and `None` for the alarm, of which output must wait for a change.
+    confirmed: BTreeSet<Option<Bytes>>,
+}
+
 /// What the object should be.
 pub(super) struct Model {
-    /// The object's state, then that of each open transaction, innermost last; and whether output
-    /// must wait for one of its changes.
-    pub(super) open: Vec<(State, bool)>,
+    /// The object, then each open transaction, innermost last.
+    pub(super) open: Vec<View>,
     /// All states that the object has been in.
     pub(super) history: Vec<State>,
     /// Where in it the last change is that output must wait for.
     pub(super) confirmed: usize,
     /// The earliest place in it that what is durable may be at.
-    pub(super) durable: usize,
+    durable: usize,
     pub(super) values: u64,
+}
+
+/// The keys, and `None` for the alarm, in which two states differ.
+fn differences(one: &State, other: &State) -> BTreeSet<Option<Bytes>> {
+    let keys = one.0.keys().chain(other.0.keys());
+    let differ = keys.filter(|key| one.0.get(*key) != other.0.get(*key));
+    let alarm = (one.1 != other.1).then_some(None);
+    differ.cloned().map(Some).chain(alarm).collect()
 }
 
 impl Model {
     pub(super) fn new() -> Self {
-        let open = vec![(State::default(), false)];
         let history = vec![State::default()];
-        Self { open, history, confirmed: 0, durable: 0, values: 0 }
+        Self { open: vec![View::default()], history, confirmed: 0, durable: 0, values: 0 }
     }
 
     pub(super) fn seen(&self) -> &State {
-        &self.open.last().expect("at least the object's").0
+        &self.open.last().expect("at least the object's").state
+    }
+
+    pub(super) fn begin(&mut self) {
+        let state = self.seen().clone();
+        self.open.push(View { state, ..View::default() });
     }
 
     /// An operation changes what the object sees.
     pub(super) fn change(&mut self, confirms: bool, change: impl FnOnce(&mut State)) {
-        let (state, confirmed) = self.open.last_mut().expect("at least the object's");
-        let before = state.clone();
-        change(state);
-        if *state != before {
-            *confirmed |= confirms;
-            self.made();
+        let view = self.open.last_mut().expect("at least the object's");
+        let before = view.state.clone();
+        change(&mut view.state);
+        if confirms {
+            view.confirmed.extend(differences(&before, &view.state));
         }
-    }
-
-    /// A change of the object itself is part of its history.
-    pub(super) fn made(&mut self) {
-        if let [(state, confirmed)] = &mut self.open[..] {
-            self.history.push(state.clone());
-            if std::mem::take(confirmed) {
-                self.confirmed = self.history.len() - 1;
-            }
-        }
+        self.made();
     }
 
     pub(super) fn commit(&mut self) {
-        let (state, confirmed) = self.open.pop().expect("a transaction's");
-        let (around, around_confirmed) = self.open.last_mut().expect("what is around it");
-        *around_confirmed |= confirmed;
-        if *around != state {
-            *around = state;
-            self.made();
+        let View { state, confirmed } = self.open.pop().expect("a transaction's");
+        let around = self.open.last_mut().expect("what is around it");
+        around.state = state;
+        around.confirmed.extend(confirmed);
+        self.made();
+    }
+
+    /// A change of the object itself is part of its history.
+    fn made(&mut self) {
+        let [object] = &mut self.open[..] else { return };
+        let changed = differences(self.history.last().expect("the first"), &object.state);
+        let confirmed = std::mem::take(&mut object.confirmed);
+        if changed.is_empty() {
+            return;
+        }
+        self.history.push(object.state.clone());
+        if !changed.is_disjoint(&confirmed) {
+            self.confirmed = self.history.len() - 1;
         }
     }
 
