@@ -23,6 +23,8 @@ static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Gets of each kind.
 const GETS: u64 = 10_000;
+/// The least of so many counts is believed: what other threads allocate is in some of them only.
+const TRIES: usize = 5;
 /// Keys of the object that is measured, of 12 bytes with values of 100.
 const KEYS: u32 = 1000;
 /// Objects that are resident at once.
@@ -30,7 +32,7 @@ const OBJECTS: u64 = 2000;
 /// At most so many bytes for an entry, beside its key and its value.
 const ENTRY_OVERHEAD_MAX: u64 = 240;
 /// At most so many bytes for a resident object with one entry. The target is 2,048.
-const OBJECT_MAX: u64 = 6300;
+const OBJECT_MAX: u64 = 4000;
 
 /// Blocks asked of the allocator so far; one that grows counts again.
 fn blocks() -> u64 {
@@ -75,12 +77,16 @@ async fn blocks_of_gets(env: &RealEnv) -> (u64, u64) {
         let key = key(number);
         // The first handle of a value in a buffer of its own makes the count that all share.
         drop(cache.get(&key, Read::default()).await);
-        let before = blocks();
-        for _ in 0..GETS {
-            let found = cache.get(black_box(&key), Read::default()).await.expect("got");
-            assert_eq!(black_box(found).is_some(), number < KEYS);
+        let mut least = u64::MAX;
+        for _ in 0..TRIES {
+            let before = blocks();
+            for _ in 0..GETS {
+                let found = cache.get(black_box(&key), Read::default()).await.expect("got");
+                assert_eq!(black_box(found).is_some(), number < KEYS);
+            }
+            least = least.min(blocks() - before);
         }
-        blocks() - before
+        least
     };
     (count(KEYS / 2).await, count(KEYS).await)
 }
@@ -147,13 +153,17 @@ impl Handler<Do> for Thing {
             Do::Put => storage.put("there", &7).await.map(|()| 0),
             Do::Count(key) => {
                 drop(storage.get_bytes(key).await?);
-                let before = blocks();
-                for _ in 0..GETS {
-                    let found: Option<u64> = storage.get(black_box(key)).await?;
-                    assert_eq!(found.is_some(), key == "there");
-                    black_box(storage.get_bytes(black_box(key)).await?);
+                let mut least = u64::MAX;
+                for _ in 0..TRIES {
+                    let before = blocks();
+                    for _ in 0..GETS {
+                        let found: Option<u64> = storage.get(black_box(key)).await?;
+                        assert_eq!(found.is_some(), key == "there");
+                        black_box(storage.get_bytes(black_box(key)).await?);
+                    }
+                    least = least.min(blocks() - before);
                 }
-                Ok(blocks() - before)
+                Ok(least)
             }
         }
     }

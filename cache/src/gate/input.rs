@@ -25,6 +25,7 @@ use std::task::{Context, Poll, Waker};
 
 use dormouse_engine::{Error, Kind, Result};
 
+use super::few::Few;
 use super::{Waiters, wake_all};
 use crate::ops::{code, refuse_if};
 
@@ -45,8 +46,8 @@ const ROOT: NodeId = NodeId(0);
 pub struct InputGate(Rc<RefCell<Tree>>);
 
 struct Tree {
-    nodes: BTreeMap<NodeId, Node>,
-    events: BTreeMap<EventId, Event>,
+    nodes: Few<NodeId, Node>,
+    events: Few<EventId, Event>,
     /// Numbers nodes and places in queues, all from one sequence: queues that are merged stay in
     /// order of arrival.
     sequence: u64,
@@ -111,9 +112,11 @@ impl fmt::Debug for InputGate {
 impl InputGate {
     /// A gate that is free.
     pub fn new() -> Self {
+        let mut nodes = Few::default();
+        nodes.insert(ROOT, Node::default());
         Self(Rc::new(RefCell::new(Tree {
-            nodes: BTreeMap::from([(ROOT, Node::default())]),
-            events: BTreeMap::new(),
+            nodes,
+            events: Few::default(),
             sequence: 0,
             broken: None,
             broken_waiters: Waiters::default(),
@@ -147,7 +150,7 @@ impl InputGate {
     /// one is let in.
     pub fn leave(&self, event: EventId) {
         self.change(|tree, woken| {
-            let state = tree.events.get_mut(&event).expect("entered before");
+            let state = tree.events.get_mut(event).expect("entered before");
             assert!(matches!(state.turn, Turn::Entered));
             state.turn = Turn::Out;
             tree.release(event, 1, woken);
@@ -158,7 +161,7 @@ impl InputGate {
     /// granted. Locks that still exist go on to count until they are dropped.
     pub fn end(&self, event: EventId) {
         self.change(|tree, woken| {
-            let Some(state) = tree.events.get_mut(&event) else { return };
+            let Some(state) = tree.events.get_mut(event) else { return };
             let node = state.node.unwrap_or(ROOT);
             match std::mem::take(&mut state.turn) {
                 Turn::Out => tree.tidy(event),
@@ -190,7 +193,7 @@ impl InputGate {
     pub fn hold(&self, event: EventId) -> Lock {
         self.change(|tree, _| {
             let broken = tree.broken.is_some();
-            let holds = tree.events.get(&event).is_some_and(Event::holds);
+            let holds = tree.events.get(event).is_some_and(Event::holds);
             assert!(holds || broken, "an event holds its gate only from within");
             tree.lock(event);
         });
@@ -244,7 +247,7 @@ impl InputGate {
     /// Whether nothing holds the gate, waits at it or runs in a section.
     pub fn is_idle(&self) -> bool {
         let tree = self.0.borrow();
-        tree.nodes.len() == 1 && tree.nodes[&ROOT].is_idle()
+        tree.nodes.len() == 1 && tree.nodes.get(ROOT).is_some_and(Node::is_idle)
     }
 
     /// `task` as an event that passes the gate for each of its polls; ends the event when dropped.
@@ -290,15 +293,15 @@ impl Tree {
     }
 
     fn node(&mut self, id: NodeId) -> &mut Node {
-        self.nodes.get_mut(&id).expect("events and sections are moved off a node that closes")
+        self.nodes.get_mut(id).expect("events and sections are moved off a node that closes")
     }
 
     fn location(&self, event: EventId) -> NodeId {
-        self.events.get(&event).and_then(|state| state.node).unwrap_or(ROOT)
+        self.events.get(event).and_then(|state| state.node).unwrap_or(ROOT)
     }
 
     fn locate(&mut self, event: EventId, node: NodeId) {
-        let state = self.events.entry(event).or_default();
+        let state = self.events.or_default(event);
         assert!(!state.holds() && matches!(state.turn, Turn::Out));
         state.node = Some(node);
     }
@@ -308,9 +311,9 @@ impl Tree {
             return false;
         }
         let id = self.location(event);
-        let state = self.events.entry(event).or_default();
+        let state = self.events.or_default(event);
         assert!(!matches!(state.turn, Turn::Entered), "an event is polled once at a time");
-        let (holds, node) = (state.holds(), self.nodes.get_mut(&id).expect("located there"));
+        let (holds, node) = (state.holds(), self.nodes.get_mut(id).expect("located there"));
         if node.active.is_some() || !(holds || node.is_free()) {
             return false;
         }
@@ -328,7 +331,7 @@ impl Tree {
     fn queue(&mut self, event: EventId, waker: &Waker) {
         let id = self.location(event);
         let next = self.sequence + 1;
-        let state = self.events.entry(event).or_default();
+        let state = self.events.or_default(event);
         match &mut state.turn {
             Turn::Queued(_, kept) => *kept = Some(waker.clone()),
             Turn::Granted => unreachable!("a section is granted only while nobody holds the gate"),
@@ -345,7 +348,7 @@ impl Tree {
             return;
         }
         let id = self.location(event);
-        self.events.entry(event).or_default().locks += 1;
+        self.events.or_default(event).locks += 1;
         self.node(id).held += 1;
     }
 
@@ -353,7 +356,7 @@ impl Tree {
         if self.broken.is_some() {
             return;
         }
-        let state = self.events.get_mut(&event).expect("a lock keeps its event");
+        let state = self.events.get_mut(event).expect("a lock keeps its event");
         assert!(state.locks > 0);
         state.locks -= 1;
         self.release(event, 1, woken);
@@ -371,10 +374,10 @@ impl Tree {
 
     /// Forgets an event of which there is nothing to know.
     fn tidy(&mut self, event: EventId) {
-        let Some(state) = self.events.get(&event) else { return };
+        let Some(state) = self.events.get(event) else { return };
         let out = !state.holds() && matches!(state.turn, Turn::Out);
         if out && state.node.unwrap_or(ROOT) == ROOT {
-            self.events.remove(&event);
+            self.events.remove(event);
         }
     }
 
@@ -397,7 +400,7 @@ impl Tree {
     fn grant(&mut self, event: EventId, woken: &mut Vec<Waker>) {
         let id = self.location(event);
         self.node(id).held += 1;
-        let state = self.events.get_mut(&event).expect("queued");
+        let state = self.events.get_mut(event).expect("queued");
         match std::mem::replace(&mut state.turn, Turn::Granted) {
             Turn::Queued(_, waker) => woken.extend(waker),
             _ => unreachable!("only queued events are in queues"),
@@ -408,7 +411,7 @@ impl Tree {
     fn activate(&mut self, parent: NodeId, child: NodeId, body: EventId) {
         let depth = self.node(parent).depth + 1;
         let mut node = Node { parent: Some(parent), depth, ..Node::default() };
-        let state = self.events.entry(body).or_default();
+        let state = self.events.or_default(body);
         assert!(state.node.unwrap_or(ROOT) == parent && !state.holds());
         state.node = Some(child);
         if let Turn::Queued(place, _) = state.turn {
@@ -421,7 +424,7 @@ impl Tree {
 
     /// Ends an active section: what is left in it goes over to the parent.
     fn close(&mut self, id: NodeId, woken: &mut Vec<Waker>) -> NodeId {
-        let mut closed = self.nodes.remove(&id).expect("closed once");
+        let mut closed = self.nodes.remove(id).expect("closed once");
         let parent_id = closed.parent.expect("the root does not close");
         for state in self.events.values_mut().filter(|state| state.node == Some(id)) {
             state.node = Some(parent_id);
@@ -435,7 +438,7 @@ impl Tree {
         parent.held += closed.held;
         parent.waiters.append(&mut closed.waiters);
         parent.sections.append(&mut closed.sections);
-        self.events.retain(|_, state| {
+        self.events.retain(|state| {
             let out = !state.holds() && matches!(state.turn, Turn::Out);
             !(out && state.node.unwrap_or(ROOT) == ROOT)
         });
@@ -463,7 +466,7 @@ impl Tree {
     fn check_holds(&self, id: NodeId) {
         let located = |state: &&Event| state.node.unwrap_or(ROOT) == id;
         let holds: usize = self.events.values().filter(located).map(Event::holds_count).sum();
-        assert!(holds == self.nodes[&id].held);
+        assert!(self.nodes.get(id).is_some_and(|node| node.held == holds));
     }
 
     fn fail(&mut self, reason: Error, woken: &mut Vec<Waker>) {
@@ -547,7 +550,7 @@ impl Future for SectionWait {
             if let Some(reason) = &tree.broken {
                 return Poll::Ready(Err(reason.clone()));
             }
-            if tree.nodes.contains_key(&id) {
+            if tree.nodes.contains_key(id) {
                 return Poll::Ready(Ok(()));
             }
             let mut nodes = tree.nodes.values_mut();
@@ -573,7 +576,7 @@ impl Drop for SectionWait {
             if tree.broken.is_some() {
                 return;
             }
-            if tree.nodes.contains_key(&id) {
+            if tree.nodes.contains_key(id) {
                 // Granted, but nothing ran in it: it just goes.
                 let parent = tree.close(id, woken);
                 tree.settle(parent, woken);

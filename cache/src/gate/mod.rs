@@ -3,17 +3,19 @@
 //!
 //! Here are primitives; which event waits where is the scheduler's.
 
+mod few;
 pub(crate) mod input;
 pub(crate) mod output;
 
-use std::collections::BTreeMap;
 use std::task::Waker;
+
+use few::Few;
 
 /// Wakers of futures that wait for the same thing, in the order in which they began to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     next: u64,
-    wakers: BTreeMap<u64, Waker>,
+    wakers: Few<u64, Waker>,
 }
 
 impl Waiters {
@@ -29,7 +31,7 @@ impl Waiters {
     /// Forgets a future that is gone.
     pub(crate) fn forget(&mut self, ticket: Option<u64>) {
         if let Some(ticket) = ticket {
-            self.wakers.remove(&ticket);
+            self.wakers.remove(ticket);
         }
     }
 
