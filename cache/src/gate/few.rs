@@ -152,7 +152,9 @@ mod tests {
         }
 
         #[test]
-        fn keys_that_rise_are_in_order(steps in prop::collection::vec(prop::option::of(0..9_u8), 0..40)) {
+        fn keys_that_rise_are_in_order(
+            steps in prop::collection::vec(prop::option::of(0..9_u8), 0..40)
+        ) {
             let mut few = Few::default();
             for (key, remove) in (0_u8..).zip(steps) {
                 few.insert(key, key);
