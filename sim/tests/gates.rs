@@ -99,7 +99,9 @@ impl Object {
 enum Do {
     /// Waits for a section in which nothing happens.
     StuckSection,
-    /// The same with a transaction, which writes first.
+    /// Waits for a section that takes two thirds of what it may.
+    LongSection,
+    /// The same as the stuck section with a transaction, which writes first.
     StuckTransaction,
     Write,
     WriteUnconfirmed,
@@ -144,6 +146,14 @@ impl Handler<Do> for Object {
             Do::StuckSection => {
                 let stuck = async || -> Result<()> { std::future::pending().await };
                 self.state.block_concurrency_while(stuck).await?;
+            }
+            Do::LongSection => {
+                let state = self.state.clone();
+                let long = async move || {
+                    state.sleep(SECTION_MAX * 2 / 3).await;
+                    Ok(())
+                };
+                self.state.block_concurrency_while(long).await?;
             }
             Do::StuckTransaction => {
                 storage
@@ -252,6 +262,16 @@ fn a_section_that_takes_too_long_resets_the_object() {
         assert!(took >= SECTION_MAX && took < SECTION_MAX + Duration::from_secs(1), "{took:?}");
     }
     machine.answer(machine.stub().call(Do::Write)).unwrap();
+}
+
+/// three of them take twice as long together.
+#[test]
+fn the_limit_of_a_section_begins_when_it_is_granted() {
+    let machine = Machine::new(8);
+    let begun = machine.world.now();
+    let calls = [0; 3].map(|_| machine.stub().call(Do::LongSection));
+    calls.into_iter().for_each(|call| drop(machine.answer(call).unwrap()));
+    assert!(machine.world.now() - begun >= SECTION_MAX * 2);
 }
 
 /// T-104.
