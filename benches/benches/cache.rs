@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use dormouse_benches::cache::{
-    Home, gets, lists, map, map_gets, map_lists, map_puts, puts, turns, with_cache,
+    Home, gets, gets_of_many, lists, map, map_gets, map_gets_of_many, map_lists, map_puts, puts,
+    turns, with_cache,
 };
 use dormouse_benches::engine::on_core;
 use dormouse_benches::{Rounds, Span};
@@ -63,6 +64,19 @@ fn cache(criterion: &mut Criterion) {
             });
         });
     }
+    group.bench_function("get/1000-objects", |bencher| {
+        bencher.iter_custom(|measured| {
+            let rounds = Rounds { warm_up: 4000, measured };
+            let gets = async move |env| gets_of_many(&env, rounds, now).await;
+            let span = on_core(DiskChoice::Auto, gets);
+            span.to - span.from
+        });
+    });
+    group.bench_function("map/1000-objects", |bencher| {
+        bencher.iter_custom(|n| {
+            time_map(n, async move |r| map_gets_of_many(Rounds { warm_up: 4000, ..r }, now).await)
+        });
+    });
     group.bench_function("map/put", |bencher| {
         bencher.iter_custom(|n| {
             time_map(n, async move |r| map_puts(&mut map(KEYS), KEYS, r, now).await)

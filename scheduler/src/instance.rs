@@ -291,10 +291,12 @@ impl Instance {
     async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
         let is_fetch = call.is_fetch();
         let event = self.new_event();
-        let this = self.clone();
+        let (this, work) = (self.clone(), call.start(object));
         let work = async move {
-            this.room(event).await;
-            call.start(object).await
+            if let Some(room) = this.room(event) {
+                room.await;
+            }
+            work.await
         };
         // A broken gate resets the instance, and the dropped reply says so.
         let Ok(done) = self.gated(event, work).await else { return };
@@ -310,22 +312,14 @@ impl Instance {
         }
     }
 
-    /// Waits, with the gate closed behind it, while too much is dirty: no event starts then, and
-    /// those that wait stay in order. If the flush fails, the reset ends the wait.
-    async fn room(&self, event: EventId) {
-        let room = self.cache.backpressure();
-        if !room.is_ready() {
-            let _lock = self.gate.hold(event);
-            let _made = room.await;
-        }
-    }
-
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
         let AlarmCall { info, last, mut done } = call;
         let this = self.clone();
         let event = self.new_event();
         let handler = async move {
-            this.room(event).await;
+            if let Some(room) = this.room(event) {
+                room.await;
+            }
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
@@ -350,6 +344,21 @@ impl Instance {
         } else if self.verdict.get().is_none() {
             done.send(end);
         }
+    }
+
+    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts then,
+    /// and those that wait stay in order. If the flush fails, the reset ends the wait.
+    fn room(&self, event: EventId) -> Option<LocalBoxFuture<'static, ()>> {
+        let room = self.cache.backpressure();
+        if room.is_ready() {
+            return None;
+        }
+        let lock = self.gate.hold(event);
+        let wait = async move {
+            let _made = room.await;
+            drop(lock);
+        };
+        Some(wait.boxed_local())
     }
 }
 
