@@ -137,8 +137,7 @@ fn places() -> Vec<(usize, u32)> {
         (0..OBJECTS).flat_map(|object| (0..KEYS).map(move |key| (object as usize, key))).collect();
     let mut state = 1_u64;
     for last in (1..places.len()).rev() {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let other = usize::try_from(state >> 33).expect("31 bits") % (last + 1);
         places.swap(last, other);
     }

@@ -346,8 +346,8 @@ impl Instance {
         }
     }
 
-    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts then,
-    /// and those that wait stay in order. If the flush fails, the reset ends the wait.
+    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts
+    /// then, and those that wait stay in order. If the flush fails, the reset ends it.
     fn room(&self, event: EventId) -> Option<LocalBoxFuture<'static, ()>> {
         let room = self.cache.backpressure();
         if room.is_ready() {

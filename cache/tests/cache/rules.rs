@@ -1,4 +1,4 @@
-//! The tables of docs/semantics.md, section 14: nothing is left out, and all that they name is there.
+//! The tables of docs/semantics.md, section 14: nothing is left out, and what they name is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
