@@ -1,12 +1,14 @@
 //! Workloads of the actor cache: one hot object in front of a shard, on the shard's core.
 
+use std::collections::BTreeMap;
+use std::future::{Ready, ready};
 use std::hint::black_box;
 
 use bytes::Bytes;
 use dormouse_cache::{ActorCache, Backing, CacheLimits, List, Read, Write};
-use dormouse_engine::{Batch, Env, Limits, Resident, Result, Shard, Ticket};
+use dormouse_engine::{Batch, Contents, Env, Limits, Resident, Result, Shard, Ticket, Version};
 
-use crate::engine::{key, object, value, with_shard};
+use crate::engine::{KEYS, key, object, value, with_shard};
 use crate::rounds::{Rounds, Span};
 
 /// Puts of one turn.
@@ -110,6 +112,116 @@ pub async fn lists<E: Env, R>(
     let all = async |_| {
         let found = cache.list(black_box(&list), Read::default()).await.expect("listed");
         assert_eq!(found.len(), keys);
+    };
+    rounds.span(read, all).await
+}
+
+/// A store that has everything at once.
+struct Nowhere;
+
+impl Backing for Nowhere {
+    type Ticket = Ready<Result<Version>>;
+
+    fn commit(&self, _batch: &Batch, _resident: &dyn Resident) -> Result<Self::Ticket> {
+        Ok(ready(Ok(Version(1))))
+    }
+}
+
+/// Hot objects of [`gets_of_many`], of [`KEYS`] keys each.
+const OBJECTS: u32 = 1000;
+
+/// Which object's and which key's turn it is: each of them once in a round of all, in an order that no
+/// prefetcher knows.
+fn places() -> Vec<(usize, u32)> {
+    let mut places: Vec<_> =
+        (0..OBJECTS).flat_map(|object| (0..KEYS).map(move |key| (object as usize, key))).collect();
+    let mut state = 1_u64;
+    for last in (1..places.len()).rev() {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let other = usize::try_from(state >> 33).expect("31 bits") % (last + 1);
+        places.swap(last, other);
+    }
+    places
+}
+
+/// Rounds of one get of one of the hot objects, another one each time.
+pub async fn gets_of_many<E: Env, R>(env: &E, rounds: Rounds, read: fn() -> R) -> Span<R> {
+    let cache = |_| {
+        let contents = Contents { map: map(KEYS), ..Contents::default() };
+        ActorCache::new(env, Nowhere, contents, CacheLimits::PRODUCTION)
+    };
+    let caches: Vec<_> = (0..OBJECTS).map(cache).collect();
+    let keys: Vec<_> = places().into_iter().map(|(object, number)| (object, key(number))).collect();
+    let mut next = keys.iter().cycle();
+    let get = async |_| {
+        let (object, key) = next.next().expect("it cycles");
+        black_box(caches[*object].get(key, Read::default()).await.expect("got"));
+    };
+    rounds.span(read, get).await
+}
+
+/// The same of as many maps.
+pub async fn map_gets_of_many<R>(rounds: Rounds, read: fn() -> R) -> Span<R> {
+    let maps: Vec<_> = (0..OBJECTS).map(|_| map(KEYS)).collect();
+    let keys: Vec<_> = places().into_iter().map(|(object, number)| (object, key(number))).collect();
+    let mut next = keys.iter().cycle();
+    let get = async |_| {
+        let (object, key) = next.next().expect("it cycles");
+        black_box(maps[*object].get(&key[..]).cloned());
+    };
+    rounds.span(read, get).await
+}
+
+/// What a cache's costs are compared with: a map with the same contents.
+pub fn map(keys: u32) -> BTreeMap<Bytes, Bytes> {
+    let entry = |number: u32| {
+        (Bytes::copy_from_slice(&key(number)), Bytes::copy_from_slice(&value(number.into())))
+    };
+    (0..keys).map(entry).collect()
+}
+
+/// As [`gets`], of a map: the value's handle is cloned, as a get's answer is one.
+pub async fn map_gets<R>(
+    map: &BTreeMap<Bytes, Bytes>,
+    number: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let key = key(number);
+    let get = async |_| {
+        black_box(map.get(&black_box(&key)[..]).cloned());
+    };
+    rounds.span(read, get).await
+}
+
+/// As [`puts`], into a map.
+pub async fn map_puts<R>(
+    map: &mut BTreeMap<Bytes, Bytes>,
+    keys: u32,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let values = [251, 252].map(|byte| Bytes::from(vec![byte; 100]));
+    let mut next = 0;
+    let over = async |_| {
+        let value = values[usize::from(next / keys % 2 == 1)].clone();
+        *map.get_mut(&key(next % keys)[..]).expect("there") = value;
+        next = (next + 1) % (2 * keys);
+    };
+    rounds.span(read, over).await
+}
+
+/// As [`lists`], of a map: handles of all keys and values.
+pub async fn map_lists<R>(
+    map: &BTreeMap<Bytes, Bytes>,
+    rounds: Rounds,
+    read: fn() -> R,
+) -> Span<R> {
+    let all = async |_| {
+        let entries = black_box(map).iter().map(|(key, value)| (key.clone(), value.clone()));
+        let mut found = Vec::with_capacity(map.len());
+        found.extend(entries);
+        black_box(found);
     };
     rounds.span(read, all).await
 }

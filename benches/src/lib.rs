@@ -13,7 +13,9 @@
 //! | `engine/commit-posix/1`, `engine/commit-posix/64` | the same without io_uring |
 //! | `engine/activation` | an object of four keys that is not in memory, read whole from the device |
 //! | `cache/get/hit`, `cache/get/absent` | a get of a key of a hot object of 100 keys; of one that it does not have |
+//! | `cache/get/1000-objects` | a get of one of 4 keys of one of 1,000 hot objects, another one each time |
 //! | `cache/put` | a put over one of 100 keys, its flush not waited for |
+//! | `cache/map/hit`, `cache/map/absent`, `cache/map/1000-objects`, `cache/map/put`, `cache/map/list/1000` | the same of a `BTreeMap` of the same contents: what the cache is compared with |
 //! | `cache/turn` | ten puts in one turn, and waiting until they are durable |
 //! | `cache/list/100`, `cache/list/1000` | a list of all keys of a hot object of so many |
 //! | `scheduler/call/same-core` | a call from one object to another on its core, which gets a number |

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
 
 use crate::answer::Answer;
-use crate::flush::{self, Backing};
+use crate::entries::Entries;
+use crate::flush::{self, Backing, Watch};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
 use crate::limits::CacheLimits;
@@ -43,6 +44,7 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     /// An operation came after the end: the next flush fails and breaks the gate.
     doomed: Cell<bool>,
     flusher: Cell<bool>,
+    pub(crate) watch: RefCell<Option<Watch>>,
 }
 
 impl<E: Host, B: Backing> Clone for ActorCache<E, B> {
@@ -76,6 +78,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
             terminal: RefCell::new(None),
             doomed: Cell::new(false),
             flusher: Cell::new(false),
+            watch: RefCell::new(None),
         }))
     }
 
@@ -99,7 +102,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     }
 
     /// The keys of a range and their values, as of this call.
-    pub fn list(&self, list: &List, _options: Read) -> Answer<Vec<(Bytes, Bytes)>> {
+    pub fn list(&self, list: &List, _options: Read) -> Answer<Entries> {
         Answer::ready(self.read(|state, _| state.list(list)))
     }
 

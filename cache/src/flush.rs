@@ -3,11 +3,15 @@
 //! The first write after a quiet time starts one flusher task. It waits for the end of the turn,
 //! so that all that the turn writes is in one commit, takes everything that is dirty, and
 //! waits until it is durable. What is written meanwhile gathers for the next round; with
-//! nothing dirty the task ends. A commit that fails breaks the output gate for good; only
-//! one of which the engine says that nothing was written is tried again.
+//! nothing dirty the task ends. A commit that fails breaks the output gate for good, and so
+//! does one that takes longer than [`flush_max`](crate::CacheLimits::flush_max); only one
+//! of which the engine says that nothing was written is tried again.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
 use dormouse_engine::{Batch, Error, Host, Kind, Resident, Result, Version};
 
@@ -44,7 +48,7 @@ pub(crate) async fn run<E: Host, B: Backing>(cache: Rc<Inner<E, B>>) {
 
 /// One flush, with its retries. Errors are final.
 async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
-    let mut attempt = 1;
+    let (began, mut attempt) = (cache.env.now(), 1);
     loop {
         // Also between tries: after a shutdown nothing starts any more.
         if let Some(reason) = cache.terminal() {
@@ -53,7 +57,7 @@ async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
         let batch = cache.state.borrow_mut().start_flush();
         let ticket = cache.backing.commit(&batch, &*cache.state.borrow());
         let result = match ticket {
-            Ok(ticket) => ticket.await,
+            Ok(ticket) => in_time(cache, began, ticket).await,
             Err(error) => Err(error),
         };
         match result {
@@ -71,6 +75,39 @@ async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// An object's one timer. A flush that finds it set goes along with it, since setting one costs
+/// more than a flush should: an object sets it once in [`flush_max`](crate::CacheLimits::flush_max)
+/// at most, however often it flushes.
+pub(crate) type Watch = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What the ticket says, or that the flush that began then has taken too long.
+async fn in_time<E: Host, B: Backing>(
+    cache: &Inner<E, B>,
+    began: Duration,
+    ticket: B::Ticket,
+) -> Result<Version> {
+    let mut ticket = pin!(ticket);
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = ticket.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        loop {
+            let left = (began + cache.limits.flush_max).saturating_sub(cache.env.now());
+            if left.is_zero() {
+                let text = "a flush took too long; whether it happened is not known";
+                return Poll::Ready(Err(Error::new(Kind::Overloaded, text)));
+            }
+            let set = cache.watch.take();
+            let mut watch = set.unwrap_or_else(|| Box::pin(cache.env.sleep(left)));
+            if watch.as_mut().poll(cx).is_pending() {
+                cache.watch.replace(Some(watch));
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
 }
 
 /// Breaks the gate if the flusher is dropped or panics before its work is done: what waits for it

@@ -18,6 +18,7 @@
 
 mod answer;
 mod cache;
+mod entries;
 mod flush;
 mod gate;
 mod limits;
@@ -28,6 +29,7 @@ mod txn;
 pub use answer::Answer;
 pub use cache::ActorCache;
 pub use dormouse_engine::list::{Direction, List};
+pub use entries::{Entries, IntoIter};
 pub use flush::Backing;
 pub use gate::input::{EventId, Gated, InputGate, Lock, Section, SectionWait};
 pub use gate::output::{OutputGate, OutputWait};

@@ -1,6 +1,8 @@
 //! Every bound of the cache, in one value: [`CacheLimits::PRODUCTION`] for use,
 //! [`CacheLimits::TINY`] to make tests pass through every edge.
 
+use std::time::Duration;
+
 use dormouse_engine::Limits;
 
 /// Bounds of one actor cache.
@@ -16,6 +18,8 @@ pub struct CacheLimits {
     pub dirty_bytes_max: usize,
     /// Tries of one flush while the engine says that nothing was written.
     pub flush_attempts_max: u32,
+    /// How long a flush may take, all its tries together, before the object is reset.
+    pub flush_max: Duration,
 }
 
 impl CacheLimits {
@@ -26,6 +30,7 @@ impl CacheLimits {
         keys_max: 128,
         dirty_bytes_max: 8 << 20,
         flush_attempts_max: 5,
+        flush_max: Duration::from_secs(30),
     };
 
     /// For tests: a few keys fill every bound.
@@ -35,6 +40,7 @@ impl CacheLimits {
         keys_max: 8,
         dirty_bytes_max: 1024,
         flush_attempts_max: 2,
+        flush_max: Duration::from_secs(30),
     };
 
     /// Checks the relations between the bounds that the code relies on.

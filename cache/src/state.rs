@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
+use crate::entries::Entries;
 use crate::gate::output::OutputGate;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
 use crate::txn::Overlays;
@@ -125,13 +126,15 @@ impl State {
     }
 
     /// The keys that the object sees in a range.
-    pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Vec<(Bytes, Bytes)>> {
-        let Some(range) = list.resolve()? else { return Ok(Vec::new()) };
+    pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Entries> {
+        let Some(range) = list.resolve()? else { return Ok(Entries::default()) };
         if self.overlays.is_empty() {
-            return Ok(range.select(&self.map));
+            return Ok(Entries::collect(|visit| range.visit(&self.map, visit)));
         }
         let overlay = self.overlays.flatten(&range);
-        Ok(range.select_under(&self.map, overlay.into_iter()))
+        Ok(Entries::collect(|visit| {
+            range.visit_under(&self.map, overlay.iter().copied(), visit);
+        }))
     }
 
     /// Sets a key or, with `None`, deletes it: in the innermost open transaction if there is one.

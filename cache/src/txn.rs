@@ -17,6 +17,7 @@ use dormouse_engine::{Error, Host, Kind, Result};
 
 use crate::answer::Answer;
 use crate::cache::ActorCache;
+use crate::entries::Entries;
 use crate::flush::Backing;
 use crate::ops::{AlarmToo, Confirmation, Read, Write, code, refuse_if};
 use dormouse_engine::list::{List, OverlayEntry, Range};
@@ -173,7 +174,7 @@ impl<E: Host, B: Backing> Transaction<E, B> {
     }
 
     /// See [`ActorCache::list`].
-    pub fn list(&self, list: &List, options: Read) -> Answer<Vec<(Bytes, Bytes)>> {
+    pub fn list(&self, list: &List, options: Read) -> Answer<Entries> {
         self.open(|cache| cache.list(list, options))
     }
 

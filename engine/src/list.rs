@@ -162,12 +162,13 @@ impl Range {
         (Bound::Included(&self.start), end)
     }
 
-    /// The keys of `map` in the range, in its order, at most its limit.
-    pub fn select(&self, map: &BTreeMap<Bytes, Bytes>) -> Vec<(Bytes, Bytes)> {
+    /// Shows the keys of `map` in the range and their values, in its order, at most its limit.
+    pub fn visit(&self, map: &BTreeMap<Bytes, Bytes>, mut visit: impl FnMut(&Bytes, &Bytes)) {
         let entries = map.range::<[u8], _>(self.bounds());
+        let each = |(key, value)| visit(key, value);
         match self.direction {
-            Direction::Ascending => take(entries, self.limit),
-            Direction::Descending => take(entries.rev(), self.limit),
+            Direction::Ascending => entries.take(self.limit).for_each(each),
+            Direction::Descending => entries.rev().take(self.limit).for_each(each),
         }
     }
 
@@ -190,29 +191,26 @@ impl Range {
         Some((key.clone(), value.clone()))
     }
 
-    /// What [`Range::select`] gives with `overlay` (keys in the range, ascending) over the map: merged, then cut at
-    /// the limit.
-    pub fn select_under<'a>(
+    /// What [`Range::visit`] shows with `overlay` (keys in the range, ascending) over the map:
+    /// merged, then cut at the limit.
+    pub fn visit_under<'a>(
         &self,
         map: &'a BTreeMap<Bytes, Bytes>,
         overlay: impl DoubleEndedIterator<Item = OverlayEntry<'a>>,
-    ) -> Vec<(Bytes, Bytes)> {
+        mut visit: impl FnMut(&Bytes, &Bytes),
+    ) {
         let entries = map.range::<[u8], _>(self.bounds());
+        let each = |(key, value)| visit(key, value);
         match self.direction {
-            Direction::Ascending => take(merge(entries, overlay, Bytes::cmp), self.limit),
+            Direction::Ascending => {
+                merge(entries, overlay, Bytes::cmp).take(self.limit).for_each(each);
+            }
             Direction::Descending => {
                 let descending = |a: &Bytes, b: &Bytes| b.cmp(a);
-                take(merge(entries.rev(), overlay.rev(), descending), self.limit)
+                merge(entries.rev(), overlay.rev(), descending).take(self.limit).for_each(each);
             }
         }
     }
-}
-
-fn take<'a>(
-    entries: impl Iterator<Item = (&'a Bytes, &'a Bytes)>,
-    limit: usize,
-) -> Vec<(Bytes, Bytes)> {
-    entries.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Merges two sequences sorted by `order`; on equal keys the overlay wins, and its deletions

@@ -319,8 +319,15 @@ impl Instance {
         let _one = InProgress(self.clone());
         let is_fetch = call.is_fetch();
         let event = self.new_event();
+        let (this, work) = (self.clone(), call.start(object));
+        let work = async move {
+            if let Some(room) = this.room(event) {
+                room.await;
+            }
+            work.await
+        };
         // A broken gate resets the instance, and the dropped reply says so.
-        let Ok(done) = self.gated(event, call.start(object)).await else { return };
+        let Ok(done) = self.gated(event, work).await else { return };
         let mut result = self.cache.output_gate().wait().await;
         if is_fetch && result.is_ok() {
             let event = self.new_event();
@@ -336,7 +343,11 @@ impl Instance {
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
         let AlarmCall { info, last, mut done } = call;
         let this = self.clone();
+        let event = self.new_event();
         let handler = async move {
+            if let Some(room) = this.room(event) {
+                room.await;
+            }
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
@@ -353,7 +364,6 @@ impl Instance {
             this.cache.alarm_end(outcome);
             (done, end)
         };
-        let event = self.new_event();
         // A broken gate resets the instance, and the dropped reply says what that means.
         let Ok((done, end)) = self.gated(event, handler).await else { return };
         // Told only when the deletion of the alarm is durable.
@@ -362,6 +372,21 @@ impl Instance {
         } else if self.verdict.get().is_none() {
             done.send(end);
         }
+    }
+
+    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts
+    /// then, and those that wait stay in order. If the flush fails, the reset ends it.
+    fn room(&self, event: EventId) -> Option<LocalBoxFuture<'static, ()>> {
+        let room = self.cache.backpressure();
+        if room.is_ready() {
+            return None;
+        }
+        let lock = self.gate.hold(event);
+        let wait = async move {
+            let _made = room.await;
+            drop(lock);
+        };
+        Some(wait.boxed_local())
     }
 }
 

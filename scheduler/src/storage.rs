@@ -164,12 +164,16 @@ impl Storage {
 
     /// The keys of a range and their values, as of this call.
     pub fn list<T: DeserializeOwned + 'static>(&self, list: &List) -> Op<Vec<(String, T)>> {
-        self.op(on!(self, list(list, Read::default())), false, decoded)
+        self.op(on!(self, list(list, Read::default())), false, |entries| {
+            entries.iter().map(|(key, value)| Ok((text(key), decode(value)?))).collect()
+        })
     }
 
-    /// See [`Storage::list`].
+    /// See [`Storage::list`]. Small values are slices of one buffer: one that is kept keeps it.
     pub fn list_bytes(&self, list: &List) -> Op<Vec<(String, Bytes)>> {
-        self.op(on!(self, list(list, Read::default())), false, texts)
+        self.op(on!(self, list(list, Read::default())), false, |entries| {
+            Ok(entries.into_iter().map(|(key, value)| (text(&key), value)).collect())
+        })
     }
 
     /// Sets a key. In effect at once; what the object says afterwards waits until it is durable
@@ -211,11 +215,16 @@ impl Storage {
 
     /// See [`Storage::put_many`].
     pub fn put_many_bytes(&self, entries: &[(&str, Bytes)]) -> Op<()> {
+        self.put_many_bytes_with(entries, Write::default())
+    }
+
+    /// See [`Storage::put_many`].
+    pub fn put_many_bytes_with(&self, entries: &[(&str, Bytes)], options: Write) -> Op<()> {
         let entries = entries.iter();
         let entries: Vec<_> = entries
             .map(|(key, value)| (Bytes::copy_from_slice(key.as_bytes()), value.clone()))
             .collect();
-        self.op(on!(self, put_many(&entries, Write::default())), false, Ok)
+        self.op(on!(self, put_many(&entries, options)), options.allows_concurrency(), Ok)
     }
 
     /// Removes a key; whether it was there.
@@ -230,7 +239,13 @@ impl Storage {
 
     /// Removes keys, any number of them; how many were there.
     pub fn delete_many(&self, keys: &[&str]) -> Op<usize> {
-        self.op(on!(self, delete_many(&keys_of(keys), Write::default())), false, Ok)
+        self.delete_many_with(keys, Write::default())
+    }
+
+    /// See [`Storage::delete_many`].
+    pub fn delete_many_with(&self, keys: &[&str], options: Write) -> Op<usize> {
+        let answer = on!(self, delete_many(&keys_of(keys), options));
+        self.op(answer, options.allows_concurrency(), Ok)
     }
 
     /// Removes all keys and the alarm, in one atomic step. Not in a transaction.
@@ -253,6 +268,11 @@ impl Storage {
     ///
     /// Errors: code `bad-argument` for 1970.
     pub fn set_alarm(&self, time: AlarmTime) -> Op<()> {
+        self.set_alarm_with(time, Write::default())
+    }
+
+    /// See [`Storage::set_alarm`]; of the options `no_cache` says nothing here.
+    pub fn set_alarm_with(&self, time: AlarmTime, options: Write) -> Op<()> {
         let now = self.instance.host.wall_ms();
         let at_ms = match time {
             AlarmTime::At(0) => 0,
@@ -261,12 +281,17 @@ impl Storage {
                 now.saturating_add(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX))
             }
         };
-        self.op(on!(self, set_alarm(Some(at_ms), Write::default())), false, Ok)
+        self.op(on!(self, set_alarm(Some(at_ms), options)), options.allows_concurrency(), Ok)
     }
 
     /// Clears the alarm.
     pub fn delete_alarm(&self) -> Op<()> {
-        self.op(on!(self, set_alarm(None, Write::default())), false, Ok)
+        self.delete_alarm_with(Write::default())
+    }
+
+    /// See [`Storage::delete_alarm`].
+    pub fn delete_alarm_with(&self, options: Write) -> Op<()> {
+        self.op(on!(self, set_alarm(None, options)), options.allows_concurrency(), Ok)
     }
 
     /// Waits until all that was written is durable.

@@ -1,6 +1,7 @@
 //! Objects on a real directory, through stubs from other threads.
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_scheduler::Kind;
@@ -10,18 +11,23 @@ struct Counter {
     state: State,
     /// Calls of this instance: lost with it.
     calls: Cell<u64>,
-    constructed: Cell<bool>,
+    /// The constructor's section is over.
+    constructed: Rc<Cell<bool>>,
 }
 
 impl DurableObject for Counter {
     fn new(state: State) -> Self {
         let storage = state.clone();
+        let constructed = Rc::new(Cell::new(false));
+        let done = constructed.clone();
         drop(state.block_concurrency_while(async move || {
             let lives: u64 = storage.storage().get("lives").await?.unwrap_or(0);
             storage.sleep(Duration::from_millis(2)).await;
-            storage.storage().put("lives", &(lives + 1)).await
+            storage.storage().put("lives", &(lives + 1)).await?;
+            done.set(true);
+            Ok(())
         }));
-        Self { state, calls: Cell::new(0), constructed: Cell::new(true) }
+        Self { state, calls: Cell::new(0), constructed }
     }
 
     async fn fetch(&self, request: Request) -> Result<Response> {
@@ -44,6 +50,7 @@ struct Add(u64);
 impl Handler<Add> for Counter {
     type Reply = u64;
     async fn handle(&self, Add(more): Add) -> Result<u64> {
+        assert!(self.constructed.get(), "R-528");
         self.calls.set(self.calls.get() + 1);
         let n: u64 = self.state.storage().get("n").await?.unwrap_or(0) + more;
         self.state.storage().put("n", &n).await?;

@@ -504,14 +504,15 @@ impl Host for SimEnv {
         let world = self.world.clone();
         let delay = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2);
         let until = world.0.now_ns.get().saturating_add(delay);
-        let mut armed = false;
+        let mut armed: Option<Waker> = None;
         std::future::poll_fn(move |context| {
             let now = world.0.now_ns.get();
             if now >= until {
                 return Poll::Ready(());
             }
-            if !armed {
-                armed = true;
+            // Another task may go on waiting for it.
+            if !armed.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                armed = Some(context.waker().clone());
                 world.0.after(until - now, Event::Wake(context.waker().clone()));
             }
             Poll::Pending

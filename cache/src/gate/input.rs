@@ -25,7 +25,8 @@ use std::task::{Context, Poll, Waker};
 
 use dormouse_engine::{Error, Kind, Result};
 
-use super::{SmallMap, Waiters, wake_all};
+use super::few::Few;
+use super::{Waiters, wake_all};
 use crate::ops::{code, refuse_if};
 
 /// Sections inside one another at most.
@@ -45,8 +46,8 @@ const ROOT: NodeId = NodeId(0);
 pub struct InputGate(Rc<RefCell<Tree>>);
 
 struct Tree {
-    nodes: SmallMap<NodeId, Node>,
-    events: SmallMap<EventId, Event>,
+    nodes: Few<NodeId, Node>,
+    events: Few<EventId, Event>,
     /// Numbers nodes and places in queues, all from one sequence: queues that are merged stay in
     /// order of arrival.
     sequence: u64,
@@ -111,9 +112,11 @@ impl fmt::Debug for InputGate {
 impl InputGate {
     /// A gate that is free.
     pub fn new() -> Self {
+        let mut nodes = Few::default();
+        nodes.insert(ROOT, Node::default());
         Self(Rc::new(RefCell::new(Tree {
-            nodes: SmallMap::of(ROOT, Node::default()),
-            events: SmallMap::default(),
+            nodes,
+            events: Few::default(),
             sequence: 0,
             broken: None,
             broken_waiters: Waiters::default(),
@@ -435,7 +438,7 @@ impl Tree {
         parent.held += closed.held;
         parent.waiters.append(&mut closed.waiters);
         parent.sections.append(&mut closed.sections);
-        self.events.retain(|_, state| {
+        self.events.retain(|state| {
             let out = !state.holds() && matches!(state.turn, Turn::Out);
             !(out && state.node.unwrap_or(ROOT) == ROOT)
         });
@@ -547,7 +550,7 @@ impl Future for SectionWait {
             if let Some(reason) = &tree.broken {
                 return Poll::Ready(Err(reason.clone()));
             }
-            if tree.nodes.get(id).is_some() {
+            if tree.nodes.contains_key(id) {
                 return Poll::Ready(Ok(()));
             }
             let mut nodes = tree.nodes.values_mut();
@@ -573,7 +576,7 @@ impl Drop for SectionWait {
             if tree.broken.is_some() {
                 return;
             }
-            if tree.nodes.get(id).is_some() {
+            if tree.nodes.contains_key(id) {
                 // Granted, but nothing ran in it: it just goes.
                 let parent = tree.close(id, woken);
                 tree.settle(parent, woken);

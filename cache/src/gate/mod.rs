@@ -3,19 +3,19 @@
 //!
 //! Here are primitives; which event waits where is the scheduler's.
 
+mod few;
 pub(crate) mod input;
 pub(crate) mod output;
-mod small_map;
 
 use std::task::Waker;
 
-use small_map::SmallMap;
+use few::Few;
 
 /// Wakers of futures that wait for the same thing, in the order in which they began to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     next: u64,
-    wakers: SmallMap<u64, Waker>,
+    wakers: Few<u64, Waker>,
 }
 
 impl Waiters {

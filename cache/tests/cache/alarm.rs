@@ -133,6 +133,22 @@ fn a_dirty_alarm_that_runs_is_written_until_the_run_ends() {
     assert_eq!(world.store.durable().alarm, Some(5));
 }
 
+/// the flush in flight takes nothing along that comes after it.
+#[test]
+fn an_alarm_set_during_a_flush_is_in_the_next() {
+    let world = armed(5);
+    set(&world, Some(7));
+    let first = world.commit();
+    set(&world, Some(9));
+    assert_eq!(first.show(), "alarm=7");
+    first.succeed();
+    let second = world.commit();
+    assert_eq!((second.show().as_str(), alarm(&world)), ("alarm=9", Some(9)));
+    second.succeed();
+    world.settle();
+    assert_eq!(world.store.durable().alarm, Some(9));
+}
+
 ///
 #[test]
 fn the_same_time_again_is_no_write_and_zero_is_refused() {

@@ -1,4 +1,4 @@
-//! A core with a queue of ready tasks and nothing else: no clock that moves, no disk.
+//! A core with a queue of ready tasks and a clock that moves when the test says so; no disk.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,6 +25,8 @@ struct Core {
     turn_ends: RefCell<Vec<(Rc<Cell<bool>>, Waker)>>,
     /// Picks the ready task: 0 the oldest, else a seed.
     seed: Cell<u64>,
+    now: Cell<Duration>,
+    sleepers: RefCell<Vec<Waker>>,
 }
 
 struct TaskWaker {
@@ -66,6 +68,14 @@ impl TestEnv {
         }
     }
 
+    /// Lets time go by, and runs what it wakes.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.0.now.set(self.0.now.get() + time);
+        let sleepers = std::mem::take(&mut *self.0.sleepers.borrow_mut());
+        sleepers.into_iter().for_each(Waker::wake);
+        self.run();
+    }
+
     /// Tasks that have not ended.
     pub(crate) fn tasks(&self) -> usize {
         self.0.tasks.borrow().len()
@@ -101,15 +111,22 @@ impl TestEnv {
 
 impl Host for TestEnv {
     fn now(&self) -> Duration {
-        Duration::ZERO
+        self.0.now.get()
     }
 
     fn wall_ms(&self) -> u64 {
         1
     }
 
-    fn sleep(&self, _duration: Duration) -> impl Future<Output = ()> + 'static {
-        std::future::pending()
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        let (core, until) = (self.0.clone(), self.0.now.get() + duration);
+        poll_fn(move |cx| {
+            if core.now.get() >= until {
+                return Poll::Ready(());
+            }
+            core.sleepers.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
     }
 
     fn random(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! What goes into which commit, and what follows when one fails.
 
+use std::time::Duration;
+
 use dormouse_cache::{AlarmToo, CacheLimits, Read, Write};
 use dormouse_engine::{Contents, Error, Host, Kind, Version};
 
@@ -42,6 +44,18 @@ fn what_other_tasks_of_the_turn_write_is_in_the_same_commit() {
     commit.succeed();
     world.env.run();
     assert_eq!(world.store.calls(), 1);
+}
+
+/// neither a commit that is on its way nor the end of the turn comes between.
+#[test]
+fn what_is_written_in_one_step_is_in_one_commit() {
+    let world = World::new(&[]);
+    world.put("before", "1");
+    let first = world.commit();
+    let entries: Vec<_> = ["a", "b", "c"].map(|key| (bytes(key), bytes("1"))).into();
+    now(world.cache.put_many(&entries, Write::default())).unwrap();
+    first.succeed();
+    assert_eq!(world.commit().show(), "a=1 b=1 c=1");
 }
 
 /// T-055, T-056.
@@ -107,6 +121,39 @@ fn the_value_in_flight_is_not_written_again() {
     assert!(world.cache.is_idle());
 }
 
+/// T-059 (R-339, section 0): its count is that of the call, and one put is left to write.
+#[test]
+fn a_key_deleted_and_put_again_is_one_put() {
+    let world = World::new(&[("k", "1")]);
+    assert!(world.delete("k"));
+    world.put("k", "5");
+    assert!(world.delete("k"), "the new one");
+    world.put("k", "6");
+    assert_eq!(world.commit().show(), "k=6");
+}
+
+/// an entry, its key and its value, until they are durable; each key once.
+#[test]
+fn dirty_bytes_are_those_of_what_is_not_durable() {
+    let world = World::new(&[("gone", "x")]);
+    let entry = 64;
+    world.put("key", "long");
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 4);
+    world.put("key", "12");
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 2);
+    world.delete("gone");
+    assert_eq!(world.cache.dirty_bytes(), 2 * entry + 3 + 2 + 4);
+    let first = world.commit();
+    world.put("key", "3");
+    assert_eq!(world.cache.dirty_bytes(), 3 * entry + 3 + 2 + 4 + 3 + 1, "in flight counts");
+    first.succeed();
+    world.env.run();
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 1);
+    world.put("dropped", "4");
+    now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    assert_eq!(world.cache.dirty_bytes(), entry + 3 + 1, "what is in flight (R-348)");
+}
+
 /// T-081, T-086 (R-227, R-372, R-381, section 0).
 #[test]
 fn delete_all_comes_before_the_puts_that_followed_it() {
@@ -133,6 +180,26 @@ fn delete_all_during_a_flush_is_in_the_next() {
     let first = world.commit();
     world.put("b", "2");
     now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    first.succeed();
+    let second = world.commit();
+    assert_eq!(second.show(), "delete-all");
+    second.succeed();
+    world.env.run();
+    assert!(world.store.durable().map.is_empty());
+}
+
+/// T-084, T-085 (R-376, section 0): before the first is on its way, and after.
+#[test]
+fn a_second_delete_all_swallows_what_lies_between() {
+    let world = World::new(&[("a", "1")]);
+    let delete_all = || now(world.cache.delete_all(AlarmToo::Keep, Write::default())).unwrap();
+    delete_all();
+    world.put("x", "2");
+    delete_all();
+    world.put("y", "3");
+    let first = world.commit();
+    assert_eq!(first.show(), "delete-all y=3");
+    delete_all();
     first.succeed();
     let second = world.commit();
     assert_eq!(second.show(), "delete-all");
@@ -222,6 +289,28 @@ fn a_failed_commit_breaks_the_gate_for_good() {
         assert_eq!(world.store.calls(), 1, "nothing is tried after a final failure");
         assert!(world.cache.is_idle());
     }
+}
+
+/// T-126: the limit is each flush's own, and all its tries together have it.
+#[test]
+fn a_flush_that_takes_too_long_breaks_the_gate() {
+    let limit = CacheLimits::PRODUCTION.flush_max;
+    let world = World::new(&[]);
+    world.put("k", "1");
+    let quick = world.commit();
+    world.env.pass(limit - Duration::from_millis(1));
+    quick.succeed();
+    world.env.run();
+    world.put("k", "2");
+    let again = world.commit();
+    world.env.pass(limit / 2);
+    again.fail(Kind::Retry);
+    let _held = world.commit();
+    world.env.pass(limit / 2 - Duration::from_millis(1));
+    assert!(world.cache.broken_reason().is_none());
+    world.env.pass(Duration::from_millis(1));
+    assert_eq!(world.cache.broken_reason().unwrap().kind(), Kind::Overloaded);
+    assert_eq!(world.env.tasks(), 0);
 }
 
 /// T-072.

@@ -7,7 +7,9 @@ mod input_gate;
 mod model;
 mod ops;
 mod output_gate;
+mod rules;
 mod store;
+mod tasks;
 mod transaction;
 
 use std::future::Future;
@@ -15,7 +17,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use dormouse_cache::{ActorCache, Answer, CacheLimits};
+use dormouse_cache::{ActorCache, Answer, CacheLimits, Entries};
 use dormouse_engine::{Contents, Result};
 
 use env::TestEnv;
@@ -74,7 +76,7 @@ impl World {
     /// Keys and values, as `k=v k=v`.
     fn all(&self) -> String {
         let all = now(self.cache.list(&Default::default(), Default::default())).unwrap();
-        show(&all)
+        show(&all.into_iter().collect::<Vec<_>>())
     }
 }
 
@@ -95,6 +97,11 @@ fn text(bytes: &[u8]) -> String {
 fn show(entries: &[(Bytes, Bytes)]) -> String {
     let pairs = entries.iter().map(|(key, value)| format!("{}={}", text(key), text(value)));
     pairs.collect::<Vec<_>>().join(" ")
+}
+
+/// What a list gave.
+fn pairs(listed: Result<Entries>) -> Vec<(Bytes, Bytes)> {
+    listed.unwrap().into_iter().collect()
 }
 
 /// The answer, which must be there.

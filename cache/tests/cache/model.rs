@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::env::TestEnv;
 use super::store::{Commit, Store};
-use super::{World, now};
+use super::{World, now, pairs};
 
 type Key = Vec<u8>;
 type Map = BTreeMap<Key, Vec<u8>>;
@@ -132,7 +132,7 @@ impl Run {
                 assert_eq!(found, expected(&wanted, &List::all()));
             }
             Step::List(list) => {
-                let found = now(cache.list(&list, Read::default())).unwrap();
+                let found = pairs(now(cache.list(&list, Read::default())));
                 assert_eq!(found, expected(map, &list), "{list:?}");
             }
             Step::DeleteAll(clear) => {
@@ -165,7 +165,7 @@ impl Run {
         }
         let (map, alarm) = self.states.last().expect("at least the object's");
         assert_eq!(now(cache.get_alarm(Read::default())).unwrap(), *alarm);
-        let all = now(cache.list(&List::all(), Read::default())).unwrap();
+        let all = pairs(now(cache.list(&List::all(), Read::default())));
         assert_eq!(all, expected(map, &List::all()));
     }
 

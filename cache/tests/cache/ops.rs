@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use dormouse_cache::{CacheLimits, List, Read, Write};
 
-use super::{World, bytes, code, contents, now, show};
+use super::{World, bytes, code, contents, now, pairs, show};
 
 fn list(world: &World, list: List) -> String {
-    show(&now(world.cache.list(&list, Read::default())).unwrap())
+    show(&pairs(now(world.cache.list(&list, Read::default()))))
 }
 
 /// T-023.
@@ -62,6 +62,9 @@ fn keys_and_values_are_limited_in_bytes() {
     assert_eq!(code(cache.delete(over, Write::default())), "key-too-large");
     assert_eq!(code(cache.delete_many(&[over], Write::default())), "key-too-large");
     now(cache.list(&List::prefix(over).start(over).end(over), Read::default())).unwrap();
+    // The figures, but not the key.
+    let error = now(cache.delete(over, Write::default())).unwrap_err();
+    assert_eq!(error.message(), "key of 2050 bytes, at most 2048 are allowed");
 }
 
 /// T-020 (R-206, section 0).
@@ -153,6 +156,26 @@ fn bad_arguments_of_lists() {
     assert_eq!(list(&world, List::all().limit(i64::MAX)), "");
 }
 
+/// Small values are copied, large ones shared; either is right from both ends and as handles.
+#[test]
+fn entries_of_a_list_are_what_was_put() {
+    let world = World::new(&[]);
+    let sizes = [0, 1, 1024, 1025, 5000, 3];
+    let entries = sizes.map(|size| (bytes(&size.to_string()), Bytes::from(vec![1; size])));
+    now(world.cache.put_many(&entries, Write::default())).unwrap();
+    let mut entries = Vec::from(entries);
+    entries.sort();
+    let listed = now(world.cache.list(&List::all(), Read::default())).unwrap();
+    let slices = |(key, value): &(Bytes, Bytes)| (key.to_vec(), value.to_vec());
+    let mut wanted: Vec<_> = entries.iter().map(slices).collect();
+    let found = |(key, value): (&[u8], &[u8])| (key.to_vec(), value.to_vec());
+    assert_eq!(listed.iter().map(found).collect::<Vec<_>>(), wanted);
+    wanted.reverse();
+    assert_eq!(listed.iter().rev().map(found).collect::<Vec<_>>(), wanted);
+    assert_eq!((listed.len(), listed.is_empty()), (6, false));
+    assert_eq!(pairs(Ok(listed)), entries);
+}
+
 /// the result is that of the call.
 #[test]
 fn results_are_snapshots() {
@@ -161,6 +184,19 @@ fn results_are_snapshots() {
     let got = world.cache.get(b"a", Read::default());
     world.put("a", "2");
     world.put("b", "3");
-    assert_eq!(show(&now(listed).unwrap()), "a=1");
+    assert_eq!(show(&pairs(now(listed))), "a=1");
     assert_eq!(now(got).unwrap(), Some(bytes("1")));
+}
+
+/// no lock is needed, for the cache is its core's alone. Were it `Send`, this would be
+/// ambiguous and not compile.
+#[test]
+fn a_cache_belongs_to_one_core() {
+    trait Belongs<Place> {
+        fn to_one_core() {}
+    }
+    struct Anywhere;
+    impl<T> Belongs<()> for T {}
+    impl<T: Send> Belongs<Anywhere> for T {}
+    <super::Cache as Belongs<_>>::to_one_core();
 }

@@ -1,6 +1,6 @@
 //! What the output gate waits for, and `sync`.
 
-use dormouse_cache::Write;
+use dormouse_cache::{AlarmToo, Write};
 use dormouse_engine::Kind;
 
 use super::{World, bytes, now, poll};
@@ -78,6 +78,17 @@ fn a_confirmed_write_of_an_unconfirmed_value_holds_output() {
             assert_eq!(world.store.calls(), 1, "nothing is written twice");
         }
     }
+}
+
+/// R-371, whose defect is not copied.
+#[test]
+fn a_write_after_an_unconfirmed_delete_all_keeps_its_own_confirmation() {
+    let world = World::new(&[("a", "1")]);
+    now(world.cache.delete_all(AlarmToo::Keep, Write::allow_unconfirmed())).unwrap();
+    assert!(world.cache.output_gate().is_open());
+    world.put("b", "2");
+    assert!(!world.cache.output_gate().is_open());
+    assert_eq!(world.commit().show(), "delete-all b=2");
 }
 
 /// T-031, T-080.

@@ -1,9 +1,9 @@
 //! Transactions: all or nothing, seen from inside at once.
 
-use dormouse_cache::{AlarmToo, List, Read, Write};
+use dormouse_cache::{AlarmToo, CacheLimits, List, Read, Write};
 use dormouse_engine::{Error, Kind};
 
-use super::{World, bytes, code, now, poll, show};
+use super::{World, bytes, code, contents, now, pairs, poll, show};
 
 /// T-094, section 0: storage calls take part.
 #[test]
@@ -38,7 +38,7 @@ fn dropped_it_leaves_nothing() {
     assert_eq!(now(world.cache.get_alarm(Read::default())).unwrap(), Some(5));
     drop(txn);
     assert_eq!((world.all().as_str(), world.cache.stored_alarm()), ("a=1", None));
-    assert!(world.cache.is_idle());
+    assert!(world.cache.is_idle() && world.cache.output_gate().is_open());
 }
 
 /// A flush that runs meanwhile writes what was written before, and nothing of the transaction.
@@ -146,7 +146,7 @@ fn lists_inside_are_cut_after_the_merge() {
     }
     now(txn.delete(b"a", Write::default())).unwrap();
     now(txn.delete(b"g", Write::default())).unwrap();
-    let list = |list: List| show(&now(txn.list(&list, Read::default())).unwrap());
+    let list = |list: List| show(&pairs(now(txn.list(&list, Read::default()))));
     assert_eq!(list(List::all().limit(2)), "b=new c=3");
     assert_eq!(list(List::all().reverse().limit(2)), "e=new c=3");
     assert_eq!(list(List::all().start("f")), "");
@@ -189,4 +189,18 @@ fn nothing_is_committed_after_a_shutdown() {
     drop(txn);
     world.env.run();
     assert_eq!(world.store.calls(), 0);
+}
+
+/// puts inside are answered at once, whatever they add up to.
+#[test]
+fn only_the_commit_waits_for_room() {
+    let world = World::with(contents(&[]), CacheLimits::TINY);
+    let txn = world.cache.begin();
+    for key in [b"a", b"b", b"c"] {
+        now(txn.put(key, bytes(&"v".repeat(500)), Write::default())).unwrap();
+    }
+    let mut committed = txn.commit();
+    assert!(poll(&mut committed).is_pending());
+    world.settle();
+    assert!(poll(&mut committed).is_ready());
 }
