@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
+use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
 
 /// How long a shutdown waits for what runs.
@@ -41,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) shards: Vec<Rc<dyn AnyShard>>,
     shard_count: u16,
     objects: RefCell<IdMap<Slot>>,
+    /// The connections of each object that has some: kept while it sleeps.
+    sockets: RefCell<IdMap<Rc<Sockets>>>,
     pub(crate) alarms: Alarms,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
@@ -74,6 +77,7 @@ impl Core {
             shards,
             shard_count: superblock.shards,
             objects: RefCell::default(),
+            sockets: RefCell::default(),
             alarms: Alarms::default(),
             draining: Cell::default(),
             moved: Signal::default(),
@@ -163,16 +167,50 @@ impl Inner {
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let home = Home { shard, id: object, bell: self.alarms.bell() };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
-        let instance = Instance::new(id, self.host.clone(), cache);
+        let instance = Instance::new(id, self.host.clone(), cache, self.sockets_of(object, class));
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
             instance.evict();
         }
         self.moved.notify();
-        instance.run(self.topology.class(class)).await;
+        instance.clone().run(self.topology.class(class)).await;
         self.objects.borrow_mut().remove(&object);
+        self.keep_sockets(&instance);
         self.moved.notify();
+    }
+
+    /// The object's connections, for an instance that begins.
+    fn sockets_of(self: &Rc<Self>, object: ObjectId, class: usize) -> Rc<Sockets> {
+        let mut all = self.sockets.borrow_mut();
+        let new = || Sockets::new(self, class, self.topology.limits().sockets);
+        all.entry(object).or_insert_with(new).clone()
+    }
+
+    /// What becomes of the connections of an instance that has ended: dropped by a reset,
+    /// else kept if there are any.
+    fn keep_sockets(&self, instance: &Instance) {
+        match instance.was_reset() {
+            true => instance.sockets.disconnect(),
+            false => instance.sockets.drop_leaving(),
+        }
+        if instance.sockets.is_empty() {
+            self.sockets.borrow_mut().remove(&instance.id.object());
+        }
+    }
+
+    /// A connection is over. Forgets what would be kept for none; a live instance still uses it.
+    pub(crate) fn socket_left(&self, object: ObjectId) {
+        let mut all = self.sockets.borrow_mut();
+        let is_empty = all.get(&object).is_some_and(|sockets| sockets.is_empty());
+        if is_empty && !self.objects.borrow().contains_key(&object) {
+            all.remove(&object);
+        }
+    }
+
+    /// Whether the core is to end: nothing new is accepted or read from a socket.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.get()
     }
 
     /// Waits until every object has left; those that take too long are reset.
@@ -189,6 +227,11 @@ impl Inner {
             instance.reset(Error::reset_by(engine::Error::new(engine::Kind::Closed, text)));
         }
         self.empty().await;
+        // What was to be said is on its way; then the clients are disconnected, in an order that
+        // no map decides.
+        let mut sleeping: Vec<_> = self.sockets.take().into_iter().collect();
+        sleeping.sort_by_key(|(object, _)| *object);
+        sleeping.into_iter().for_each(|(_, sockets)| sockets.disconnect());
     }
 
     async fn empty(&self) {
@@ -213,7 +256,7 @@ fn refuse(queue: VecDeque<Work>, error: &Error) {
         match work {
             Work::Call(call) => call.refuse(error.clone()),
             // Its sender sees that it was dropped.
-            Work::Alarm(_) | Work::Task(_) => {}
+            Work::Alarm(_) | Work::Socket(_) | Work::Task(_) => {}
         }
     }
 }

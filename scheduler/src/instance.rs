@@ -19,16 +19,20 @@ use std::task::{Context, Poll, Waker};
 
 use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
+use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::StreamExt;
-use futures_util::future::{FutureExt, LocalBoxFuture, select};
+use futures_util::future::{Either, FutureExt, LocalBoxFuture, select};
 use futures_util::stream::FuturesUnordered;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::event::{Deliver, Verdict};
 use crate::host::{CoreHost, Home};
 use crate::id::Id;
 use crate::object::AlarmInfo;
+use crate::socket::WebSocket;
+use crate::socket::event::{Delivery, SocketCall};
+use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::Class;
 
@@ -43,6 +47,7 @@ thread_local! {
 pub(crate) enum Work {
     Call(Box<dyn Deliver>),
     Alarm(AlarmCall),
+    Socket(SocketCall),
     /// A task that the object itself started.
     Task(LocalBoxFuture<'static, ()>),
 }
@@ -103,30 +108,36 @@ pub(crate) struct Instance {
     pub(crate) host: CoreHost,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
+    /// The object's connections, which outlive this.
+    pub(crate) sockets: Rc<Sockets>,
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
     inbox: RefCell<VecDeque<Work>>,
     waker: RefCell<Option<Waker>>,
     evict: Cell<bool>,
+    /// It has left memory; a destructor may still use handles on it.
+    ended: Cell<bool>,
     /// What the object said to others and its output gate still keeps, in order.
     outbox: RefCell<VecDeque<(OutputWait, Say)>>,
 }
 
 impl Instance {
-    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache) -> Rc<Self> {
+    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache, sockets: Rc<Sockets>) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
             id,
             host,
             cache,
             gate,
+            sockets,
             verdict: Verdict::default(),
             current: Cell::new(None),
             next_event: Cell::new(0),
             inbox: RefCell::default(),
             waker: RefCell::default(),
             evict: Cell::new(false),
+            ended: Cell::new(false),
             outbox: RefCell::default(),
         })
     }
@@ -146,7 +157,7 @@ impl Instance {
         match &mut work {
             Work::Call(call) => call.bind(&self.verdict),
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
-            Work::Task(_) => {}
+            Work::Socket(_) | Work::Task(_) => {}
         }
         self.inbox.borrow_mut().push_back(work);
         self.wake();
@@ -186,16 +197,43 @@ impl Instance {
     /// Says something to others: at once if the output gate is open, else when it is.
     pub(crate) fn say(self: &Rc<Self>, send: impl FnOnce() + 'static) {
         let wait = self.cache.output_gate().wait();
-        let mut outbox = self.outbox.borrow_mut();
+        let outbox = self.outbox.borrow();
         if outbox.is_empty() && wait.is_ready() && self.cache.broken_reason().is_none() {
             drop(outbox);
             return send();
         }
-        outbox.push_back((wait, Box::new(send)));
-        if outbox.len() == 1 {
-            drop(outbox);
+        drop(outbox);
+        self.say_behind(wait, send);
+    }
+
+    /// As [`say`](Self::say), but never within the turn: what a constructor or a turn says before
+    /// it resets the object is not said.
+    pub(crate) fn say_after_turn(self: &Rc<Self>, send: impl FnOnce() + 'static) {
+        self.say_behind(self.cache.output_gate().wait(), send);
+    }
+
+    fn say_behind(self: &Rc<Self>, wait: OutputWait, send: impl FnOnce() + 'static) {
+        let first = {
+            let mut outbox = self.outbox.borrow_mut();
+            outbox.push_back((wait, Box::new(send)));
+            outbox.len() == 1
+        };
+        if first {
             self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
         }
+    }
+
+    /// Errors: code `object-evicted` once the instance has left memory.
+    pub(crate) fn check_resident(&self) -> Result<()> {
+        match self.ended.get() {
+            true => Err(evicted().into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether it ended by a reset.
+    pub(crate) fn was_reset(&self) -> bool {
+        self.verdict.get().is_some()
     }
 
     async fn empty_outbox(self: Rc<Self>) {
@@ -250,6 +288,7 @@ impl Instance {
             }
         })
         .await;
+        self.ended.set(true);
         drop_quietly(tasks);
         drop_quietly(object);
         self.end();
@@ -269,8 +308,8 @@ impl Instance {
 
     /// Storage stops, and what was not begun is answered.
     fn end(&self) {
-        let gone = engine::Error::coded(engine::Kind::Closed, "object-evicted", "evicted");
-        self.cache.shutdown(gone);
+        self.ended.set(true);
+        self.cache.shutdown(evicted());
         drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
         drop_quietly(std::mem::take(&mut *self.inbox.borrow_mut()));
     }
@@ -284,6 +323,7 @@ impl Instance {
         match work {
             Work::Call(call) => self.call(object, call).boxed_local(),
             Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
+            Work::Socket(call) => self.socket(object, class, call).boxed_local(),
             Work::Task(task) => task,
         }
     }
@@ -302,6 +342,36 @@ impl Instance {
         // Of an instance that has ended nothing is said but the verdict.
         if self.verdict.get().is_none() {
             done(result);
+        }
+    }
+
+    /// A message, close or error of a socket. Its failure concerns nobody.
+    async fn socket(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: SocketCall) {
+        let SocketCall { connection, event, delivered } = call;
+        let inbound = event.inbound();
+        let socket = WebSocket::new(self.clone(), connection.clone());
+        let handler = (class.socket)(object, socket, event);
+        let (handler, begins) =
+            Delivery::new(self.sockets.clone(), connection, inbound, handler, delivered);
+        let this = self.clone();
+        let limit = self.sockets.event_timeout();
+        let too_long = async move {
+            let Some(limit) = limit else { return std::future::pending().await };
+            if begins.await.is_err() {
+                return std::future::pending().await;
+            }
+            this.host.sleep(limit).await;
+            limit
+        };
+        let event = self.new_event();
+        let handled = self.gated(event, handler).boxed_local();
+        match select(handled, too_long.boxed_local()).await {
+            Either::Left((Ok(Err(error)), _)) => {
+                tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
+            }
+            // A broken gate resets the instance.
+            Either::Left(_) => {}
+            Either::Right((limit, _)) => drop(self.reset(Error::event_timeout(limit))),
         }
     }
 
@@ -335,6 +405,11 @@ impl Instance {
             done.send(end);
         }
     }
+}
+
+fn evicted() -> engine::Error {
+    let text = "the instance left memory because nothing was happening";
+    engine::Error::coded(engine::Kind::Closed, "object-evicted", text)
 }
 
 /// The instance whose code is being polled on this thread, if any.

@@ -1,4 +1,4 @@
-//! Durable Objects on a thread for each core: ids, namespaces, stubs, life cycle, alarms.
+//! Durable Objects on a thread for each core: ids, namespaces, stubs, life cycle, alarms, WebSockets.
 //!
 //! ```
 //! use dormouse_scheduler::prelude::*;
@@ -40,6 +40,7 @@ mod id;
 mod instance;
 mod object;
 mod runtime;
+mod socket;
 mod state;
 mod storage;
 mod stub;
@@ -51,6 +52,10 @@ pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
 pub use runtime::{Runtime, RuntimeBuilder};
+pub use socket::{
+    ClientSocket, CloseFrame, Closed, Message, ReadyState, Received, SocketLimits, Upgrade,
+    UpgradeRequest, UpgradeResponse, WebSocket,
+};
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
@@ -62,8 +67,9 @@ pub mod prelude {
 
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
-        AlarmInfo, Body, DurableObject, Error, Handler, Id, Namespace, Request, Respond, Response,
-        Result, Runtime, State, Storage, Stub, Transaction,
+        AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
+        Respond, Response, Result, Runtime, State, Storage, Stub, Transaction, UpgradeRequest,
+        UpgradeResponse, WebSocket,
     };
 }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::id::Id;
 use crate::object::DurableObject;
 use crate::stub::Namespace;
-use crate::topology::{Topology, TopologyBuilder};
+use crate::topology::{StackLimits, Topology, TopologyBuilder};
 
 /// Builds a [`Runtime`].
 pub struct RuntimeBuilder {
@@ -37,6 +37,13 @@ impl RuntimeBuilder {
     #[must_use]
     pub fn cores(mut self, cores: usize) -> Self {
         self.cores = Some(cores.max(1));
+        self
+    }
+
+    /// The bounds of each core; [`StackLimits::PRODUCTION`] unless said.
+    #[must_use]
+    pub fn limits(mut self, limits: StackLimits) -> Self {
+        self.topology = self.topology.limits(limits);
         self
     }
 

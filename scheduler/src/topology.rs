@@ -16,6 +16,8 @@ use crate::error::Result;
 use crate::event::Deliver;
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
+use crate::socket::event::SocketEvent;
+use crate::socket::{SocketLimits, WebSocket};
 use crate::state::State;
 use crate::stub::Namespace;
 
@@ -26,12 +28,18 @@ pub struct StackLimits {
     pub cache: CacheLimits,
     /// Messages that its mailbox holds; beyond, calls are refused (`Overloaded`).
     pub mailbox: usize,
+    /// Of WebSockets.
+    pub sockets: SocketLimits,
 }
 
 impl StackLimits {
     /// For use.
-    pub const PRODUCTION: Self = Self { cache: CacheLimits::PRODUCTION, mailbox: 4096 };
+    pub const PRODUCTION: Self =
+        Self { cache: CacheLimits::PRODUCTION, mailbox: 4096, sockets: SocketLimits::PRODUCTION };
 }
+
+/// A handler of an object's, running.
+type Handled = LocalBoxFuture<'static, Result<()>>;
 
 /// A type of objects.
 #[derive(Clone)]
@@ -40,7 +48,8 @@ pub(crate) struct Class {
     pub(crate) key: NamespaceKey,
     type_id: TypeId,
     pub(crate) build: fn(State) -> Rc<dyn Any>,
-    pub(crate) alarm: fn(Rc<dyn Any>, AlarmInfo) -> LocalBoxFuture<'static, Result<()>>,
+    pub(crate) alarm: fn(Rc<dyn Any>, AlarmInfo) -> Handled,
+    pub(crate) socket: fn(Rc<dyn Any>, WebSocket, SocketEvent) -> Handled,
 }
 
 impl Class {
@@ -53,6 +62,21 @@ impl Class {
             alarm: |object, info| {
                 let object = object.downcast::<T>().expect("an object of its class");
                 async move { object.alarm(info).await }.boxed_local()
+            },
+            socket: |object, socket, event| {
+                let object = object.downcast::<T>().expect("an object of its class");
+                async move {
+                    match event {
+                        SocketEvent::Message(message) => {
+                            object.web_socket_message(&socket, message).await
+                        }
+                        SocketEvent::Closed(closed) => {
+                            object.web_socket_close(&socket, closed).await
+                        }
+                        SocketEvent::Error(error) => object.web_socket_error(&socket, error).await,
+                    }
+                }
+                .boxed_local()
             },
         }
     }

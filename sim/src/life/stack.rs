@@ -66,6 +66,7 @@ impl Life<'_> {
         StackLimits {
             cache: if self.plan.tiny_caches { CacheLimits::TINY } else { production.cache },
             mailbox: if self.plan.mailbox > 0 { self.plan.mailbox } else { production.mailbox },
+            ..production
         }
     }
 

@@ -1,0 +1,148 @@
+//! The read loop of a connection.
+//!
+//! Invariants: the next frame is read only when the event of the one before has been delivered, or
+//! answered, so frames that arrive meanwhile stay on the wire and their sender
+//! waits; at most one close event; when the loop has ended the connection is not listed
+//!
+
+use std::rc::Rc;
+
+use dormouse_engine as engine;
+use dormouse_engine::Host;
+use futures_channel::oneshot;
+
+use super::connection::Connection;
+use super::event::{Closed, SocketCall, SocketEvent};
+use super::message::{CloseFrame, Frame, Message};
+use super::sockets::Sockets;
+use super::wire::Incoming;
+use crate::core::Inner;
+use crate::error::Error;
+use crate::id::Id;
+use crate::instance::Work;
+
+/// What the close event says when no close frame came.
+const NO_CLOSE_FRAME: &str = "WebSocket disconnected without sending Close frame.";
+
+/// Reads until the connection ends.
+pub(crate) async fn run(
+    core: Rc<Inner>,
+    sockets: Rc<Sockets>,
+    id: Id,
+    class: usize,
+    connection: Rc<Connection>,
+) {
+    let object = id.object();
+    let reader = Reader {
+        core: core.clone(),
+        sockets: sockets.clone(),
+        id,
+        class,
+        connection: connection.clone(),
+    };
+    reader.until_closed().await;
+    // Nobody reads any more, but the object may still close it, and the client may go.
+    while !matches!(connection.wire.receive().await, Incoming::Lost | Incoming::HungUp) {}
+    sockets.forget(&connection);
+    core.socket_left(object);
+}
+
+struct Reader {
+    core: Rc<Inner>,
+    sockets: Rc<Sockets>,
+    id: Id,
+    class: usize,
+    connection: Rc<Connection>,
+}
+
+impl Reader {
+    async fn until_closed(&self) {
+        loop {
+            let incoming = self.connection.wire.receive().await;
+            // What is not delivered was promised to nobody; the shutdown disconnects the client.
+            if self.core.is_draining() {
+                return;
+            }
+            match incoming {
+                Incoming::Frame(Frame::Message(message)) => {
+                    if !self.message(message).await {
+                        return;
+                    }
+                }
+                Incoming::Frame(Frame::Ping(bytes)) => self.answer(Frame::Pong(bytes)).await,
+                Incoming::Frame(Frame::Pong(_)) => {}
+                Incoming::Frame(Frame::Close(close)) => {
+                    self.connection.close_received();
+                    let code = close.code.unwrap_or(1005);
+                    return self.closed(code, close.reason, true).await;
+                }
+                Incoming::Lost => {
+                    return self.closed(1006, NO_CLOSE_FRAME.to_owned(), false).await;
+                }
+                Incoming::Broken(error) => return self.broken(error).await,
+                Incoming::HungUp => return,
+            }
+        }
+    }
+
+    /// Whether the loop goes on.
+    async fn message(&self, message: Message) -> bool {
+        let most = self.sockets.limits().message_bytes;
+        let len = message.as_bytes().len();
+        if len > most {
+            let text = format!("a message of {len} bytes; at most {most}");
+            let close = CloseFrame { code: Some(1009), reason: text.clone() };
+            self.connection.break_off(close);
+            self.broken(too_large(text)).await;
+            return false;
+        }
+        let auto = self.sockets.auto_response();
+        if let Some(auto) = auto.filter(|auto| message.as_text() == Some(&auto.request)) {
+            // Its time is recorded first, and also where nothing is sent.
+            self.connection.responded_at(self.core.host.wall_ms());
+            self.answer(Frame::Message(Message::from(&*auto.response))).await;
+            return true;
+        }
+        let delivered = self.deliver(SocketEvent::Message(message)).await;
+        if !delivered && !self.connection.wire.is_hung_up() {
+            // The object can't be brought into memory.
+            let text = "the object could not take a message of its WebSocket";
+            let error = engine::Error::coded(engine::Kind::Closed, "socket-not-delivered", text);
+            self.broken(error.into()).await;
+        }
+        delivered
+    }
+
+    /// Sends what the object need not see, as soon as there is room for it: a client that asks and
+    /// does not read waits by this.
+    async fn answer(&self, frame: Frame) {
+        self.connection.wire.room(|| self.connection.has_room()).await;
+        self.connection.send_ungated(frame);
+    }
+
+    async fn closed(&self, code: u16, reason: String, was_clean: bool) {
+        let event = SocketEvent::Closed(Closed { code, reason, was_clean });
+        if !self.deliver(event).await {
+            self.sockets.forget(&self.connection);
+        }
+    }
+
+    /// The last event, and the end of the connection, whatever becomes of it.
+    async fn broken(&self, error: Error) {
+        self.deliver(SocketEvent::Error(error)).await;
+        self.sockets.forget(&self.connection);
+    }
+
+    /// Whether the handler's first turn has run.
+    async fn deliver(&self, event: SocketEvent) -> bool {
+        let (delivered, told) = oneshot::channel();
+        let connection = self.connection.clone();
+        let call = SocketCall { connection, event, delivered };
+        self.core.deliver(self.id.clone(), self.class, Work::Socket(call));
+        told.await.is_ok()
+    }
+}
+
+fn too_large(text: String) -> Error {
+    engine::Error::coded(engine::Kind::Invalid, "message-too-large", text).into()
+}
