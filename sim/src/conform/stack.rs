@@ -86,6 +86,17 @@ impl Stack {
         value.ok_or_else(|| anyhow!("the stack does not answer"))
     }
 
+    /// A time that goes by beside other things.
+    pub(crate) fn sleep(&self, time: Duration) -> impl Future<Output = ()> + 'static {
+        self.env.sleep(time)
+    }
+
+    /// The object leaves memory, if it is there.
+    pub(crate) fn evict(&self, name: &str) -> Result<()> {
+        let (topology, id) = (self.topology.clone(), self.stub(name).id().clone());
+        self.run(async move { topology.evict(&id).await })
+    }
+
     /// Lets time go by.
     pub(crate) fn pass(&self, time: Duration) -> Result<()> {
         self.run(self.env.sleep(time))
