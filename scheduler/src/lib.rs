@@ -40,6 +40,8 @@ mod id;
 mod instance;
 mod object;
 mod runtime;
+#[cfg(feature = "server")]
+mod server;
 mod socket;
 mod state;
 mod storage;
@@ -52,6 +54,8 @@ pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
 pub use runtime::{Runtime, RuntimeBuilder};
+#[cfg(feature = "server")]
+pub use server::{Origins, Router, ServerOptions, until_signal};
 pub use socket::{
     ClientSocket, CloseFrame, Closed, Message, ReadyState, Received, SocketLimits, Upgrade,
     UpgradeRequest, UpgradeResponse, WebSocket,
