@@ -139,18 +139,14 @@ impl Runtime {
     /// Errors: `Retry`: the address can't be had.
     #[cfg(feature = "server")]
     pub fn serve(&self, address: impl ToSocketAddrs) -> Call<SocketAddr> {
-        self.serve_with(address, ServerOptions::PRODUCTION)
+        self.serve_router(address, self.router(ServerOptions::PRODUCTION))
     }
 
-    /// [`serve`](Self::serve) with other bounds.
+    /// [`serve`](Self::serve) with other bounds, or answers of one's own: a router of this runtime.
     #[cfg(feature = "server")]
-    pub fn serve_with(
-        &self,
-        address: impl ToSocketAddrs,
-        options: ServerOptions,
-    ) -> Call<SocketAddr> {
+    pub fn serve_router(&self, address: impl ToSocketAddrs, router: Router) -> Call<SocketAddr> {
         let (listening, address_is) = oneshot::channel();
-        if let Some(server) = server::start(address, self.router(options), options, listening) {
+        if let Some(server) = server::start(address, router, listening) {
             self.servers.lock().expect("no code panics under it").push(server);
         }
         Call::new(address_is)

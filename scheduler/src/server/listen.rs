@@ -66,7 +66,6 @@ impl Drained {
 pub(crate) fn start(
     address: impl ToSocketAddrs,
     router: Router,
-    options: ServerOptions,
     listening: oneshot::Sender<Result<SocketAddr>>,
 ) -> Option<Server> {
     let (stop, stopped) = watch::channel(false);
@@ -92,6 +91,7 @@ pub(crate) fn start(
         }
     };
     let serving = async move {
+        let options = router.options();
         let connections = Connections { router: router.clone(), options, stopped };
         connections.serve(listener).await;
         router.go_away();

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use dormouse_engine as engine;
 use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode, Uri};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -27,6 +28,7 @@ use crate::socket::{ClientSocket, UpgradeResponse};
 use crate::topology::Topology;
 
 type BoxError = Box<dyn StdError + Send + Sync>;
+type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
 
 /// Brings requests for `/<namespace>/<name>/…` to the object of that name, which sees the rest of
 /// the path; WebSockets too. Cheap to clone; `Send + Sync`; a tower `Service`.
@@ -43,6 +45,8 @@ pub struct Router {
     topology: Topology,
     options: ServerOptions,
     sockets: Arc<Bridges>,
+    /// Asked before a path is held for an object's.
+    own: Option<Own>,
 }
 
 /// The WebSockets that are open here. Those that begin at the same moment may go over the bound by
@@ -56,7 +60,22 @@ struct Bridges {
 
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
-        Self { topology, options, sockets: Arc::default() }
+        Self { topology, options, sockets: Arc::default(), own: None }
+    }
+
+    /// Asks `own` first, with a request's method, path and headers: what it answers no object sees.
+    /// For a page, say, or a check of who asks.
+    #[must_use]
+    pub fn before(
+        mut self,
+        own: impl Fn(&Parts) -> Option<Response> + Send + Sync + 'static,
+    ) -> Self {
+        self.own = Some(Arc::new(own));
+        self
+    }
+
+    pub(super) fn options(&self) -> ServerOptions {
+        self.options
     }
 
     /// From now on a client whose object hangs up is told that the server goes away.
@@ -75,10 +94,15 @@ impl Router {
         }
     }
 
-    async fn answer<B>(self, mut request: http::Request<B>) -> Result<Response, StatusCode>
+    async fn answer<B>(self, request: http::Request<B>) -> Result<Response, StatusCode>
     where
         B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
+        let (parts, body) = request.into_parts();
+        if let Some(response) = self.own.as_ref().and_then(|own| own(&parts)) {
+            return Ok(response);
+        }
+        let mut request = http::Request::from_parts(parts, body);
         let (class, id, rest) = self.route(request.uri())?;
         let accept = handshake::accept_key(&request, self.options.origins)?;
         if accept.is_some() && self.sockets.open.load(Ordering::Acquire) >= self.options.sockets {

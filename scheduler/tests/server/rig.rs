@@ -130,7 +130,10 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let builder = Runtime::builder(&dir).cores(1);
         let runtime = builder.namespace::<Room>("rooms").start().unwrap();
-        let address = runtime.serve_with("127.0.0.1:0", options).wait().unwrap();
+        let router = runtime
+            .router(options)
+            .before(|request| (request.uri.path() == "/own").then(|| Response::text("mine")));
+        let address = runtime.serve_router("127.0.0.1:0", router).wait().unwrap();
         Self { runtime: Some(runtime), address, _dir: dir }
     }
 
