@@ -24,8 +24,10 @@ use super::frames::{Decoder, Inbound, Violation, put_close, put_message, put_pin
 use crate::error::Error;
 use crate::socket::{ClientSocket, CloseFrame, Received, SocketLimits};
 
-/// Bytes that are read or written at once, about.
+/// Bytes that are written at once, about.
 const CHUNK_BYTES: usize = 16 << 10;
+/// Bytes that the buffer of a client keeps while there is nothing to write.
+const IDLE_BYTES: usize = 128;
 
 /// What the two halves tell each other.
 #[derive(Default)]
@@ -82,7 +84,7 @@ pub(super) async fn run(
             if output.write_all(&out).await.is_ok() {
                 output.shutdown().await.ok();
                 // The client sees the frame, not a reset, if what it still sends is read.
-                while input.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {}
+                while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             }
         };
         within(options.close_time.min(Duration::from_secs(2)), last).await;
@@ -140,7 +142,6 @@ async fn fill(
     options: &ServerOptions,
 ) -> bool {
     let buffer = decoder.buffer();
-    buffer.reserve(CHUNK_BYTES);
     for pinged in [false, true] {
         let limit = match Shared::is(&shared.close_sent) {
             true => options.close_time,
@@ -159,7 +160,7 @@ async fn fill(
 /// After its close frame a client sends nothing; it is waited for until it goes, or the object has
 /// had its time to close as well.
 async fn until_closed(input: &mut (impl AsyncRead + Unpin), options: &ServerOptions) -> Ended {
-    let gone = async { while input.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {} };
+    let gone = async { while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
     within(options.close_time, gone).await;
     Ended::Gone
 }
@@ -189,7 +190,7 @@ async fn write(
         }
         shared.cut.store(false, Ordering::Release);
         out.clear();
-        out.shrink_to(CHUNK_BYTES);
+        out.shrink_to(IDLE_BYTES);
         if hung_up {
             // After both closes the server ends the connection (RFC 6455 §7.1.1).
             within(options.close_time, output.shutdown()).await;

@@ -18,6 +18,11 @@ use crate::socket::{CloseFrame, Message};
 /// Bytes of a control frame at most (RFC 6455 §5.5).
 const CONTROL_BYTES_MAX: u64 = 125;
 
+/// Bytes of the buffer of a client that says nothing.
+const IDLE_BYTES: usize = 128;
+/// Bytes that are read at once, of one that is in the midst of something.
+const CHUNK_BYTES: usize = 16 << 10;
+
 /// What a client sent.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Inbound {
@@ -59,8 +64,14 @@ impl Decoder {
         Self { buffer: BytesMut::new(), partial: None, message_bytes_max }
     }
 
-    /// Where the bytes that arrive are put.
+    /// Where the bytes that arrive are put. With nothing in it, it keeps no memory of what came
+    /// before: most clients are silent most of the time.
     pub(super) fn buffer(&mut self) -> &mut BytesMut {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::with_capacity(IDLE_BYTES);
+        } else {
+            self.buffer.reserve(CHUNK_BYTES);
+        }
         &mut self.buffer
     }
 

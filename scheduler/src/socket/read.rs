@@ -24,65 +24,53 @@ use crate::instance::Work;
 /// What the close event says when no close frame came.
 const NO_CLOSE_FRAME: &str = "WebSocket disconnected without sending Close frame.";
 
-/// Reads until the connection ends.
-pub(crate) async fn run(
-    core: Rc<Inner>,
-    sockets: Rc<Sockets>,
-    id: Id,
-    class: usize,
-    connection: Rc<Connection>,
-) {
-    let object = id.object();
-    let reader = Reader {
-        core: core.clone(),
-        sockets: sockets.clone(),
-        id,
-        class,
-        connection: connection.clone(),
-    };
-    reader.until_closed().await;
-    // Nobody reads any more, but the object may still close it, and the client may go.
-    while !matches!(connection.wire.receive().await, Incoming::Lost | Incoming::HungUp) {}
-    sockets.forget(&connection);
-    core.socket_left(object);
-}
-
-struct Reader {
-    core: Rc<Inner>,
-    sockets: Rc<Sockets>,
-    id: Id,
-    class: usize,
-    connection: Rc<Connection>,
+/// Reads one connection.
+pub(crate) struct Reader {
+    pub(crate) core: Rc<Inner>,
+    pub(crate) sockets: Rc<Sockets>,
+    pub(crate) id: Id,
+    pub(crate) class: usize,
+    pub(crate) connection: Rc<Connection>,
 }
 
 impl Reader {
-    async fn until_closed(&self) {
+    /// Reads until the connection ends.
+    pub(crate) async fn run(self) {
         loop {
             let incoming = self.connection.wire.receive().await;
             // What is not delivered was promised to nobody; the shutdown disconnects the client.
-            if self.core.is_draining() {
-                return;
+            if self.core.is_draining() || matches!(incoming, Incoming::HungUp) {
+                break;
             }
-            match incoming {
-                Incoming::Frame(Frame::Message(message)) => {
-                    if !self.message(message).await {
-                        return;
-                    }
-                }
-                Incoming::Frame(Frame::Ping(bytes)) => self.answer(Frame::Pong(bytes)).await,
-                Incoming::Frame(Frame::Pong(_)) => {}
-                Incoming::Frame(Frame::Close(close)) => {
-                    self.connection.close_received();
-                    let code = close.code.unwrap_or(1005);
-                    return self.closed(code, close.reason, true).await;
-                }
-                Incoming::Lost => {
-                    return self.closed(1006, NO_CLOSE_FRAME.to_owned(), false).await;
-                }
-                Incoming::Broken(error) => return self.broken(error).await,
-                Incoming::HungUp => return,
+            // Apart, so that a connection on which nothing happens holds nothing for it.
+            if !Box::pin(self.take(incoming)).await {
+                break;
             }
         }
+        // Nobody reads any more, but the object may still close it, and the client may go.
+        while !matches!(self.connection.wire.receive().await, Incoming::Lost | Incoming::HungUp) {}
+        self.sockets.forget(&self.connection);
+        self.core.socket_left(self.id.object());
+    }
+
+    /// Whether the loop goes on.
+    async fn take(&self, incoming: Incoming) -> bool {
+        match incoming {
+            Incoming::Frame(Frame::Message(message)) => return self.message(message).await,
+            Incoming::Frame(Frame::Ping(bytes)) => {
+                self.answer(Frame::Pong(bytes)).await;
+                return true;
+            }
+            Incoming::Frame(Frame::Pong(_)) => return true,
+            Incoming::Frame(Frame::Close(close)) => {
+                self.connection.close_received();
+                self.closed(close.code.unwrap_or(1005), close.reason, true).await;
+            }
+            Incoming::Lost => self.closed(1006, NO_CLOSE_FRAME.to_owned(), false).await,
+            Incoming::Broken(error) => self.broken(error).await,
+            Incoming::HungUp => {}
+        }
+        false
     }
 
     /// Whether the loop goes on.
@@ -90,7 +78,7 @@ impl Reader {
         let most = self.sockets.limits().message_bytes;
         let len = message.as_bytes().len();
         if len > most {
-            let text = format!("a message of {len} bytes; at most {most}");
+            let text = format!("Message is too large: {len} > {most}");
             let close = CloseFrame { code: Some(1009), reason: text.clone() };
             self.connection.break_off(close);
             self.broken(too_large(text)).await;

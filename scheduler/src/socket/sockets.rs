@@ -17,10 +17,12 @@ use std::time::Duration;
 use dormouse_engine as engine;
 use dormouse_engine::Host;
 
-use super::SocketLimits;
 use super::connection::Connection;
+use super::read::Reader;
 use super::wire::Wire;
-use super::{AUTO_BYTES_MAX, EVENT_TIMEOUT_MS_MAX, TAG_BYTES_MAX, TAGS_MAX, bad_argument, read};
+use super::{
+    AUTO_BYTES_MAX, EVENT_TIMEOUT_MS_MAX, SocketLimits, TAG_BYTES_MAX, TAGS_MAX, bad_argument,
+};
 use crate::core::Inner;
 use crate::error::Result;
 use crate::event::closed;
@@ -81,9 +83,14 @@ impl Sockets {
             self.by_tag.borrow_mut().entry(tag.clone()).or_default().insert(number);
         }
         self.open.borrow_mut().insert(number, connection.clone());
-        let reading =
-            read::run(core.clone(), self.clone(), id.clone(), self.class, connection.clone());
-        core.host.spawn("socket", reading);
+        let reader = Reader {
+            core: core.clone(),
+            sockets: self.clone(),
+            id: id.clone(),
+            class: self.class,
+            connection: connection.clone(),
+        };
+        core.host.spawn("socket", reader.run());
         Ok(connection)
     }
 

@@ -36,6 +36,10 @@ impl Lane {
     fn pop(&mut self) -> Option<Frame> {
         let frame = self.frames.pop_front()?;
         self.bytes -= frame.cost();
+        if self.frames.is_empty() {
+            // Most sockets are silent most of the time.
+            self.frames = VecDeque::new();
+        }
         Some(frame)
     }
 }
