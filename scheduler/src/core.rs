@@ -217,6 +217,7 @@ impl Inner {
     async fn drain(&self) {
         self.draining.set(true);
         for instance in self.instances() {
+            instance.sockets.hang_up_live();
             instance.evict();
         }
         let limit = self.host.sleep(DRAIN_MAX).boxed_local();

@@ -163,7 +163,7 @@ impl Instance {
         self.wake();
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let waker = self.waker.borrow_mut().take();
         waker.into_iter().for_each(Waker::wake);
     }
@@ -231,6 +231,11 @@ impl Instance {
         }
     }
 
+    /// Whether nothing that it began is still under way, but its tasks.
+    fn is_idle(&self) -> bool {
+        self.cache.is_idle() && !self.sockets.keeps_awake()
+    }
+
     /// Whether it ended by a reset.
     pub(crate) fn was_reset(&self) -> bool {
         self.verdict.get().is_some()
@@ -279,7 +284,7 @@ impl Instance {
                 match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
                     Ok(Poll::Ready(Some(()))) => {}
                     Ok(_) if !self.inbox.borrow().is_empty() || self.verdict.get().is_some() => {}
-                    Ok(Poll::Ready(None)) if self.evict.get() && self.cache.is_idle() => {
+                    Ok(Poll::Ready(None)) if self.evict.get() && self.is_idle() => {
                         return Poll::Ready(());
                     }
                     Ok(_) => return Poll::Pending,

@@ -57,8 +57,8 @@ pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]
 pub use server::{Origins, Router, ServerOptions, until_signal};
 pub use socket::{
-    ClientSocket, CloseFrame, Closed, Message, ReadyState, Received, SocketLimits, Upgrade,
-    UpgradeRequest, UpgradeResponse, WebSocket,
+    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,
+    SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
 };
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};

@@ -83,6 +83,9 @@ fn an_object_has_only_so_many_sockets() {
 fn a_socket_is_accepted_once() {
     let rig = Rig::new();
     assert_eq!(rig.refused("twice"), "bad-argument");
+    assert_eq!(rig.refused("also-live"), "bad-argument");
+    assert_eq!(rig.refused("live&also-live"), "bad-argument");
+    assert_eq!(rig.refused("live&twice"), "bad-argument");
 }
 
 /// A socket that nobody accepts, or whose response is not sent, is no connection.
@@ -381,6 +384,31 @@ fn a_slow_client_is_bounded_and_holds_back_only_itself() {
     assert_eq!(wait(slow.recv()), text("after"));
 }
 
+///
+#[test]
+fn a_handle_of_an_instance_that_left_memory_says_so() {
+    let rig = Rig::new();
+    let client = rig.connect("tag=a");
+    rig.do_it(Do::LeaveHandle("a"));
+    assert_eq!(rig.do_it(Do::UseLeftHandle), "ok");
+    assert_eq!(wait(client.recv()), text("by an old handle"));
+    rig.evict();
+    assert_eq!(rig.do_it(Do::UseLeftHandle), "object-evicted");
+    assert_eq!(rig.do_it(Do::Send("a", "by a new one")), "ok");
+    assert_eq!(wait(client.recv()), text("by a new one"));
+}
+
+/// an alarm wakes the object, and finds its sockets.
+#[test]
+fn an_alarm_of_a_sleeping_object_reaches_its_sockets() {
+    let rig = Rig::new();
+    let client = rig.connect("tag=a");
+    rig.do_it(Do::SetAlarm(100));
+    rig.evict();
+    assert_eq!(wait(client.recv()), text("the alarm"));
+    assert_eq!(rig.built(), 2);
+}
+
 /// A ping is answered without the object.
 #[test]
 fn a_ping_is_answered_while_the_object_sleeps() {
@@ -403,6 +431,74 @@ fn an_eviction_waits_for_a_handler_and_for_what_it_says() {
     rig.evict();
     assert_eq!(wait(client.recv()), text("slow:100"));
     assert_eq!(rig.lives(), 2);
+}
+
+/// T-160.
+#[test]
+fn an_ordinary_socket_keeps_the_object_in_memory_while_it_is_open() {
+    let rig = Rig::new();
+    let client = rig.connect("live");
+    assert_eq!(rig.do_it(Do::List(None)), "", "it is not listed");
+    assert!(!rig.evict_within_ms(100));
+    wait(client.send("echoed")).unwrap();
+    assert_eq!(wait(client.recv()), text("echoed"));
+    wait(client.ping(vec![1].into())).unwrap();
+    assert_eq!(wait(client.recv()), Some(Received::Pong(vec![1].into())));
+    assert_eq!(rig.built(), 1);
+    drop(client);
+    rig.evict();
+    assert_eq!(rig.log(), ["live closed 1006 false Closing"]);
+    assert_eq!(rig.lives(), 2);
+}
+
+/// the object of an ordinary socket need not answer a close frame.
+#[test]
+fn an_ordinary_socket_answers_a_close_by_itself() {
+    let rig = Rig::new();
+    let client = rig.connect("live");
+    client.close(4000, "bye").unwrap();
+    let Some(Received::Close(close)) = wait(client.recv()) else { panic!("a close frame") };
+    assert_eq!((close.code, &*close.reason), (Some(4000), "bye"));
+    assert_eq!(wait(client.recv()), None);
+    assert_eq!(rig.log(), ["live closed 4000 true Closed"]);
+
+    let client = rig.connect("live");
+    wait(client.send("close")).unwrap();
+    assert_eq!(wait(client.recv()), text("before the close"));
+    let Some(Received::Close(close)) = wait(client.recv()) else { panic!("a close frame") };
+    assert_eq!((close.code, &*close.reason), (Some(4003), "from the object"));
+    client.close(4003, "").unwrap();
+    assert_eq!(wait(client.recv()), None);
+    rig.wait_for_log(1);
+    assert_eq!(rig.log(), ["live closed 4003 true Closed"]);
+    rig.evict();
+}
+
+#[test]
+fn an_ordinary_socket_ends_with_its_handle_and_with_its_instance() {
+    let mut rig = Rig::new();
+    let client = rig.connect("live");
+    wait(client.send("drop")).unwrap();
+    assert_eq!(wait(client.recv()), text("before the drop"));
+    assert_eq!(wait(client.recv()), None);
+    rig.evict();
+
+    let client = rig.connect("live");
+    assert!(rig.start(Do::Abort).wait().unwrap_err().reset());
+    assert_eq!(wait(client.recv()), None);
+
+    let client = rig.connect("live");
+    wait(client.send(vec![0; (1 << 20) + 1])).unwrap();
+    assert!(
+        matches!(wait(client.recv()), Some(Received::Close(close)) if close.code == Some(1009))
+    );
+    assert_eq!(wait(client.recv()), None);
+    assert_eq!(rig.log(), ["live error message-too-large"]);
+
+    let client = rig.connect("live");
+    rig.close();
+    assert_eq!(wait(client.recv()), None);
+    assert_eq!(rig.log(), ["live closed 1006 false Closing"]);
 }
 
 /// Nothing that an object said is lost by a shutdown; then its clients are disconnected.

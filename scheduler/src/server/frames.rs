@@ -209,6 +209,10 @@ pub(super) fn put_close(out: &mut Vec<u8>, close: &CloseFrame) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
 
     /// A client's frame: first byte, payload.
@@ -309,6 +313,57 @@ mod tests {
     fn a_long_message_is_refused_before_it_comes() {
         let header = &frame(0x82, &[0; 70_000])[..14];
         assert_eq!(decode(header, header.len()).unwrap_err(), TOO_LARGE);
+    }
+
+    proptest! {
+        /// However bytes are cut into reads, the same comes of them, and the buffer holds no more
+        /// than one message, its header and one read.
+        #[test]
+        fn the_cuts_between_reads_do_not_show(
+            frames in vec((any::<u8>(), vec(any::<u8>(), 0..300)), 0..12),
+            flips in vec((any::<Index>(), any::<u8>()), 0..3),
+            piece in 1..400_usize,
+        ) {
+            let kinds = [0x81, 0x82, 0x01, 0x02, 0x00, 0x80, 0x89, 0x8a, 0x88];
+            let mut bytes: Vec<u8> = Vec::new();
+            for (kind, payload) in &frames {
+                bytes.extend(frame(kinds[usize::from(*kind) % kinds.len()], payload));
+            }
+            for (at, with) in &flips {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] ^= with;
+                }
+            }
+            let (mut whole, mut cut) = (Decoder::new(1000), Decoder::new(1000));
+            whole.buffer().extend_from_slice(&bytes);
+            let whole = drain(&mut whole);
+            let mut in_pieces = Vec::new();
+            for piece in bytes.chunks(piece) {
+                cut.buffer().extend_from_slice(piece);
+                let some = drain(&mut cut);
+                prop_assert!(cut.buffer.len() < 1000 + 14 + 400 || matches!(some.last(), Some(Err(_))));
+                in_pieces.extend(some);
+                if matches!(in_pieces.last(), Some(Err(_))) {
+                    break;
+                }
+            }
+            prop_assert_eq!(whole, in_pieces);
+        }
+    }
+
+    fn drain(decoder: &mut Decoder) -> Vec<Result<Inbound, Violation>> {
+        let mut all = Vec::new();
+        loop {
+            match decoder.next() {
+                Ok(None) => return all,
+                Ok(Some(inbound)) => all.push(Ok(inbound)),
+                Err(violation) => {
+                    all.push(Err(violation));
+                    return all;
+                }
+            }
+        }
     }
 
     /// A character may lie in two fragments.

@@ -19,7 +19,7 @@ use dormouse_engine as engine;
 use super::message::{CloseFrame, Frame, Message, ReadyState};
 use super::wire::Wire;
 use super::{ATTACHMENT_BYTES_MAX, bad_argument};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// How far the client's direction is, as the object was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,8 +186,21 @@ impl Connection {
         }
     }
 
+    /// Ends the connection if the message has more bytes than it may; gives what the object
+    /// is told then, code `message-too-large`.
+    pub(crate) fn refuse_if_longer(&self, message: &Message, most: usize) -> Option<Error> {
+        let len = message.as_bytes().len();
+        if len <= most {
+            return None;
+        }
+        let text = format!("Message is too large: {len} > {most}");
+        self.break_off(CloseFrame { code: Some(1009), reason: text.clone() });
+        let kind = engine::Kind::Invalid;
+        Some(engine::Error::coded(kind, "message-too-large", text).into())
+    }
+
     /// Ends the connection because of what the client sent: the frame says why.
-    pub(crate) fn break_off(&self, close: CloseFrame) {
+    fn break_off(&self, close: CloseFrame) {
         self.broken_off.set(true);
         self.queue.borrow_mut().clear();
         self.queued_bytes.set(0);

@@ -25,9 +25,13 @@ pub struct Closed {
 }
 
 /// One event of a socket.
-pub(crate) enum SocketEvent {
+#[derive(Clone, Debug)]
+pub enum SocketEvent {
+    /// A message.
     Message(Message),
+    /// The client closed it, or was lost.
     Closed(Closed),
+    /// It broke in another way.
     Error(Error),
 }
 

@@ -12,12 +12,14 @@
 //!   and answers what the object need not see.
 //! - [`event`]: what the object is told, and when it counts as told.
 //! - [`handle`], [`upgrade`], [`state`]: what a user's code holds.
+//! - [`live`]: a socket that does not outlive the instance, and is read by the object's own code.
 //!
 //! Invariant: nothing here refers to an instance but the user's handles, which go with it.
 
 pub(crate) mod connection;
 pub(crate) mod event;
 mod handle;
+mod live;
 mod message;
 pub(crate) mod read;
 pub(crate) mod sockets;
@@ -30,8 +32,9 @@ use dormouse_engine as engine;
 
 use crate::error::Error;
 
-pub use event::Closed;
+pub use event::{Closed, SocketEvent};
 pub use handle::WebSocket;
+pub use live::LiveSocket;
 pub use message::{CloseFrame, Message, ReadyState};
 pub use upgrade::{Upgrade, UpgradeRequest, UpgradeResponse};
 pub use wire::{ClientSocket, Received};

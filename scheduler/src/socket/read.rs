@@ -13,7 +13,7 @@ use futures_channel::oneshot;
 
 use super::connection::Connection;
 use super::event::{Closed, SocketCall, SocketEvent};
-use super::message::{CloseFrame, Frame, Message};
+use super::message::{Frame, Message};
 use super::sockets::Sockets;
 use super::wire::Incoming;
 use crate::core::Inner;
@@ -22,7 +22,7 @@ use crate::id::Id;
 use crate::instance::Work;
 
 /// What the close event says when no close frame came.
-const NO_CLOSE_FRAME: &str = "WebSocket disconnected without sending Close frame.";
+pub(crate) const NO_CLOSE_FRAME: &str = "WebSocket disconnected without sending Close frame.";
 
 /// Reads one connection.
 pub(crate) struct Reader {
@@ -76,12 +76,8 @@ impl Reader {
     /// Whether the loop goes on.
     async fn message(&self, message: Message) -> bool {
         let most = self.sockets.limits().message_bytes;
-        let len = message.as_bytes().len();
-        if len > most {
-            let text = format!("Message is too large: {len} > {most}");
-            let close = CloseFrame { code: Some(1009), reason: text.clone() };
-            self.connection.break_off(close);
-            self.broken(too_large(text)).await;
+        if let Some(error) = self.connection.refuse_if_longer(&message, most) {
+            self.broken(error).await;
             return false;
         }
         let auto = self.sockets.auto_response();
@@ -129,8 +125,4 @@ impl Reader {
         self.core.deliver(self.id.clone(), self.class, Work::Socket(call));
         told.await.is_ok()
     }
-}
-
-fn too_large(text: String) -> Error {
-    engine::Error::coded(engine::Kind::Invalid, "message-too-large", text).into()
 }

@@ -44,6 +44,8 @@ pub(crate) struct Sockets {
     open: RefCell<BTreeMap<u64, Rc<Connection>>>,
     by_tag: RefCell<BTreeMap<Rc<str>, BTreeSet<u64>>>,
     leaving: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    /// Those that the object reads itself: never listed, and gone with its instance.
+    live: RefCell<BTreeMap<u64, Rc<Connection>>>,
     auto_response: RefCell<Option<Rc<AutoResponse>>>,
     event_timeout: Cell<Option<Duration>>,
 }
@@ -58,6 +60,7 @@ impl Sockets {
             open: RefCell::default(),
             by_tag: RefCell::default(),
             leaving: RefCell::default(),
+            live: RefCell::default(),
             auto_response: RefCell::default(),
             event_timeout: Cell::default(),
         })
@@ -72,13 +75,9 @@ impl Sockets {
         wire: Wire,
         tags: Vec<String>,
     ) -> Result<Rc<Connection>> {
-        let core = self.core.upgrade().filter(|core| !core.is_draining()).ok_or_else(closed)?;
-        wire.limit(&self.limits);
-        let tags = self.intern(tags);
-        let number = self.next.get();
-        self.next.set(number + 1);
-        let connection = Connection::new(number, tags, wire, self.limits.outgoing_bytes);
-        let connection = Rc::new(connection);
+        let core = self.core()?;
+        let connection = self.connection(wire, self.intern(tags));
+        let number = connection.number;
         for tag in &connection.tags {
             self.by_tag.borrow_mut().entry(tag.clone()).or_default().insert(number);
         }
@@ -92,6 +91,46 @@ impl Sockets {
         };
         core.host.spawn("socket", reader.run());
         Ok(connection)
+    }
+
+    fn core(&self) -> Result<Rc<Inner>> {
+        self.core.upgrade().filter(|core| !core.is_draining()).ok_or_else(closed)
+    }
+
+    fn connection(&self, wire: Wire, tags: Box<[Rc<str>]>) -> Rc<Connection> {
+        wire.limit(&self.limits);
+        let number = self.next.get();
+        self.next.set(number + 1);
+        Rc::new(Connection::new(number, tags, wire, self.limits.outgoing_bytes))
+    }
+
+    /// Takes a connection on that the object reads itself.
+    ///
+    /// Errors: `Closed`.
+    pub(crate) fn accept_live(&self, wire: Wire) -> Result<Rc<Connection>> {
+        self.core()?;
+        let connection = self.connection(wire, Box::default());
+        self.live.borrow_mut().insert(connection.number, connection.clone());
+        Ok(connection)
+    }
+
+    pub(crate) fn is_live(&self, connection: &Connection) -> bool {
+        self.live.borrow().contains_key(&connection.number)
+    }
+
+    pub(crate) fn live_is_over(&self, connection: &Connection) {
+        self.live.borrow_mut().remove(&connection.number);
+    }
+
+    /// Whether a socket keeps the instance in memory.
+    pub(crate) fn keeps_awake(&self) -> bool {
+        !self.live.borrow().is_empty()
+    }
+
+    /// Whoever reads such a socket is told that it is lost.
+    pub(crate) fn hang_up_live(&self) {
+        let live = std::mem::take(&mut *self.live.borrow_mut());
+        live.into_values().for_each(|connection| connection.wire.hang_up());
     }
 
     /// Whether one more could be accepted with these tags; gives them without duplicates.
@@ -172,6 +211,7 @@ impl Sockets {
     /// Drops everything: clients see that they are disconnected, the object nothing.
     pub(crate) fn disconnect(&self) {
         self.drop_leaving();
+        self.hang_up_live();
         let open = std::mem::take(&mut *self.open.borrow_mut());
         open.into_values().for_each(|connection| connection.wire.hang_up());
         self.by_tag.take();
@@ -183,6 +223,7 @@ impl Sockets {
     pub(crate) fn is_empty(&self) -> bool {
         self.open.borrow().is_empty()
             && self.leaving.borrow().is_empty()
+            && self.live.borrow().is_empty()
             && self.auto_response.borrow().is_none()
             && self.event_timeout.get().is_none()
     }

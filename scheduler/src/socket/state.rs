@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::handle::WebSocket;
+use super::live::LiveSocket;
 use super::upgrade::Upgrade;
 use crate::error::Result;
 use crate::event::closed;
@@ -26,6 +27,19 @@ impl State {
         let wire = socket.accept().ok_or_else(closed)?;
         let connection = instance.sockets.accept(&instance.id, wire, tags)?;
         Ok(WebSocket::new(instance.clone(), connection))
+    }
+
+    /// Accepts a socket that the object reads itself; it stays in memory while that is open (R-701,
+    ///
+    ///
+    /// Errors: `bad-argument` if it was accepted already.
+    pub fn accept(&self, socket: &Upgrade) -> Result<LiveSocket> {
+        let instance = self.instance();
+        instance.check_resident()?;
+        socket.check()?;
+        let wire = socket.accept().ok_or_else(closed)?;
+        let connection = instance.sockets.accept_live(wire)?;
+        Ok(LiveSocket::new(instance.clone(), connection))
     }
 
     /// The sockets with this tag, oldest first; with `None` all of them, newest first

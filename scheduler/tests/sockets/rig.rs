@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use dormouse_engine::call::wait;
 use dormouse_scheduler::prelude::*;
-use dormouse_scheduler::{Call, ClientSocket, ReadyState, SocketLimits, StackLimits};
+use dormouse_scheduler::{
+    AlarmTime, Call, ClientSocket, LiveSocket, ReadyState, SocketEvent, SocketLimits, StackLimits,
+};
 use futures_util::FutureExt;
 
-/// What outlives the instances: they find it by the object's name.
+/// What outlives the instances.
 #[derive(Default)]
 struct Seen {
     log: Mutex<Vec<String>>,
@@ -19,11 +21,18 @@ struct Seen {
     constructor_panics: Mutex<bool>,
 }
 
-static SEEN: Mutex<Vec<Arc<Seen>>> = Mutex::new(Vec::new());
+thread_local! {
+    /// What an instance left behind on its core.
+    static LEFT: Cell<Option<WebSocket>> = const { Cell::new(None) };
+}
 
-fn seen(name: &str) -> Arc<Seen> {
-    let number: usize = name.parse().expect("objects are named by numbers");
-    SEEN.lock().unwrap()[number].clone()
+static SEEN: Mutex<Vec<(String, Arc<Seen>)>> = Mutex::new(Vec::new());
+
+/// An alarm wakes an object without its name, so they are known by their ids.
+fn seen(state: &State) -> Arc<Seen> {
+    let id = state.id().to_string();
+    let all = SEEN.lock().unwrap();
+    all.iter().find(|(of, _)| *of == id).expect("a rig of this object").1.clone()
 }
 
 pub(crate) struct Room {
@@ -64,7 +73,7 @@ impl Room {
 
 impl DurableObject for Room {
     fn new(state: State) -> Self {
-        let seen = seen(state.id().name().expect("a name"));
+        let seen = seen(&state);
         seen.built.fetch_add(1, Ordering::SeqCst);
         let listed_in_constructor = shown(&state.web_sockets(None));
         if *seen.slow_constructor.lock().unwrap() {
@@ -89,8 +98,15 @@ impl DurableObject for Room {
         let query = request.into_body().text().await?;
         let words: Vec<&str> = query.split('&').collect();
         let tags = words.iter().filter_map(|word| word.strip_prefix("tag="));
-        if !words.contains(&"unaccepted") {
+        if words.contains(&"live") {
+            let live = self.state.accept(&socket)?;
+            let seen = self.seen.clone();
+            self.state.wait_until(async move { read_live(&live, &seen).await });
+        } else if !words.contains(&"unaccepted") {
             self.state.accept_web_socket(&socket, tags)?;
+        }
+        if words.contains(&"also-live") {
+            self.state.accept(&socket)?;
         }
         if words.contains(&"twice") {
             self.state.accept_web_socket(&socket, [""; 0])?;
@@ -99,6 +115,10 @@ impl DurableObject for Room {
             return Err(Error::user("after it was accepted"));
         }
         Ok(socket.into_response())
+    }
+
+    async fn alarm(&self, _info: AlarmInfo) -> Result<()> {
+        self.state.web_sockets(None).iter().try_for_each(|socket| socket.send("the alarm"))
     }
 
     async fn web_socket_message(&self, socket: &WebSocket, message: Message) -> Result<()> {
@@ -141,6 +161,33 @@ impl DurableObject for Room {
     }
 }
 
+/// Echoes what an ordinary socket receives.
+async fn read_live(live: &LiveSocket, seen: &Seen) {
+    while let Some(event) = live.recv().await {
+        let entry = match event {
+            SocketEvent::Message(message) => {
+                if message.as_text() == Some("close") {
+                    live.send("before the close").unwrap();
+                    live.close(4003, "from the object").unwrap();
+                    assert!(live.send("after it").is_err());
+                } else if message.as_text() == Some("drop") {
+                    live.send("before the drop").unwrap();
+                    return;
+                } else {
+                    live.send(message).unwrap();
+                }
+                continue;
+            }
+            SocketEvent::Closed(closed) => {
+                let Closed { code, was_clean, .. } = closed;
+                format!("live closed {code} {was_clean} {:?}", live.ready_state())
+            }
+            SocketEvent::Error(error) => format!("live error {}", error.code().unwrap_or("none")),
+        };
+        seen.log.lock().unwrap().push(entry);
+    }
+}
+
 /// What the object does when it is called. Sockets are named by one of their tags.
 pub(crate) enum Do {
     Attach(&'static str, String),
@@ -163,6 +210,9 @@ pub(crate) enum Do {
     SlowConstructor(bool),
     ConstructorSendsAndPanics,
     Sleep(u64),
+    LeaveHandle(&'static str),
+    UseLeftHandle,
+    SetAlarm(u64),
     Abort,
 }
 
@@ -227,6 +277,20 @@ impl Handler<Do> for Room {
                 self.state.sleep(Duration::from_millis(ms)).await;
                 "ok".to_owned()
             }
+            Do::LeaveHandle(tag) => {
+                LEFT.set(Some(self.socket(tag)));
+                "ok".to_owned()
+            }
+            Do::UseLeftHandle => {
+                let left = LEFT.take().expect("a handle was left");
+                let sent = code_of(left.send("by an old handle"));
+                LEFT.set(Some(left));
+                sent
+            }
+            Do::SetAlarm(ms) => {
+                let delay = Duration::from_millis(ms);
+                code_of(self.state.storage().set_alarm(AlarmTime::In(delay)).await)
+            }
             Do::Abort => {
                 self.state.abort("as asked").await;
                 unreachable!("the turn has ended")
@@ -251,15 +315,13 @@ impl Rig {
     pub(crate) fn with(sockets: SocketLimits) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let seen = Arc::new(Seen::default());
-        let name = {
-            let mut all = SEEN.lock().unwrap();
-            all.push(seen.clone());
-            (all.len() - 1).to_string()
-        };
         let limits = StackLimits { sockets, ..StackLimits::PRODUCTION };
         let builder = Runtime::builder(&dir).cores(1).limits(limits);
         let runtime = builder.namespace::<Room>("rooms").start().unwrap();
-        let room = runtime.namespace::<Room>().get_by_name(&name);
+        let mut all = SEEN.lock().unwrap();
+        let room = runtime.namespace::<Room>().get_by_name(&all.len().to_string());
+        all.push((room.id().to_string(), seen.clone()));
+        drop(all);
         Self { runtime: Some(runtime), room, seen, _dir: dir }
     }
 
@@ -289,6 +351,15 @@ impl Rig {
     pub(crate) fn evict(&self) {
         let runtime = self.runtime.as_ref().expect("it is open");
         wait(runtime.evict(self.room.id()));
+    }
+
+    /// Asks for an eviction, and waits for it only as long as this.
+    pub(crate) fn evict_within_ms(&self, ms: u64) -> bool {
+        let runtime = self.runtime.as_ref().expect("it is open");
+        let mut eviction = Box::pin(runtime.evict(self.room.id()));
+        assert!(eviction.as_mut().now_or_never().is_none(), "it is another thread's");
+        sleep_ms(ms);
+        eviction.now_or_never().is_some()
     }
 
     pub(crate) fn close(&mut self) {
