@@ -1,6 +1,9 @@
 //! WebSockets and the output gate on the simulated machine: what a client sees is durable, in every
 //! order that the seeds find (semantics.md §7.3; scenarios T-168, T-169, T-170, T-181).
 
+#[path = "sockets/lives.rs"]
+mod lives;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -92,6 +95,25 @@ impl Handler<Do> for Writer {
     }
 }
 
+/// A process of one core, which serves this topology.
+fn start(world: &World, topology: &Topology) -> (Process, SimEnv) {
+    let process = world.process();
+    let env = process.core();
+    let (core_env, serving) = (env.clone(), topology.clone());
+    let opened = world.block_on(&env, STEPS, async move {
+        let limits = Limits::PRODUCTION;
+        let lock = StoreLock::open_or_create(&core_env, &limits, 1).await.expect("a store");
+        let core = serving.open(&core_env, 0, lock.superblock(), limits).await.expect("open");
+        let disk = core_env.disk().clone();
+        core_env.spawn("core", async move {
+            let _locked = (lock, disk);
+            core.serve().await.expect("served");
+        });
+    });
+    opened.expect("the store opens");
+    (process, env)
+}
+
 /// A machine with one process of one core.
 struct Rig {
     world: World,
@@ -108,23 +130,10 @@ impl Rig {
     fn with(world: World, sockets: SocketLimits) -> Self {
         WRITTEN.set(0);
         DURABLE.set(0);
-        let process = world.process();
-        let env = process.core();
         let limits = StackLimits { sockets, ..StackLimits::PRODUCTION };
         let topology =
             Topology::builder().namespace::<Writer>("writers").limits(limits).build(|| 1);
-        let (core_env, serving) = (env.clone(), topology.clone());
-        let opened = world.block_on(&env, STEPS, async move {
-            let limits = Limits::PRODUCTION;
-            let lock = StoreLock::open_or_create(&core_env, &limits, 1).await.expect("a store");
-            let core = serving.open(&core_env, 0, lock.superblock(), limits).await.expect("open");
-            let disk = core_env.disk().clone();
-            core_env.spawn("core", async move {
-                let _locked = (lock, disk);
-                core.serve().await.expect("served");
-            });
-        });
-        opened.expect("the store opens");
+        let (process, env) = start(&world, &topology);
         Self { world, process, env, topology }
     }
 
