@@ -43,6 +43,26 @@ fn a_path_names_an_object_and_the_rest_is_the_objects() {
     }
 }
 
+/// As it would stand behind another server, with another's kind of body.
+#[test]
+fn the_router_is_a_tower_service() {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Full};
+    use tower_service::Service;
+    let rig = Rig::new();
+    let mut router = rig.router();
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (status, body) = tokio.block_on(async {
+        let request = http::Request::post("/rooms/a/x")
+            .body(Full::new(Bytes::from_static(b"hello")))
+            .unwrap();
+        let response = router.call(request).await.unwrap();
+        let status = response.status();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
+    });
+    assert_eq!((status.as_u16(), &*body), (200, &b"a POST /x hello"[..]));
+}
+
 #[test]
 fn a_connection_is_kept_for_more_requests() {
     let rig = Rig::new();

@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use dormouse_engine::call::wait;
-use dormouse_scheduler::ServerOptions;
 use dormouse_scheduler::prelude::*;
+use dormouse_scheduler::{Router, ServerOptions};
 use tungstenite::WebSocket as Client;
 use tungstenite::protocol::CloseFrame;
 
@@ -139,6 +139,10 @@ impl Rig {
 
     fn runtime(&self) -> &Runtime {
         self.runtime.as_ref().expect("it is open")
+    }
+
+    pub(crate) fn router(&self) -> Router {
+        self.runtime().router(ServerOptions::PRODUCTION)
     }
 
     pub(crate) fn close(&mut self) {

@@ -263,7 +263,7 @@ impl Life {
             }
             9 => {
                 let closed = |client: &&mut Client| client.closing.is_some_and(|(_, clean)| clean);
-                if let Some(client) = self.clients.iter_mut().filter(closed).next_back() {
+                if let Some(client) = self.clients.iter_mut().rfind(closed) {
                     client.socket = None;
                 }
             }
