@@ -163,7 +163,7 @@ impl Instance {
         self.wake();
     }
 
-    pub(crate) fn wake(&self) {
+    fn wake(&self) {
         let waker = self.waker.borrow_mut().take();
         waker.into_iter().for_each(Waker::wake);
     }
@@ -197,43 +197,44 @@ impl Instance {
     /// Says something to others: at once if the output gate is open, else when it is.
     pub(crate) fn say(self: &Rc<Self>, send: impl FnOnce() + 'static) {
         let wait = self.cache.output_gate().wait();
-        let outbox = self.outbox.borrow();
+        let mut outbox = self.outbox.borrow_mut();
         if outbox.is_empty() && wait.is_ready() && self.cache.broken_reason().is_none() {
             drop(outbox);
             return send();
         }
+        outbox.push_back((wait, Box::new(send)));
+        let is_first = outbox.len() == 1;
         drop(outbox);
-        self.say_behind(wait, send);
+        if is_first {
+            self.begin_to_say();
+        }
     }
 
     /// As [`say`](Self::say), but never within the turn: what a constructor or a turn says before
     /// it resets the object is not said.
     pub(crate) fn say_after_turn(self: &Rc<Self>, send: impl FnOnce() + 'static) {
-        self.say_behind(self.cache.output_gate().wait(), send);
-    }
-
-    fn say_behind(self: &Rc<Self>, wait: OutputWait, send: impl FnOnce() + 'static) {
-        let first = {
+        let wait = self.cache.output_gate().wait();
+        let is_first = {
             let mut outbox = self.outbox.borrow_mut();
             outbox.push_back((wait, Box::new(send)));
             outbox.len() == 1
         };
-        if first {
-            self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+        if is_first {
+            self.begin_to_say();
         }
+    }
+
+    fn begin_to_say(self: &Rc<Self>) {
+        self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
     }
 
     /// Errors: code `object-evicted` once the instance has left memory.
     pub(crate) fn check_resident(&self) -> Result<()> {
-        match self.ended.get() {
-            true => Err(evicted().into()),
-            false => Ok(()),
+        if !self.ended.get() {
+            return Ok(());
         }
-    }
-
-    /// Whether nothing that it began is still under way, but its tasks.
-    fn is_idle(&self) -> bool {
-        self.cache.is_idle() && !self.sockets.keeps_awake()
+        let text = "the instance left memory because nothing was happening";
+        Err(engine::Error::coded(engine::Kind::Closed, "object-evicted", text).into())
     }
 
     /// Whether it ended by a reset.
@@ -262,7 +263,10 @@ impl Instance {
 
     /// Lives until the instance is evicted or reset.
     pub(crate) async fn run(self: Rc<Self>, class: &Class) {
-        let Some(object) = self.construct(class) else { return self.end() };
+        let Some(object) = self.construct(class) else {
+            self.ended.set(true);
+            return self.end();
+        };
         let mut tasks = FuturesUnordered::new();
         let mut broken =
             select(self.cache.broken().boxed_local(), self.gate.broken().boxed_local())
@@ -284,7 +288,7 @@ impl Instance {
                 match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
                     Ok(Poll::Ready(Some(()))) => {}
                     Ok(_) if !self.inbox.borrow().is_empty() || self.verdict.get().is_some() => {}
-                    Ok(Poll::Ready(None)) if self.evict.get() && self.is_idle() => {
+                    Ok(Poll::Ready(None)) if self.evict.get() && self.cache.is_idle() => {
                         return Poll::Ready(());
                     }
                     Ok(_) => return Poll::Pending,
@@ -313,8 +317,8 @@ impl Instance {
 
     /// Storage stops, and what was not begun is answered.
     fn end(&self) {
-        self.ended.set(true);
-        self.cache.shutdown(evicted());
+        let gone = engine::Error::coded(engine::Kind::Closed, "object-evicted", "evicted");
+        self.cache.shutdown(gone);
         drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
         drop_quietly(std::mem::take(&mut *self.inbox.borrow_mut()));
     }
@@ -350,36 +354,6 @@ impl Instance {
         }
     }
 
-    /// A message, close or error of a socket. Its failure concerns nobody.
-    async fn socket(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: SocketCall) {
-        let SocketCall { connection, event, delivered } = call;
-        let inbound = event.inbound();
-        let socket = WebSocket::new(self.clone(), connection.clone());
-        let handler = (class.socket)(object, socket, event);
-        let (handler, begins) =
-            Delivery::new(self.sockets.clone(), connection, inbound, handler, delivered);
-        let this = self.clone();
-        let limit = self.sockets.event_timeout();
-        let too_long = async move {
-            let Some(limit) = limit else { return std::future::pending().await };
-            if begins.await.is_err() {
-                return std::future::pending().await;
-            }
-            this.host.sleep(limit).await;
-            limit
-        };
-        let event = self.new_event();
-        let handled = self.gated(event, handler).boxed_local();
-        match select(handled, too_long.boxed_local()).await {
-            Either::Left((Ok(Err(error)), _)) => {
-                tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
-            }
-            // A broken gate resets the instance.
-            Either::Left(_) => {}
-            Either::Right((limit, _)) => drop(self.reset(Error::event_timeout(limit))),
-        }
-    }
-
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
         let AlarmCall { info, last, mut done } = call;
         let this = self.clone();
@@ -410,11 +384,36 @@ impl Instance {
             done.send(end);
         }
     }
-}
 
-fn evicted() -> engine::Error {
-    let text = "the instance left memory because nothing was happening";
-    engine::Error::coded(engine::Kind::Closed, "object-evicted", text)
+    /// A message, close or error of a socket. Its failure concerns nobody.
+    async fn socket(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: SocketCall) {
+        let SocketCall { connection, event, delivered } = call;
+        let inbound = event.inbound();
+        let socket = WebSocket::new(self.clone(), connection.clone());
+        let handler = (class.socket)(object, socket, event);
+        let (handler, begins) =
+            Delivery::new(self.sockets.clone(), connection, inbound, handler, delivered);
+        let this = self.clone();
+        let limit = self.sockets.event_timeout();
+        let too_long = async move {
+            let Some(limit) = limit else { return std::future::pending().await };
+            if begins.await.is_err() {
+                return std::future::pending().await;
+            }
+            this.host.sleep(limit).await;
+            limit
+        };
+        let event = self.new_event();
+        let handled = self.gated(event, handler).boxed_local();
+        match select(handled, too_long.boxed_local()).await {
+            Either::Left((Ok(Err(error)), _)) => {
+                tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
+            }
+            // A broken gate resets the instance.
+            Either::Left(_) => {}
+            Either::Right((limit, _)) => drop(self.reset(Error::event_timeout(limit))),
+        }
+    }
 }
 
 /// The instance whose code is being polled on this thread, if any.

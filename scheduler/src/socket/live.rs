@@ -119,7 +119,6 @@ impl LiveSocket {
     /// It keeps the object in memory no longer.
     fn is_over(&self) {
         self.instance.sockets.live_is_over(&self.connection);
-        self.instance.wake();
     }
 }
 

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use dormouse_engine as engine;
 use dormouse_engine::Host;
+use futures_channel::oneshot;
+use futures_util::FutureExt;
 
 use super::connection::Connection;
 use super::read::Reader;
@@ -35,6 +37,13 @@ pub(crate) struct AutoResponse {
     pub(crate) response: Rc<str>,
 }
 
+/// A connection that the object reads itself.
+struct Live {
+    connection: Rc<Connection>,
+    /// Dropped when it is over.
+    _open: oneshot::Sender<()>,
+}
+
 pub(crate) struct Sockets {
     /// Weak: the core keeps this.
     core: Weak<Inner>,
@@ -45,7 +54,7 @@ pub(crate) struct Sockets {
     by_tag: RefCell<BTreeMap<Rc<str>, BTreeSet<u64>>>,
     leaving: RefCell<BTreeMap<u64, Rc<Connection>>>,
     /// Those that the object reads itself: never listed, and gone with its instance.
-    live: RefCell<BTreeMap<u64, Rc<Connection>>>,
+    live: RefCell<BTreeMap<u64, Live>>,
     auto_response: RefCell<Option<Rc<AutoResponse>>>,
     event_timeout: Cell<Option<Duration>>,
 }
@@ -104,14 +113,20 @@ impl Sockets {
         Rc::new(Connection::new(number, tags, wire, self.limits.outgoing_bytes))
     }
 
-    /// Takes a connection on that the object reads itself.
+    /// Takes a connection on that the object reads itself. The second part resolves when it is
+    /// over: until then the instance stays in memory.
     ///
     /// Errors: `Closed`.
-    pub(crate) fn accept_live(&self, wire: Wire) -> Result<Rc<Connection>> {
+    pub(crate) fn accept_live(
+        &self,
+        wire: Wire,
+    ) -> Result<(Rc<Connection>, impl Future<Output = ()> + 'static)> {
         self.core()?;
         let connection = self.connection(wire, Box::default());
-        self.live.borrow_mut().insert(connection.number, connection.clone());
-        Ok(connection)
+        let (open, over) = oneshot::channel();
+        let live = Live { connection: connection.clone(), _open: open };
+        self.live.borrow_mut().insert(connection.number, live);
+        Ok((connection, over.map(drop)))
     }
 
     pub(crate) fn is_live(&self, connection: &Connection) -> bool {
@@ -122,15 +137,10 @@ impl Sockets {
         self.live.borrow_mut().remove(&connection.number);
     }
 
-    /// Whether a socket keeps the instance in memory.
-    pub(crate) fn keeps_awake(&self) -> bool {
-        !self.live.borrow().is_empty()
-    }
-
     /// Whoever reads such a socket is told that it is lost.
     pub(crate) fn hang_up_live(&self) {
         let live = std::mem::take(&mut *self.live.borrow_mut());
-        live.into_values().for_each(|connection| connection.wire.hang_up());
+        live.into_values().for_each(|live| live.connection.wire.hang_up());
     }
 
     /// Whether one more could be accepted with these tags; gives them without duplicates.

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
+
 use super::handle::WebSocket;
 use super::live::LiveSocket;
 use super::upgrade::Upgrade;
 use crate::error::Result;
 use crate::event::closed;
+use crate::instance::Work;
 use crate::state::State;
 
 impl State {
@@ -38,7 +41,8 @@ impl State {
         instance.check_resident()?;
         socket.check()?;
         let wire = socket.accept().ok_or_else(closed)?;
-        let connection = instance.sockets.accept_live(wire)?;
+        let (connection, over) = instance.sockets.accept_live(wire)?;
+        instance.push(Work::Task(over.boxed_local()));
         Ok(LiveSocket::new(instance.clone(), connection))
     }
 
