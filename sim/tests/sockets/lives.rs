@@ -197,7 +197,13 @@ fn topology() -> Topology {
 
 impl Life {
     fn new(seed: u64) -> Self {
-        let world = World::new(seed, DiskFaults::default());
+        // A third of the lives have a slow disk, half of them cores that stand still at times.
+        let slow_io = if seed.is_multiple_of(3) { 20 } else { 0 };
+        let world = World::new(seed, DiskFaults { slow_io, ..DiskFaults::default() });
+        if seed.is_multiple_of(2) {
+            world.set_stalls(100);
+            world.set_late_wakes(5);
+        }
         let topology = topology();
         let (process, env) = start(&world, &topology);
         let random = Random::new(seed ^ 0x50_c4e7);
@@ -313,7 +319,10 @@ impl Life {
 
     /// Lets everything come to its end, and looks at it.
     fn end(mut self) -> (usize, usize) {
-        self.run(self.env.sleep(Duration::from_secs(5)));
+        self.world.set_faults(DiskFaults::default());
+        self.world.set_stalls(0);
+        self.world.set_late_wakes(0);
+        self.run(self.env.sleep(Duration::from_secs(20)));
         self.clients.iter_mut().for_each(Client::take);
         for object in 0..OBJECTS {
             let listed = self.run(self.stub(object).call(Listed)).expect("an answer");
