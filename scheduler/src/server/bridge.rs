@@ -10,6 +10,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
@@ -52,20 +53,26 @@ impl Shared {
     }
 }
 
+/// The bounds of all connections: one copy, since most of what a silent one holds is its task.
+pub(super) struct Bounds {
+    pub(super) options: ServerOptions,
+    pub(super) limits: SocketLimits,
+}
+
 /// Carries frames until one side ends. `going_away` says that the server is being shut down: then
 /// a client whose object hangs up is told so (1001), instead of nothing.
 pub(super) async fn run(
     io: impl AsyncRead + AsyncWrite,
     client: ClientSocket,
-    options: ServerOptions,
-    limits: SocketLimits,
+    bounds: Arc<Bounds>,
     going_away: impl Fn() -> bool,
 ) {
+    let Bounds { options, limits } = &*bounds;
     let (mut input, mut output) = tokio::io::split(io);
     let shared = Shared::default();
     let ended = {
-        let reading = pin!(read(&mut input, &client, &shared, &options, &limits));
-        let writing = pin!(write(&mut output, &client, &shared, &options, &going_away));
+        let reading = pin!(read(&mut input, &client, &shared, options, limits));
+        let writing = pin!(write(&mut output, &client, &shared, options, &going_away));
         match select(reading, writing).await {
             Either::Left((ended, _)) => ended,
             Either::Right(((), _)) => Ended::Gone,
@@ -87,7 +94,7 @@ pub(super) async fn run(
                 while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             }
         };
-        within(options.close_time.min(Duration::from_secs(2)), last).await;
+        Box::pin(within(options.close_time.min(Duration::from_secs(2)), last)).await;
     }
 }
 
@@ -115,14 +122,14 @@ async fn read(
             Err(violation) => return Ended::Broken(violation),
         };
         let taken = match inbound {
-            Inbound::Message(message) => client.send(message).await,
+            Inbound::Message(message) => Box::pin(client.send(message)).await,
             // Answered by the core, behind what it sent before.
-            Inbound::Ping(bytes) => client.ping(bytes).await,
+            Inbound::Ping(bytes) => Box::pin(client.ping(bytes)).await,
             Inbound::Pong => Ok(()),
             Inbound::Close(close) => {
                 let taken = client.close_with(close);
                 return match taken {
-                    Ok(()) => until_closed(input, options).await,
+                    Ok(()) => Box::pin(until_closed(input, options)).await,
                     Err(_) => std::future::pending().await,
                 };
             }
@@ -185,7 +192,7 @@ async fn write(
         };
         shared.cut.store(true, Ordering::Release);
         let time = options.silence_time.saturating_mul(2);
-        if within(time, sent).await.is_none_or(|sent| sent.is_err()) {
+        if Box::pin(within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
             return;
         }
         shared.cut.store(false, Ordering::Release);
@@ -193,7 +200,7 @@ async fn write(
         out.shrink_to(IDLE_BYTES);
         if hung_up {
             // After both closes the server ends the connection (RFC 6455 §7.1.1).
-            within(options.close_time, output.shutdown()).await;
+            Box::pin(within(options.close_time, output.shutdown())).await;
             return;
         }
     }

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
-use super::bridge::{self, within};
+use super::bridge::{self, Bounds, within};
 use super::{ServerOptions, handshake};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
@@ -43,7 +43,7 @@ type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
 #[derive(Clone)]
 pub struct Router {
     topology: Topology,
-    options: ServerOptions,
+    bounds: Arc<Bounds>,
     sockets: Arc<Bridges>,
     /// Asked before a path is held for an object's.
     own: Option<Own>,
@@ -60,7 +60,9 @@ struct Bridges {
 
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
-        Self { topology, options, sockets: Arc::default(), own: None }
+        let limits = topology.limits().sockets;
+        let bounds = Arc::new(Bounds { options, limits });
+        Self { topology, bounds, sockets: Arc::default(), own: None }
     }
 
     /// Asks `own` first, with a request's method, path and headers: what it answers no object sees.
@@ -75,7 +77,7 @@ impl Router {
     }
 
     pub(super) fn options(&self) -> ServerOptions {
-        self.options
+        self.bounds.options
     }
 
     /// From now on a client whose object hangs up is told that the server goes away.
@@ -104,8 +106,10 @@ impl Router {
         }
         let mut request = http::Request::from_parts(parts, body);
         let (class, id, rest) = self.route(request.uri())?;
-        let accept = handshake::accept_key(&request, self.options.origins)?;
-        if accept.is_some() && self.sockets.open.load(Ordering::Acquire) >= self.options.sockets {
+        let accept = handshake::accept_key(&request, self.bounds.options.origins)?;
+        if accept.is_some()
+            && self.sockets.open.load(Ordering::Acquire) >= self.bounds.options.sockets
+        {
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
         let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
@@ -113,7 +117,7 @@ impl Router {
         parts.uri = rest;
         let body = self.collect(body).await?;
         let call = self.topology.fetch(class, id, Request::from_parts(parts, body.into()));
-        let answer = within(self.options.answer_time, call).await;
+        let answer = within(self.bounds.options.answer_time, call).await;
         let answer = answer.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
         let mut response = answer.map_err(|error| status(&error))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -153,11 +157,11 @@ impl Router {
         B: http_body::Body<Error: Into<BoxError>>,
     {
         // Refused before it comes, where its length is said.
-        if body.size_hint().lower() > self.options.body_bytes as u64 {
+        if body.size_hint().lower() > self.bounds.options.body_bytes as u64 {
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
-        let limited = Limited::new(body, self.options.body_bytes);
-        let collected = within(self.options.body_time, limited.collect()).await;
+        let limited = Limited::new(body, self.bounds.options.body_bytes);
+        let collected = within(self.bounds.options.body_time, limited.collect()).await;
         match collected.ok_or(StatusCode::REQUEST_TIMEOUT)? {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
@@ -168,13 +172,13 @@ impl Router {
     /// Carries the socket's frames once hyper has sent the response.
     #[expect(clippy::disallowed_methods, reason = "on tokio, beside the request's own task")]
     fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket) {
-        let (options, limits) = (self.options, self.topology.limits().sockets);
+        let bounds = self.bounds.clone();
         let open = Open::new(self.sockets.clone());
         tokio::spawn(async move {
             // If it fails the client has gone, and its end is dropped here.
             if let Ok(upgraded) = upgrade.await {
                 let going_away = || open.0.closing.load(Ordering::Acquire);
-                bridge::run(TokioIo::new(upgraded), client, options, limits, going_away).await;
+                bridge::run(TokioIo::new(upgraded), client, bounds, going_away).await;
             }
         });
     }
