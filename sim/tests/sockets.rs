@@ -173,6 +173,11 @@ impl Rig {
         self.run(async move { client.send(text).await }).expect("sent");
     }
 
+    fn evict(&self, name: &str) {
+        let (topology, id) = (self.topology.clone(), self.stub(name).id().clone());
+        self.run(async move { topology.evict(&id).await });
+    }
+
     fn pass(&self, ms: u64) {
         self.run(self.env.sleep(Duration::from_millis(ms)));
     }
@@ -258,23 +263,35 @@ fn an_auto_response_passes_a_closed_gate_but_no_frame_that_waits_at_it() {
     assert!(before_the_write > 0, "the gate was never closed when it was passed");
 }
 
-/// T-170, and R-722: the shard is poisoned then, and can't bring a sleeping object back.
+/// T-170.
 #[test]
 fn a_failed_write_disconnects_and_what_waited_for_it_never_leaves() {
     for seed in 0..SEEDS {
         let rig = Rig::new(seed);
-        let (client, other) = (rig.connect("o"), rig.connect("sleeper"));
-        let sleeper = rig.stub("sleeper").id().clone();
-        let topology = rig.topology.clone();
-        rig.run(async move { topology.evict(&sleeper).await });
+        let client = rig.connect("o");
         rig.world.set_faults(DiskFaults { write_error: 1, ..DiskFaults::default() });
         let call = rig.stub("o").call(Do::WriteAndSend(7));
         assert_eq!(rig.recv(&client), None, "seed {seed}");
         assert!(rig.run(call).expect_err("reset").reset());
-        rig.send(&other, "wake up");
-        assert_eq!(rig.recv(&other), None, "seed {seed}");
         rig.world.set_faults(DiskFaults::default());
         let rig = rig.crash();
+        assert_eq!(rig.call(Do::Send("nobody is there")), 0);
+    }
+}
+
+/// an object that can't be read again loses its sockets, and nothing waits for ever.
+#[test]
+fn a_sleeping_object_that_cannot_be_read_is_disconnected() {
+    for seed in 0..SEEDS {
+        let rig = Rig::new(seed);
+        let client = rig.connect("o");
+        rig.call(Do::Write(7));
+        rig.evict("o");
+        rig.world.set_faults(DiskFaults { read_error: 1, ..DiskFaults::default() });
+        rig.send(&client, "wake up");
+        assert_eq!(rig.recv(&client), None, "seed {seed}");
+        rig.world.set_faults(DiskFaults::default());
+        assert_eq!(rig.call(Do::Read), 7, "the object itself is well");
         assert_eq!(rig.call(Do::Send("nobody is there")), 0);
     }
 }
