@@ -6,11 +6,15 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormouse_engine as engine;
 
 /// `Result` with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The code of [`Error::event_timeout`].
+const EVENT_TIMEOUT: &str = "event-timeout";
 
 /// What happened to the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,12 @@ impl Error {
         Self::build(Kind::ObjectReset, format!("the object was reset: {cause}"), Some(cause))
     }
 
+    /// The instance was dropped because a handler of a socket took longer than it may.
+    pub(crate) fn event_timeout(limit: Duration) -> Self {
+        let text = format!("a WebSocket's handler took longer than {} ms", limit.as_millis());
+        Self::reset_by(engine::Error::coded(engine::Kind::Retry, EVENT_TIMEOUT, text))
+    }
+
     /// The instance was dropped because a critical section failed with `error`.
     pub(crate) fn section_failed(error: Self) -> Self {
         match error.reset() {
@@ -86,9 +96,15 @@ impl Error {
         self.0.engine.as_ref().and_then(engine::Error::code)
     }
 
-    /// Whether nothing happened and the same call may succeed later.
+    /// Whether the same call may be made again: nothing happened, or (code `event-timeout`) the
+    /// object was shut down in the midst of it through no fault of this call.
     pub fn is_retryable(&self) -> bool {
-        self.engine_kind() == Some(engine::Kind::Retry) && !self.reset()
+        let is_retry = self.engine_kind() == Some(engine::Kind::Retry);
+        is_retry && (!self.reset() || self.is_event_timeout())
+    }
+
+    fn is_event_timeout(&self) -> bool {
+        self.code() == Some(EVENT_TIMEOUT)
     }
 
     /// Whether a bounded queue was full, and nothing happened, or a time limit was passed: slow
@@ -100,7 +116,9 @@ impl Error {
     /// Whether storage failed, through no fault of the object's: neither its code nor a limit
     ///
     pub(crate) fn is_storage_failure(&self) -> bool {
-        self.reset() && self.engine_kind().is_some_and(|kind| kind != engine::Kind::Overloaded)
+        self.reset()
+            && !self.is_event_timeout()
+            && self.engine_kind().is_some_and(|kind| kind != engine::Kind::Overloaded)
     }
 
     fn engine_kind(&self) -> Option<engine::Kind> {
@@ -166,6 +184,8 @@ mod tests {
         let failed = |kind| Error::reset_by(engine::Error::new(kind, "a commit"));
         assert!(failed(engine::Kind::Unknown).is_storage_failure());
         assert!(!failed(engine::Kind::Overloaded).is_storage_failure());
+        let late = Error::event_timeout(Duration::from_millis(100));
+        assert!(late.reset() && late.is_retryable() && !late.is_storage_failure());
         assert!(!Error::aborted("why").is_storage_failure());
         assert!(!Error::object_reset("a panic").is_storage_failure());
     }

@@ -16,6 +16,22 @@ pub type Response<B = Body> = http::Response<B>;
 pub struct Body(Bytes);
 
 impl Body {
+    /// Its bytes; nothing is left.
+    #[cfg(feature = "server")]
+    pub(crate) fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.0)
+    }
+
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// All bytes.
     pub async fn bytes(self) -> Result<Bytes> {
         Ok(self.0)

@@ -22,15 +22,18 @@ use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::StreamExt;
-use futures_util::future::{FutureExt, LocalBoxFuture, select};
+use futures_util::future::{Either, FutureExt, LocalBoxFuture, select};
 use futures_util::stream::FuturesUnordered;
 
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::event::{Deliver, Verdict};
 use crate::host::{CoreHost, Home};
 use crate::id::Id;
 use crate::object::AlarmInfo;
 use crate::residency::Place;
+use crate::socket::WebSocket;
+use crate::socket::event::{Delivery, SocketCall};
+use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::Class;
 
@@ -45,6 +48,7 @@ thread_local! {
 pub(crate) enum Work {
     Call(Box<dyn Deliver>),
     Alarm(AlarmCall),
+    Socket(SocketCall),
     /// A task that the object itself started.
     Task(LocalBoxFuture<'static, ()>),
 }
@@ -105,6 +109,8 @@ pub(crate) struct Instance {
     pub(crate) host: CoreHost,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
+    /// The object's connections, which outlive this.
+    pub(crate) sockets: Rc<Sockets>,
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
@@ -115,18 +121,27 @@ pub(crate) struct Instance {
     calls: Cell<usize>,
     /// Its part in what the core keeps in memory.
     pub(crate) place: Place,
+    /// It has left memory; a destructor may still use handles on it.
+    ended: Cell<bool>,
     /// What the object said to others and its output gate still keeps, in order.
     outbox: RefCell<VecDeque<(OutputWait, Say)>>,
 }
 
 impl Instance {
-    pub(crate) fn new(id: Id, host: CoreHost, cache: Cache, place: Place) -> Rc<Self> {
+    pub(crate) fn new(
+        id: Id,
+        host: CoreHost,
+        cache: Cache,
+        place: Place,
+        sockets: Rc<Sockets>,
+    ) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
             id,
             host,
             cache,
             gate,
+            sockets,
             verdict: Verdict::default(),
             current: Cell::new(None),
             next_event: Cell::new(0),
@@ -135,6 +150,7 @@ impl Instance {
             evict: Cell::new(false),
             calls: Cell::new(0),
             place,
+            ended: Cell::new(false),
             outbox: RefCell::default(),
         })
     }
@@ -157,7 +173,7 @@ impl Instance {
                 self.calls.set(self.calls.get() + 1);
             }
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
-            Work::Task(_) => {}
+            Work::Socket(_) | Work::Task(_) => {}
         }
         self.inbox.borrow_mut().push_back(work);
         self.place.wake();
@@ -214,10 +230,43 @@ impl Instance {
             return send();
         }
         outbox.push_back((wait, Box::new(send)));
-        if outbox.len() == 1 {
-            drop(outbox);
-            self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+        let is_first = outbox.len() == 1;
+        drop(outbox);
+        if is_first {
+            self.begin_to_say();
         }
+    }
+
+    /// As [`say`](Self::say), but never within the turn: what a constructor or a turn says before
+    /// it resets the object is not said.
+    pub(crate) fn say_after_turn(self: &Rc<Self>, send: impl FnOnce() + 'static) {
+        let wait = self.cache.output_gate().wait();
+        let is_first = {
+            let mut outbox = self.outbox.borrow_mut();
+            outbox.push_back((wait, Box::new(send)));
+            outbox.len() == 1
+        };
+        if is_first {
+            self.begin_to_say();
+        }
+    }
+
+    fn begin_to_say(self: &Rc<Self>) {
+        self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+    }
+
+    /// Errors: code `object-evicted` once the instance has left memory.
+    pub(crate) fn check_resident(&self) -> Result<()> {
+        if !self.ended.get() {
+            return Ok(());
+        }
+        let text = "the instance left memory because nothing was happening";
+        Err(engine::Error::coded(engine::Kind::Closed, "object-evicted", text).into())
+    }
+
+    /// Whether it ended by a reset.
+    pub(crate) fn was_reset(&self) -> bool {
+        self.verdict.get().is_some()
     }
 
     async fn empty_outbox(self: Rc<Self>) {
@@ -241,7 +290,10 @@ impl Instance {
 
     /// Lives until the instance is evicted or reset.
     pub(crate) async fn run(self: Rc<Self>, class: &Class) {
-        let Some(object) = self.construct(class) else { return self.end() };
+        let Some(object) = self.construct(class) else {
+            self.ended.set(true);
+            return self.end();
+        };
         let mut tasks = FuturesUnordered::new();
         let mut broken =
             select(self.cache.broken().boxed_local(), self.gate.broken().boxed_local())
@@ -277,6 +329,7 @@ impl Instance {
             }
         })
         .await;
+        self.ended.set(true);
         drop_quietly(tasks);
         drop_quietly(object);
         self.end();
@@ -311,6 +364,7 @@ impl Instance {
         match work {
             Work::Call(call) => self.call(object, call).boxed_local(),
             Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
+            Work::Socket(call) => self.socket(object, class, call).boxed_local(),
             Work::Task(task) => task,
         }
     }
@@ -387,6 +441,36 @@ impl Instance {
             drop(lock);
         };
         Some(wait.boxed_local())
+    }
+
+    /// A message, close or error of a socket. Its failure concerns nobody.
+    async fn socket(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: SocketCall) {
+        let SocketCall { connection, event, delivered } = call;
+        let inbound = event.inbound();
+        let socket = WebSocket::new(self.clone(), connection.clone());
+        let handler = (class.socket)(object, socket, event);
+        let (handler, begins) =
+            Delivery::new(self.sockets.clone(), connection, inbound, handler, delivered);
+        let this = self.clone();
+        let limit = self.sockets.event_timeout();
+        let too_long = async move {
+            let Some(limit) = limit else { return std::future::pending().await };
+            if begins.await.is_err() {
+                return std::future::pending().await;
+            }
+            this.host.sleep(limit).await;
+            limit
+        };
+        let event = self.new_event();
+        let handled = self.gated(event, handler).boxed_local();
+        match select(handled, too_long.boxed_local()).await {
+            Either::Left((Ok(Err(error)), _)) => {
+                tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
+            }
+            // A broken gate resets the instance.
+            Either::Left(_) => {}
+            Either::Right((limit, _)) => drop(self.reset(Error::event_timeout(limit))),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Durable Objects on a thread for each core: ids, namespaces, stubs, life cycle, alarms.
+//! Durable Objects on a thread for each core: ids, namespaces, stubs, life cycle, alarms, WebSockets.
 //!
 //! ```
 //! use dormouse_scheduler::prelude::*;
@@ -41,7 +41,10 @@ mod instance;
 mod object;
 mod residency;
 mod runtime;
+#[cfg(feature = "server")]
+mod server;
 mod shards;
+mod socket;
 mod state;
 mod storage;
 mod stub;
@@ -54,6 +57,12 @@ pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
+#[cfg(feature = "server")]
+pub use server::{Origins, Router, ServerOptions, until_signal};
+pub use socket::{
+    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,
+    SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
+};
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
@@ -65,8 +74,9 @@ pub mod prelude {
 
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
-        AlarmInfo, Body, DurableObject, Error, Handler, Id, Namespace, Request, Respond, Response,
-        Result, Runtime, State, Storage, Stub, Transaction,
+        AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
+        Respond, Response, Result, Runtime, State, Storage, Stub, Transaction, UpgradeRequest,
+        UpgradeResponse, WebSocket,
     };
 }
 

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use crate::error::{Error, Result};
 use crate::http::{Request, Response};
+use crate::socket::{Closed, Message, WebSocket};
 use crate::state::State;
 
 /// An object: built from its [`State`] on first use, and anew after eviction, reset or crash.
@@ -25,6 +26,41 @@ pub trait DurableObject: Sized + 'static {
     /// The alarm: at least once, never early; an error has it run again later.
     fn alarm(&self, info: AlarmInfo) -> impl Future<Output = Result<()>> {
         let _ = info;
+        async { Ok(()) }
+    }
+
+    /// A message of a socket that was accepted by
+    /// [`State::accept_web_socket`], by this instance or an earlier one. Those of one
+    /// socket begin in their order; one that waits may be overtaken. An error is logged,
+    /// and changes nothing.
+    fn web_socket_message(
+        &self,
+        socket: &WebSocket,
+        message: Message,
+    ) -> impl Future<Output = Result<()>> {
+        let _ = (socket, message);
+        async { Ok(()) }
+    }
+
+    /// The client closed the socket, or was lost. Nothing answers its close frame
+    /// but [`WebSocket::close`], here or later.
+    fn web_socket_close(
+        &self,
+        socket: &WebSocket,
+        closed: Closed,
+    ) -> impl Future<Output = Result<()>> {
+        let _ = (socket, closed);
+        async { Ok(()) }
+    }
+
+    /// The socket broke in another way: a message over the limit, or what is no WebSocket's
+    /// . It is disconnected; what is sent goes nowhere.
+    fn web_socket_error(
+        &self,
+        socket: &WebSocket,
+        error: Error,
+    ) -> impl Future<Output = Result<()>> {
+        let _ = (socket, error);
         async { Ok(()) }
     }
 }

@@ -31,7 +31,7 @@ use crate::topology::StackLimits;
 
 /// What a live object counts beside its keys and values: instance, gates, tasks, its place in maps. Held
 /// near the truth by a test (`benches/tests/residency.rs`).
-pub const OBJECT_BYTES: usize = 2304;
+pub const OBJECT_BYTES: usize = 2560;
 
 /// The objects of one core, by when they are to be looked at.
 pub(crate) struct Residency {

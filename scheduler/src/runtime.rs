@@ -1,15 +1,25 @@
 //! [`Runtime`]: objects on a real directory, a thread for each core.
 
+#[cfg(feature = "server")]
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "server")]
+use std::sync::Mutex;
 use std::sync::mpsc;
 
 use dormouse_engine as engine;
 use dormouse_engine::real::{CoreOptions, CoreThread, DiskChoice, RealEnv};
 use dormouse_engine::{Limits, StoreLock, Superblock};
+#[cfg(feature = "server")]
+use futures_channel::oneshot;
 
 use crate::error::Result;
 use crate::id::Id;
 use crate::object::DurableObject;
+#[cfg(feature = "server")]
+use crate::server::{self, Drained, Router, Server, ServerOptions};
+#[cfg(feature = "server")]
+use crate::stub::Call;
 use crate::stub::Namespace;
 use crate::topology::{StackLimits, Topology, TopologyBuilder};
 
@@ -62,7 +72,12 @@ impl RuntimeBuilder {
         let cores = self.cores.unwrap_or_else(available);
         let shards = u16::try_from(cores).unwrap_or(u16::MAX);
         let topology = self.topology.cores(cores).build(entropy);
-        let mut runtime = Runtime { topology, threads: Vec::new() };
+        let mut runtime = Runtime {
+            topology,
+            threads: Vec::new(),
+            #[cfg(feature = "server")]
+            servers: Mutex::default(),
+        };
         let first = Start { dir: self.dir, disk: self.disk, shards };
         let superblock = runtime.start_core(&first, 0, cores, None)?;
         for core in 1..cores {
@@ -88,6 +103,8 @@ struct Start {
 pub struct Runtime {
     topology: Topology,
     threads: Vec<CoreThread<Result<()>>>,
+    #[cfg(feature = "server")]
+    servers: Mutex<Vec<Server>>,
 }
 
 impl Runtime {
@@ -121,6 +138,32 @@ impl Runtime {
         self.topology.abort(id, reason).await;
     }
 
+    /// Serves HTTP and WebSockets on `address`: `/<namespace>/<name>/…` goes to the object of that
+    /// name, which sees the rest of the path. Gives the address, for a port that was left to the
+    /// system; it is served until [`close`](Self::close). Blocks while the address is resolved.
+    ///
+    /// Errors: `Retry`: the address can't be had.
+    #[cfg(feature = "server")]
+    pub fn serve(&self, address: impl ToSocketAddrs) -> Call<SocketAddr> {
+        self.serve_router(address, self.router(ServerOptions::PRODUCTION))
+    }
+
+    /// [`serve`](Self::serve) with other bounds, or answers of one's own: a router of this runtime.
+    #[cfg(feature = "server")]
+    pub fn serve_router(&self, address: impl ToSocketAddrs, router: Router) -> Call<SocketAddr> {
+        let (listening, address_is) = oneshot::channel();
+        if let Some(server) = server::start(address, router, listening) {
+            self.servers.lock().expect("no code panics under it").push(server);
+        }
+        Call::new(address_is)
+    }
+
+    /// What [`serve`](Self::serve) serves, as a tower `Service`, to be mounted elsewhere.
+    #[cfg(feature = "server")]
+    pub fn router(&self, options: ServerOptions) -> Router {
+        Router::new(self.topology.clone(), options)
+    }
+
     /// Takes no new calls, answers those that are there, makes everything durable, and ends the
     /// threads. Blocks until then.
     ///
@@ -131,9 +174,16 @@ impl Runtime {
     }
 
     fn end(&mut self) -> Result<()> {
+        #[cfg(feature = "server")]
+        let servers: Vec<_> = {
+            let servers = std::mem::take(self.servers.get_mut().expect("no panic under it"));
+            servers.into_iter().map(Server::drain).collect()
+        };
         self.topology.shutdown();
         let threads = std::mem::take(&mut self.threads).into_iter();
         let ended: Vec<_> = threads.map(CoreThread::join).collect();
+        #[cfg(feature = "server")]
+        servers.into_iter().for_each(Drained::join);
         ended.into_iter().try_for_each(|end| end.map_err(io)?)
     }
 

@@ -33,6 +33,10 @@ impl State {
         Self(Rc::new(Inner { instance, storage }))
     }
 
+    pub(crate) fn instance(&self) -> &Rc<Instance> {
+        &self.0.instance
+    }
+
     /// The object's id; with its name where the first call of this instance had one.
     pub fn id(&self) -> &Id {
         &self.0.instance.id

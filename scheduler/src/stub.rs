@@ -134,6 +134,11 @@ impl<R> Future for Call<R> {
 }
 
 impl<R> Call<R> {
+    #[cfg(feature = "server")]
+    pub(crate) fn new(reply: oneshot::Receiver<Result<R>>) -> Self {
+        Self(reply)
+    }
+
     /// Blocks this thread until the reply is there. Not for use on a core, nor in async code.
     ///
     /// Errors: those of the call.

@@ -15,9 +15,17 @@ use futures_util::future::{FutureExt, LocalBoxFuture};
 use crate::core::Core;
 use crate::error::Result;
 use crate::event::Deliver;
+#[cfg(feature = "server")]
+use crate::event::{Fetch, Reply};
+#[cfg(feature = "server")]
+use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
+use crate::socket::event::SocketEvent;
+use crate::socket::{SocketLimits, WebSocket};
 use crate::state::State;
+#[cfg(feature = "server")]
+use crate::stub::Call;
 use crate::stub::Namespace;
 
 /// Bounds of one core.
@@ -38,6 +46,8 @@ pub struct StackLimits {
     /// longest first. At twice of it no further object is started: calls that would need one are refused
     /// (`Overloaded`).
     pub resident_bytes: usize,
+    /// Of WebSockets.
+    pub sockets: SocketLimits,
 }
 
 impl StackLimits {
@@ -49,8 +59,12 @@ impl StackLimits {
         alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
+        sockets: SocketLimits::PRODUCTION,
     };
 }
+
+/// A handler of an object's, running.
+type Handled = LocalBoxFuture<'static, Result<()>>;
 
 /// A type of objects.
 #[derive(Clone)]
@@ -59,7 +73,10 @@ pub(crate) struct Class {
     pub(crate) key: NamespaceKey,
     type_id: TypeId,
     pub(crate) build: fn(State) -> Rc<dyn Any>,
-    pub(crate) alarm: fn(Rc<dyn Any>, AlarmInfo) -> LocalBoxFuture<'static, Result<()>>,
+    #[cfg(feature = "server")]
+    pub(crate) fetch: fn(Request, Reply<Response>) -> Box<dyn Deliver>,
+    pub(crate) alarm: fn(Rc<dyn Any>, AlarmInfo) -> Handled,
+    pub(crate) socket: fn(Rc<dyn Any>, WebSocket, SocketEvent) -> Handled,
 }
 
 impl Class {
@@ -69,9 +86,29 @@ impl Class {
             key: NamespaceKey::new(name),
             type_id: TypeId::of::<T>(),
             build: |state| Rc::new(T::new(state)),
+            #[cfg(feature = "server")]
+            fetch: |request, reply| {
+                let object = std::marker::PhantomData::<fn(T)>;
+                Box::new(Fetch { request, reply, object })
+            },
             alarm: |object, info| {
                 let object = object.downcast::<T>().expect("an object of its class");
                 async move { object.alarm(info).await }.boxed_local()
+            },
+            socket: |object, socket, event| {
+                let object = object.downcast::<T>().expect("an object of its class");
+                async move {
+                    match event {
+                        SocketEvent::Message(message) => {
+                            object.web_socket_message(&socket, message).await
+                        }
+                        SocketEvent::Closed(closed) => {
+                            object.web_socket_close(&socket, closed).await
+                        }
+                        SocketEvent::Error(error) => object.web_socket_error(&socket, error).await,
+                    }
+                }
+                .boxed_local()
             },
         }
     }
@@ -229,6 +266,26 @@ impl Topology {
     /// The class whose key made the id: for an alarm, which knows no more.
     pub(crate) fn class_of(&self, id: ObjectId) -> Option<usize> {
         self.0.classes.iter().position(|class| class.key.owns(id))
+    }
+
+    /// The class of this name.
+    #[cfg(feature = "server")]
+    pub(crate) fn class_named(&self, name: &str) -> Option<usize> {
+        self.0.classes.iter().position(|class| *class.name == *name)
+    }
+
+    /// Sends a request to an object of a class that is known by its number alone.
+    #[cfg(feature = "server")]
+    pub(crate) fn fetch(&self, class: usize, id: Id, request: Request) -> Call<Response> {
+        let (reply, receiver) = Reply::new();
+        let call = (self.class(class).fetch)(request, reply);
+        let object = id.object();
+        if let Err((Mail::Call { call, .. }, error)) =
+            self.send(object, Mail::Call { id, class, call })
+        {
+            call.refuse(error.into());
+        }
+        Call::new(receiver)
     }
 
     pub(crate) fn entropy(&self) -> [u8; 16] {

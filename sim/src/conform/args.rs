@@ -30,6 +30,17 @@ pub(crate) fn bytes(value: &Value) -> Result<Option<Bytes>> {
     Ok(Some((0..len).map(byte).collect()))
 }
 
+/// A text of a message, given as it is or as a repetition; `None` if there is none.
+pub(crate) fn message_text(value: &Value) -> Option<String> {
+    match value.as_str() {
+        Some(text) => Some(text.to_owned()),
+        None => {
+            let count = usize::try_from(value["n"].as_u64()?).ok()?;
+            Some(value["repeat"].as_str()?.repeat(count))
+        }
+    }
+}
+
 /// The entries of a `put_many`; `None` if a value is undefined.
 pub(crate) fn entries(list: &Value) -> Result<Option<Vec<(&str, Bytes)>>> {
     let mut all = Vec::new();
@@ -96,6 +107,13 @@ mod tests {
         assert_eq!(bytes(&json!("")).unwrap().unwrap(), "");
         assert_eq!(bytes(&Value::Null).unwrap(), None);
         assert!(bytes(&json!("0g")).is_err() && bytes(&json!(7)).is_err());
+    }
+
+    #[test]
+    fn texts_may_be_repetitions() {
+        assert_eq!(message_text(&json!({ "repeat": "é", "n": 3 })).unwrap(), "ééé");
+        assert_eq!(message_text(&json!("")).unwrap(), "");
+        assert_eq!(message_text(&Value::Null), None);
     }
 
     #[test]

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 /// Longest value that a result shows whole, in bytes.
 const SHOWN: usize = 64;
 
+/// Longest text that a frame shows whole, in UTF-16 units.
+const SHOWN_UNITS: usize = 128;
+
 /// How a result shows these bytes.
 pub(crate) fn shown(bytes: &[u8]) -> Value {
     if bytes.len() <= SHOWN {
@@ -15,6 +18,12 @@ pub(crate) fn shown(bytes: &[u8]) -> Value {
         (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
     });
     json!({ "len": bytes.len(), "fnv1a64": format!("{hash:016x}") })
+}
+
+/// How a result shows a text: long ones by their length in UTF-16 units.
+pub(crate) fn shown_text(text: &str) -> Value {
+    let len = text.encode_utf16().count();
+    if len <= SHOWN_UNITS { json!(text) } else { json!({ "len": len }) }
 }
 
 /// How a result shows a map.
@@ -63,6 +72,12 @@ mod tests {
         // Computed by another implementation of FNV-1a, checked against the published
         // 85944171f73967e8 of "foobar".
         assert_eq!(shown(&[b'a'; 65]), json!({ "len": 65, "fnv1a64": "8087e9a889f8a14c" }));
+    }
+
+    #[test]
+    fn long_texts_are_shown_by_their_units() {
+        assert_eq!(shown_text(&"é".repeat(128)), json!("é".repeat(128)));
+        assert_eq!(shown_text(&"😀".repeat(65)), json!({ "len": 130 }));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::args::{bytes, entries, list, nested, options, texts};
 use super::compare::{shown, shown_map};
+use super::ws_object;
 
 /// Far enough ahead to be told from an alarm near now, in milliseconds since 1970.
 const FAR_MS: u64 = 3_800_000_000_000;
@@ -188,6 +189,10 @@ impl Interpreter {
                 done(storage.get_alarm(), move |alarm| shown_alarm(alarm, now_ms))
             }
             "delete_alarm" => done(storage.delete_alarm(), ok),
+            name if name.starts_with("ws_") => match ws_object::operate(&self.state, op) {
+                Some(outcome) => ready(outcome).boxed_local(),
+                None => unheard(Some(anyhow::anyhow!("unknown or malformed operation {name}"))),
+            },
             other => unheard(Some(anyhow::anyhow!("unknown operation {other}"))),
         }
     }
@@ -257,7 +262,8 @@ fn unheard(malformed: Option<anyhow::Error>) -> LocalBoxFuture<'static, Value> {
     ready(outcome).boxed_local()
 }
 
-fn outcome(result: Result<Value>) -> Value {
+/// How the format shows what an operation gave.
+pub(crate) fn outcome(result: Result<Value>) -> Value {
     match result {
         Ok(value) => json!({ "result": value }),
         Err(error) => json!({ "error": kind(&error) }),

@@ -13,6 +13,8 @@ mod interpreter;
 mod object;
 mod ops;
 mod stack;
+mod ws;
+mod ws_object;
 
 use std::path::Path;
 
@@ -72,6 +74,7 @@ pub fn conform(path: &Path, seed: u64, outcome: &mut Outcome) -> Result<()> {
         Some("ops") => ops::replay(&mut replay, &lines)?,
         Some("alarm") => alarm::replay(&mut replay, &lines)?,
         Some("ids") => ids::replay(&mut replay, &lines)?,
+        Some("ws") => ws::replay(&mut replay, &lines)?,
         _ => {
             replay.outcome.skipped +=
                 lines.iter().map(|(_, line)| compare::count(line)).sum::<u64>()

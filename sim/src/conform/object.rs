@@ -10,6 +10,7 @@ use dormouse_scheduler::prelude::*;
 use serde_json::{Value, json};
 
 use super::interpreter::{Interpreter, Notes, note};
+use super::ws_object;
 
 thread_local! {
     /// How often each object was built in the trace that this thread replays.
@@ -52,6 +53,24 @@ impl DurableObject for Recorded {
 
     async fn alarm(&self, info: AlarmInfo) -> Result<()> {
         super::alarm::handler(&self.state, self.incarnation, info).await
+    }
+
+    async fn fetch(&self, request: Request) -> Result<Response> {
+        ws_object::connect(&self.state, self.incarnation, request).await
+    }
+
+    async fn web_socket_message(&self, socket: &WebSocket, message: Message) -> Result<()> {
+        ws_object::message(&self.state, self.incarnation, socket, message).await
+    }
+
+    async fn web_socket_close(&self, socket: &WebSocket, closed: Closed) -> Result<()> {
+        ws_object::closed(&self.state, self.incarnation, socket, &closed);
+        Ok(())
+    }
+
+    async fn web_socket_error(&self, socket: &WebSocket, _error: Error) -> Result<()> {
+        ws_object::failed(self.incarnation, socket);
+        Ok(())
     }
 }
 

@@ -64,7 +64,8 @@ fn is_unconfirmed(op: &Value) -> bool {
     op["opts"]["allowUnconfirmed"] == true || nested(op).iter().any(is_unconfirmed)
 }
 
-pub(super) fn event(
+/// Runs one event, and compares it and all its operations.
+pub(crate) fn event(
     replay: &mut Replay<'_>,
     stack: &Stack,
     number: usize,

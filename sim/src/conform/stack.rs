@@ -86,6 +86,11 @@ impl Stack {
         value.ok_or_else(|| anyhow!("the stack does not answer"))
     }
 
+    /// A time that goes by beside other things.
+    pub(crate) fn sleep(&self, time: Duration) -> impl Future<Output = ()> + 'static {
+        self.env.sleep(time)
+    }
+
     /// Lets time go by.
     pub(crate) fn pass(&self, time: Duration) -> Result<()> {
         self.run(self.env.sleep(time))

@@ -1,0 +1,79 @@
+//! HTTP and WebSockets from outside (feature `server`): hyper over tokio's net, on a thread of its
+//! own, in front of the cores.
+//!
+//! [`Router`] brings a request to the object that its path names, and is a `tower` service, so that
+//! it can stand behind another server too. A WebSocket's frames go between the client's connection
+//! and the object's core ([`bridge`]); what protocol they have is decided by [`frames`].
+//!
+//! TLS is the proxy's in front of it.
+//!
+//! Invariants: everything that a client can make grow has a bound in [`ServerOptions`]; a client
+//! that is slow or hostile delays and ends only its own connection; a shutdown waits for what was
+//! asked for, and no longer than [`ServerOptions::drain_time`].
+
+mod body;
+mod bridge;
+mod frames;
+mod handshake;
+mod listen;
+mod router;
+
+use std::time::Duration;
+
+pub use listen::until_signal;
+pub(crate) use listen::{Drained, Server, start};
+pub use router::Router;
+
+/// Bounds of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// Connections at a time that are no WebSockets; further ones wait to be accepted.
+    pub connections: usize,
+    /// WebSockets at a time; further ones get 503.
+    pub sockets: usize,
+    /// Bytes of a request's headers.
+    pub header_bytes: usize,
+    /// Bytes of a request's body; beyond, 413.
+    pub body_bytes: usize,
+    /// How long a client may take for its headers.
+    pub header_time: Duration,
+    /// How long a client may take for its body; then 408.
+    pub body_time: Duration,
+    /// How long an object may take; then 504.
+    pub answer_time: Duration,
+    /// A client of a WebSocket that was silent for so long is pinged, and lost after as long again;
+    /// one that takes nothing for twice as long is lost as well.
+    pub silence_time: Duration,
+    /// How long one side of a WebSocket waits for the other's close frame.
+    pub close_time: Duration,
+    /// How long a shutdown waits for requests that are being answered.
+    pub drain_time: Duration,
+    /// Which pages of a browser may open a WebSocket here.
+    pub origins: Origins,
+}
+
+/// Which origins may open a WebSocket. Clients that are no browsers send none, and are let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Only pages of the host that the request itself names.
+    Same,
+    /// All: objects check for themselves.
+    Any,
+}
+
+impl ServerOptions {
+    /// For use.
+    pub const PRODUCTION: Self = Self {
+        connections: 16_384,
+        sockets: 32_768,
+        header_bytes: 32 << 10,
+        body_bytes: 8 << 20,
+        header_time: Duration::from_secs(10),
+        body_time: Duration::from_secs(30),
+        answer_time: Duration::from_secs(60),
+        silence_time: Duration::from_secs(30),
+        close_time: Duration::from_secs(30),
+        drain_time: Duration::from_secs(10),
+        origins: Origins::Same,
+    };
+}

@@ -1,0 +1,243 @@
+//! [`Router`]: from a request's path to an object, and its answer back.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use dormouse_engine as engine;
+use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode, Uri};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use tokio::sync::Notify;
+
+use super::bridge::{self, Bounds, within};
+use super::{ServerOptions, handshake};
+use crate::error::{Error, Kind};
+use crate::http::{Body, Request, Response};
+use crate::id::Id;
+use crate::socket::{ClientSocket, UpgradeResponse};
+use crate::topology::Topology;
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
+
+/// Brings requests for `/<namespace>/<name>/…` to the object of that name, which sees the rest of
+/// the path; WebSockets too. Cheap to clone; `Send + Sync`; a tower `Service`.
+///
+/// It runs on tokio, with its timers. Behind another server than
+/// [`Runtime::serve`](crate::Runtime::serve) WebSockets need what hyper leaves in a request for its
+/// upgrade, which axum passes on.
+///
+/// It answers by itself: 404 where nothing is, 413, 408 and 504 beyond its bounds, 400, 403 and 426
+/// for a handshake that is none, 503 where the object's core has too much to do or is shut down
+/// and 500 for an error of the object's, whose text is logged and not told.
+#[derive(Clone)]
+pub struct Router {
+    topology: Topology,
+    bounds: Arc<Bounds>,
+    sockets: Arc<Bridges>,
+    /// Asked before a path is held for an object's.
+    own: Option<Own>,
+}
+
+/// The WebSockets that are open here. Those that begin at the same moment may go over the bound by
+/// as many as there are requests.
+#[derive(Default)]
+struct Bridges {
+    open: AtomicUsize,
+    closing: AtomicBool,
+    one_less: Notify,
+}
+
+impl Router {
+    pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
+        let limits = topology.limits().sockets;
+        let bounds = Arc::new(Bounds { options, limits });
+        Self { topology, bounds, sockets: Arc::default(), own: None }
+    }
+
+    /// Asks `own` first, with a request's method, path and headers: what it answers no object sees.
+    /// For a page, say, or a check of who asks.
+    #[must_use]
+    pub fn before(
+        mut self,
+        own: impl Fn(&Parts) -> Option<Response> + Send + Sync + 'static,
+    ) -> Self {
+        self.own = Some(Arc::new(own));
+        self
+    }
+
+    pub(super) fn options(&self) -> ServerOptions {
+        self.bounds.options
+    }
+
+    /// From now on a client whose object hangs up is told that the server goes away.
+    pub(super) fn go_away(&self) {
+        self.sockets.closing.store(true, Ordering::Release);
+    }
+
+    /// Waits until no WebSocket is open.
+    pub(super) async fn sockets_closed(&self) {
+        loop {
+            let one_less = self.sockets.one_less.notified();
+            if self.sockets.open.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            one_less.await;
+        }
+    }
+
+    async fn answer<B>(self, request: http::Request<B>) -> Result<Response, StatusCode>
+    where
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        if let Some(response) = self.own.as_ref().and_then(|own| own(&parts)) {
+            return Ok(response);
+        }
+        let mut request = http::Request::from_parts(parts, body);
+        let (class, id, rest) = self.route(request.uri())?;
+        let accept = handshake::accept_key(&request, self.bounds.options.origins)?;
+        if accept.is_some()
+            && self.sockets.open.load(Ordering::Acquire) >= self.bounds.options.sockets
+        {
+            return Err(StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
+        let (mut parts, body) = request.into_parts();
+        parts.uri = rest;
+        let body = self.collect(body).await?;
+        let call = self.topology.fetch(class, id, Request::from_parts(parts, body.into()));
+        let answer = within(self.bounds.options.answer_time, call).await;
+        let answer = answer.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
+        let mut response = answer.map_err(|error| status(&error))?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let client = response.take_web_socket();
+            let (accept, upgrade) = upgrade.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
+            let client = client.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
+            response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
+            self.bridge(upgrade, client);
+        }
+        Ok(response)
+    }
+
+    /// The object that a path names, and the rest of the path.
+    fn route(&self, uri: &Uri) -> Result<(usize, Id, Uri), StatusCode> {
+        let path = uri.path().strip_prefix('/').ok_or(StatusCode::NOT_FOUND)?;
+        let (namespace, path) = path.split_once('/').ok_or(StatusCode::NOT_FOUND)?;
+        let (name, rest) = path.split_at(path.find('/').unwrap_or(path.len()));
+        let decoded = |text| percent_decode_str(text).decode_utf8();
+        let (Ok(namespace), Ok(name)) = (decoded(namespace), decoded(name)) else {
+            return Err(StatusCode::BAD_REQUEST);
+        };
+        let class = self.topology.class_named(&namespace).ok_or(StatusCode::NOT_FOUND)?;
+        if name.is_empty() {
+            return Err(StatusCode::NOT_FOUND);
+        }
+        let id = self.topology.class(class).key.id_from_name(&name);
+        let rest = if rest.is_empty() { "/" } else { rest };
+        let rest = match uri.query() {
+            Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
+            None => PathAndQuery::try_from(rest),
+        };
+        Ok((class, id, Uri::from(rest.map_err(|_| StatusCode::BAD_REQUEST)?)))
+    }
+
+    async fn collect<B>(&self, body: B) -> Result<Bytes, StatusCode>
+    where
+        B: http_body::Body<Error: Into<BoxError>>,
+    {
+        // Refused before it comes, where its length is said.
+        if body.size_hint().lower() > self.bounds.options.body_bytes as u64 {
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        let limited = Limited::new(body, self.bounds.options.body_bytes);
+        let collected = within(self.bounds.options.body_time, limited.collect()).await;
+        match collected.ok_or(StatusCode::REQUEST_TIMEOUT)? {
+            Ok(body) => Ok(body.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
+            Err(_) => Err(StatusCode::BAD_REQUEST),
+        }
+    }
+
+    /// Carries the socket's frames once hyper has sent the response.
+    #[expect(clippy::disallowed_methods, reason = "on tokio, beside the request's own task")]
+    fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket) {
+        let bounds = self.bounds.clone();
+        let open = Open::new(self.sockets.clone());
+        tokio::spawn(async move {
+            // If it fails the client has gone, and its end is dropped here.
+            if let Ok(upgraded) = upgrade.await {
+                let going_away = || open.0.closing.load(Ordering::Acquire);
+                bridge::run(TokioIo::new(upgraded), client, bounds, going_away).await;
+            }
+        });
+    }
+}
+
+/// Counts one open socket.
+struct Open(Arc<Bridges>);
+
+impl Open {
+    fn new(bridges: Arc<Bridges>) -> Self {
+        bridges.open.fetch_add(1, Ordering::AcqRel);
+        Self(bridges)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.one_less.notify_waiters();
+    }
+}
+
+/// What a client is told of an error.
+fn status(error: &Error) -> StatusCode {
+    let is_closed = error.kind() == Kind::Engine(engine::Kind::Closed);
+    match error.is_overloaded() || is_closed || error.is_retryable() {
+        true => StatusCode::SERVICE_UNAVAILABLE,
+        false => {
+            tracing::warn!(%error, "an object's error became a 500");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+fn refusal(status: StatusCode) -> Response {
+    let reason = status.canonical_reason().unwrap_or_default();
+    let mut response = Response::new(format!("{reason}\n").into());
+    *response.status_mut() = status;
+    if status == StatusCode::UPGRADE_REQUIRED {
+        let version = HeaderValue::from_static("13");
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
+    }
+    response
+}
+
+impl<B> tower_service::Service<http::Request<B>> for Router
+where
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let answer = self.clone().answer(request);
+        Box::pin(async { Ok(answer.await.unwrap_or_else(refusal)) })
+    }
+}
