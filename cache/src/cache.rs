@@ -336,7 +336,10 @@ impl<E: Host, B: Backing> Inner<E, B> {
     /// Refuses an operation after the end, and breaks the gate with the flush that it would have
     /// needed, so that a live request can't return what is stale.
     pub(crate) fn check_open(self: &Rc<Self>) -> Result<()> {
-        let Some(reason) = self.terminal() else { return Ok(()) };
+        if self.terminal.borrow().is_none() {
+            return Ok(());
+        }
+        let reason = self.terminal().expect("looked at");
         if self.output.broken_reason().is_none() {
             self.doomed.set(true);
             self.schedule();

@@ -118,7 +118,11 @@ impl State {
     }
 
     /// The value that the object sees.
+    #[inline]
     pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
+        if self.overlays.is_empty() {
+            return self.map.get(key).cloned();
+        }
         match self.overlays.get(key) {
             Some(change) => change.cloned(),
             None => self.map.get(key).cloned(),
