@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
-use crate::residency::{Place, Residency};
+use crate::residency::{self, Place, Residency};
 use crate::shards::Shards;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
@@ -32,6 +32,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// How long an idle object of a poisoned shard may take to leave before it is reset.
 const LEAVE_MAX: Duration = Duration::from_millis(10);
+
+/// How long a socket's frame waits before its object asks for room again.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where an object is on its way into memory.
 enum Slot {
@@ -192,7 +195,11 @@ impl Inner {
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
-        let read = self.read(object).await;
+        let mut read = self.read(object).await;
+        while matches!(&read, Err(error) if self.frames_wait(object, error)) {
+            self.host.sleep(ROOM_PAUSE).await;
+            read = self.read(object).await;
+        }
         let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
             unreachable!("only this task starts the object");
         };
@@ -216,6 +223,23 @@ impl Inner {
         }
         self.moved.notify();
         Some(instance)
+    }
+
+    /// Whether there is no room for an object to which a socket has something to say: that waits, as the
+    /// client then does, and only calls are refused.
+    fn frames_wait(&self, object: ObjectId, error: &engine::Error) -> bool {
+        if error.code() != Some(residency::FULL) {
+            return false;
+        }
+        let mut objects = self.objects.borrow_mut();
+        let Some(Slot::Starting(queue)) = objects.get_mut(&object) else { return false };
+        let is_frame = |work: &Work| matches!(work, Work::Socket(_));
+        let (frames, others) = std::mem::take(queue).into_iter().partition(is_frame);
+        *queue = frames;
+        let waits = !queue.is_empty();
+        drop(objects);
+        refuse(others, &Error::from(error.clone()));
+        waits
     }
 
     /// Reads an object once there is room for it, and its shard is open.

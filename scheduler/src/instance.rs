@@ -221,8 +221,12 @@ impl Instance {
         self.gate.gated(event, Box::pin(scoped))
     }
 
-    /// Says something to others: at once if the output gate is open, else when it is.
+    /// Says something to others: at once if the output gate is open, else when it is. One
+    /// that was reset says nothing more, whatever its turn goes on to do.
     pub(crate) fn say(self: &Rc<Self>, send: impl FnOnce() + 'static) {
+        if self.verdict.get().is_some() {
+            return;
+        }
         let wait = self.cache.output_gate().wait();
         let mut outbox = self.outbox.borrow_mut();
         if outbox.is_empty() && wait.is_ready() && self.cache.broken_reason().is_none() {

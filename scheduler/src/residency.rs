@@ -33,6 +33,9 @@ use crate::topology::StackLimits;
 /// near the truth by a test (`benches/tests/residency.rs`).
 pub const OBJECT_BYTES: usize = 2560;
 
+/// The code of the error of calls for which there is no room.
+pub(crate) const FULL: &str = "memory-full";
+
 /// The objects of one core, by when they are to be looked at.
 pub(crate) struct Residency {
     idle: Duration,
@@ -115,7 +118,7 @@ impl Residency {
             true if self.looked.get() && self.leaving.get() == 0 => {
                 let bytes = self.bytes.get();
                 let text = format!("the objects of its core take {bytes} bytes, and none is idle");
-                Some(Err(engine::Error::coded(engine::Kind::Overloaded, "memory-full", text)))
+                Some(Err(engine::Error::coded(engine::Kind::Overloaded, FULL, text)))
             }
             true => None,
         });

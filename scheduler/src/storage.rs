@@ -4,6 +4,7 @@
 //! undoes nothing. While it waits the object's input gate stays closed, unless the options say
 //! otherwise.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
@@ -12,15 +13,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormouse_cache::{AlarmToo, Answer, List, Lock, Read, Section, Write};
+use dormouse_cache::{AlarmToo, Answer, EventId, List, Lock, Read, Section, Write};
 use dormouse_engine::Host;
+use futures_channel::oneshot;
 use futures_util::future::{Either, FutureExt, select};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::host::{CoreHost, Home};
-use crate::instance::{Instance, outside};
+use crate::instance::{Instance, Work, outside};
 use crate::state::{section_limit, took_too_long};
 
 type Scope = dormouse_cache::Transaction<CoreHost, Home>;
@@ -47,7 +49,20 @@ pub struct Op<T>(OpState<T>);
 
 enum OpState<T> {
     Ready(Option<Result<T>>),
-    Waiting { answer: Pin<Box<dyn Future<Output = Result<T>>>>, lock: Option<Lock> },
+    /// Waits with other events let in.
+    Waiting(Pin<Box<dyn Future<Output = Result<T>>>>),
+    /// Waits with the gate closed.
+    Closed(oneshot::Receiver<Result<T>>, Held),
+}
+
+/// The lock of an operation: it goes when whoever awaits it has the result, or gives up, and soon after
+/// the operation is over in any case, for whoever awaits it may be a task that the lock keeps out.
+struct Held(Rc<Cell<Option<Lock>>>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.take();
+    }
 }
 
 impl<T> Unpin for Op<T> {}
@@ -60,9 +75,11 @@ impl<T> Future for Op<T> {
             OpState::Ready(result) => {
                 Poll::Ready(result.take().expect("polled after it was ready"))
             }
-            OpState::Waiting { answer, lock } => answer.as_mut().poll(cx).map(|result| {
-                *lock = None;
-                result
+            OpState::Waiting(answer) => answer.as_mut().poll(cx),
+            OpState::Closed(answer, held) => answer.poll_unpin(cx).map(|result| {
+                held.0.take();
+                // Of an instance that has ended nothing is polled any more.
+                result.unwrap_or_else(|_| Err(outside()))
             }),
         }
     }
@@ -113,12 +130,33 @@ impl Storage {
         match answer.try_ready() {
             Ok(result) => Op(OpState::Ready(Some(result.map_err(Error::from).and_then(convert)))),
             Err(answer) => {
-                let event = self.instance.current().filter(|_| !concurrency);
-                let lock = event.map(|event| self.instance.gate.hold(event));
-                let answer = Box::pin(async move { convert(answer.await?) });
-                Op(OpState::Waiting { answer, lock })
+                let answer = async move { convert(answer.await?) };
+                match self.instance.current().filter(|_| !concurrency) {
+                    None => Op(OpState::Waiting(answer.boxed_local())),
+                    Some(event) => self.closed(event, answer),
+                }
             }
         }
+    }
+
+    /// Waits with the gate closed, in a task that no gate keeps out.
+    fn closed<T: 'static>(
+        &self,
+        event: EventId,
+        answer: impl Future<Output = Result<T>> + 'static,
+    ) -> Op<T> {
+        let lock = Rc::new(Cell::new(Some(self.instance.gate.hold(event))));
+        let held = Held(lock.clone());
+        let (sender, receiver) = oneshot::channel();
+        let host = self.instance.host.clone();
+        let task = async move {
+            let _nobody_waits = sender.send(answer.await);
+            // The event that made it goes on first, if it is that which waits.
+            host.turn_end().await;
+            lock.take();
+        };
+        self.instance.push(Work::Task(task.boxed_local()));
+        Op(OpState::Closed(receiver, held))
     }
 
     fn failed<T>(error: Error) -> Op<T> {

@@ -69,6 +69,10 @@ enum Do {
     Commit,
     SetAlarm(Duration),
     FailSection,
+    /// Has another task of the object wait until all is durable, and perhaps waits for that task.
+    SyncBeside {
+        and_wait: bool,
+    },
     Sleep(Duration),
     AddLater(Duration),
 }
@@ -108,6 +112,18 @@ impl Handler<Do> for Counter {
                     .await?;
             }
             Do::SetAlarm(delay) => storage.set_alarm(In(delay)).await?,
+            Do::SyncBeside { and_wait } => {
+                storage.put("beside", &and_wait).await?;
+                let synced = storage.sync();
+                let (done, ended) = futures_channel::oneshot::channel();
+                self.state.wait_until(async move {
+                    synced.await.expect("durable");
+                    let _nobody_waits = done.send(());
+                });
+                if and_wait {
+                    ended.await.expect("the task ends");
+                }
+            }
             Do::Sleep(time) => self.state.sleep(time).await,
             Do::AddLater(delay) => {
                 let state = self.state.clone();
@@ -132,6 +148,18 @@ impl DurableObject for Caller {
         Self(state)
     }
 }
+/// Aborts itself, and calls another object in the same turn all the same.
+struct AbortAndForward(Stub<Counter>);
+impl Handler<AbortAndForward> for Caller {
+    type Reply = ();
+    async fn handle(&self, AbortAndForward(counter): AbortAndForward) -> Result<()> {
+        let aborted = self.0.abort("enough");
+        drop(counter.call(Add(1)));
+        aborted.await;
+        Ok(())
+    }
+}
+
 struct Forward(Stub<Counter>);
 impl Handler<Forward> for Caller {
     type Reply = u64;
@@ -263,6 +291,22 @@ fn an_aborted_object_is_built_anew_and_whoever_waits_is_told_why() {
     assert_eq!(stub.call(Add(0)).wait().unwrap(), 3, "with what was durable");
 }
 
+/// Whoever awaits an operation, in whichever task: the operation is over when storage says so, and the
+/// gate is open then.
+#[expect(clippy::disallowed_methods, reason = "a test on the real clock")]
+#[test]
+fn an_operation_may_be_awaited_by_another_task_than_the_one_that_made_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let stub = counter(&runtime);
+    let began = std::time::Instant::now();
+    for round in 1..=3 {
+        stub.call(Do::SyncBeside { and_wait: round == 2 }).wait().unwrap();
+        assert_eq!(stub.call(Add(1)).wait().unwrap(), round);
+    }
+    assert!(began.elapsed() < Duration::from_secs(20), "something was stuck until its limit");
+}
+
 /// It is there already: it leaves when it has answered.
 #[test]
 fn an_object_that_is_being_started_is_evicted_too() {
@@ -330,6 +374,16 @@ fn objects_call_objects_on_other_cores() {
 }
 
 /// an alarm of a past life fires after the next start.
+#[test]
+fn an_object_that_aborted_itself_says_nothing_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = start(&dir);
+    let caller = runtime.namespace::<Caller>().get_by_name("caller");
+    let error = caller.call(AbortAndForward(counter(&runtime))).wait().unwrap_err();
+    assert_eq!(error.kind(), Kind::ObjectAborted);
+    assert_eq!(counter(&runtime).call(Add(0)).wait().unwrap(), 0);
+}
+
 #[test]
 fn an_alarm_fires_once_also_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();

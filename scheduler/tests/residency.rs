@@ -6,8 +6,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dormouse_engine::call::wait;
 use dormouse_scheduler::prelude::*;
-use dormouse_scheduler::{Kind, OBJECT_BYTES, StackLimits};
+use dormouse_scheduler::{Kind, OBJECT_BYTES, Received, StackLimits};
 
 const NEVER: Duration = Duration::from_secs(100_000);
 
@@ -17,12 +18,22 @@ struct Tally<const TEST: usize> {
     calls: std::cell::Cell<u64>,
 }
 
-static LIVE: [AtomicUsize; 5] = [const { AtomicUsize::new(0) }; 5];
+static LIVE: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
 
 impl<const TEST: usize> DurableObject for Tally<TEST> {
     fn new(state: State) -> Self {
         LIVE[TEST].fetch_add(1, Ordering::SeqCst);
         Self { state, calls: std::cell::Cell::new(0) }
+    }
+
+    async fn fetch(&self, request: Request) -> Result<Response> {
+        let socket = request.web_socket_upgrade()?.expect("a socket is asked for");
+        self.state.accept_web_socket(&socket, [] as [&str; 0])?;
+        Ok(socket.into_response())
+    }
+
+    async fn web_socket_message(&self, socket: &WebSocket, message: Message) -> Result<()> {
+        socket.send(message)
     }
 }
 
@@ -176,5 +187,28 @@ fn an_object_with_too_many_calls_refuses_further_ones_and_says_how_many_it_has()
         call.wait().unwrap();
     }
     assert_eq!(stub.call(Ask::Calls).wait().unwrap(), 5, "now it takes calls again");
+    runtime.close().unwrap();
+}
+
+/// A socket has no error to be told: its frames wait until there is room.
+#[test]
+fn a_frame_for_an_object_that_sleeps_waits_for_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits =
+        StackLimits { idle: NEVER, resident_bytes: 2 * OBJECT_BYTES, ..StackLimits::PRODUCTION };
+    let runtime = start::<5>(&dir, limits);
+    let sleeper = stub::<5>(&runtime, "sleeper");
+    let request = Request::get("/").body(()).unwrap().with_web_socket_upgrade();
+    let client = sleeper.fetch(request).wait().unwrap().take_web_socket().unwrap();
+    wait(runtime.evict(sleeper.id()));
+    let time = Duration::from_millis(600);
+    let busy: Vec<_> = (0..4)
+        .map(|number| stub::<5>(&runtime, &number.to_string()).call(Ask::Work(time)))
+        .collect();
+    wait(client.send("are you there?")).unwrap();
+    let error = sleeper.call(Ask::Calls).wait().unwrap_err();
+    assert_eq!(error.code(), Some("memory-full"));
+    assert_eq!(wait(client.recv()), Some(Received::Message("are you there?".into())));
+    busy.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), 1));
     runtime.close().unwrap();
 }
