@@ -33,6 +33,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// How long an idle object of a poisoned shard may take to leave before it is reset.
 const LEAVE_MAX: Duration = Duration::from_millis(10);
 
+/// Objects whose settings for connections are kept though they have none.
+const UNUSED_SOCKETS_MAX: usize = 1024;
+
 /// How long a socket's frame waits before its object asks for room again.
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
@@ -51,6 +54,8 @@ pub(crate) struct Inner {
     objects: RefCell<IdMap<Slot>>,
     /// The connections of each object that has some: kept while it sleeps.
     sockets: RefCell<IdMap<Rc<Sockets>>>,
+    /// Objects that ended with settings for connections and without any, the newest last.
+    unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
     pub(crate) residency: Rc<Residency>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
@@ -81,6 +86,7 @@ impl Core {
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
+            unused_sockets: RefCell::default(),
             alarms: Alarms::new(topology.limits().alarms),
             residency,
             topology,
@@ -291,14 +297,30 @@ impl Inner {
     }
 
     /// What becomes of the connections of an instance that has ended: dropped by a reset,
-    /// else kept if there are any.
+    /// else kept if there are any. What it set for them, and there is none, is kept for a while:
+    /// of the objects that ended last.
     fn keep_sockets(&self, instance: &Instance) {
+        let (object, sockets) = (instance.id.object(), &instance.sockets);
         match instance.was_reset() {
-            true => instance.sockets.disconnect(),
-            false => instance.sockets.drop_leaving(),
+            true => sockets.disconnect(),
+            false => sockets.drop_leaving(),
         }
-        if instance.sockets.is_empty() {
-            self.sockets.borrow_mut().remove(&instance.id.object());
+        if sockets.is_empty() {
+            self.sockets.borrow_mut().remove(&object);
+        } else if !sockets.has_connections() {
+            let mut unused = self.unused_sockets.borrow_mut();
+            unused.retain(|other| *other != object);
+            unused.push_back(object);
+            let oldest = (unused.len() > UNUSED_SOCKETS_MAX).then(|| unused.pop_front()).flatten();
+            oldest.into_iter().for_each(|object| self.forget_unused(object));
+        }
+    }
+
+    fn forget_unused(&self, object: ObjectId) {
+        let mut all = self.sockets.borrow_mut();
+        let is_unused = all.get(&object).is_some_and(|sockets| !sockets.has_connections());
+        if is_unused && !self.objects.borrow().contains_key(&object) {
+            all.remove(&object);
         }
     }
 

@@ -231,11 +231,15 @@ impl Sockets {
 
     /// Whether it keeps nothing that a new one would not have.
     pub(crate) fn is_empty(&self) -> bool {
-        self.open.borrow().is_empty()
-            && self.leaving.borrow().is_empty()
-            && self.live.borrow().is_empty()
+        !self.has_connections()
             && self.auto_response.borrow().is_none()
             && self.event_timeout.get().is_none()
+    }
+
+    /// Whether there is a connection, whatever becomes of it.
+    pub(crate) fn has_connections(&self) -> bool {
+        let (open, leaving) = (self.open.borrow(), self.leaving.borrow());
+        !(open.is_empty() && leaving.is_empty() && self.live.borrow().is_empty())
     }
 
     pub(crate) fn limits(&self) -> &SocketLimits {
