@@ -2,9 +2,9 @@
 //!
 //! An object that had nothing to do for [`StackLimits::idle`](crate::StackLimits::idle) leaves (R-748,
 //! R-829); earlier, the one that was idle for longest first, while all of them together take more than
-//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Idle is an object without an event, a task
-//! of its own or a write that is not durable: leaving loses nothing but what its constructor makes
-//! anew.
+//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Idle is an object without an event or a task
+//! of its own, and it leaves when all that it wrote is durable: nothing is lost but what its
+//! constructor makes anew.
 //!
 //! Invariants:
 //!
@@ -115,7 +115,11 @@ impl Residency {
         self.ring_if(true);
         let room = self.room.until(|| match self.is_full() {
             false => Some(Ok(())),
-            true if self.looked.get() && self.leaving.get() == 0 => {
+            // One that is in the queue has become idle since the look, and goes with the next one.
+            true if self.looked.get()
+                && self.leaving.get() == 0
+                && self.queue.borrow().is_empty() =>
+            {
                 let bytes = self.bytes.get();
                 let text = format!("the objects of its core take {bytes} bytes, and none is idle");
                 Some(Err(engine::Error::coded(engine::Kind::Overloaded, FULL, text)))
@@ -214,11 +218,9 @@ impl Residency {
                 continue;
             }
             let due = instance.place.last.get().saturating_add(self.idle);
-            if !instance.is_idle() {
-                // It waits for nothing, but what it wrote is not durable yet, or not sent.
-                self.queue_up(&instance, now.saturating_add(self.idle));
-            } else if due <= now || (over && due <= at) {
-                // The first whose place was right is the one that was idle for longest.
+            // The first whose place was right is the one that was idle for longest. What it wrote and
+            // is not durable yet it still waits for.
+            if due <= now || (over && due <= at) {
                 tracing::debug!(object = %instance.id, over, "an idle object leaves memory");
                 instance.evict();
                 instance.place.told_to_go();

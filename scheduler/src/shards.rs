@@ -17,7 +17,7 @@ use dormouse_engine as engine;
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock};
 use futures_util::FutureExt;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{LocalBoxFuture, select};
 
 use crate::core::Inner;
 use crate::error::Result;
@@ -39,6 +39,8 @@ pub(crate) struct Shards {
     open: Opener,
     /// A slot changed, or a shard may have been poisoned.
     changed: Rc<Signal>,
+    /// How many shards are being closed and opened anew: closing waits for them.
+    attempts: Cell<usize>,
     stopped: Cell<bool>,
 }
 
@@ -74,8 +76,9 @@ impl Shards {
         for number in (0..count).skip(core).step_by(cores) {
             slots.push(Slot::Open(open(number).await?));
         }
-        let (slots, changed, stopped) = (RefCell::new(slots), Rc::default(), Default::default());
-        Ok(Self { slots, core, cores, count, open, changed, stopped })
+        let (slots, changed) = (RefCell::new(slots), Rc::default());
+        let (attempts, stopped) = Default::default();
+        Ok(Self { slots, core, cores, count, open, changed, attempts, stopped })
     }
 
     /// The place of an object's shard among those of its core.
@@ -132,6 +135,7 @@ impl Shards {
             let Some((place, shard, cause)) = poisoned.await else { return };
             let number = shards.number(place);
             tracing::warn!(shard = number, %cause, "a poisoned shard is opened anew");
+            shards.attempts.set(shards.attempts.get() + 1);
             shards.set(place, Slot::Opening(None));
             core.reset_shard(place, &cause).await;
             // That it was poisoned is known.
@@ -151,24 +155,25 @@ impl Shards {
     async fn reopen(core: Rc<Inner>, place: usize) {
         let shards = &core.shards;
         let mut pause = PAUSE_MIN;
-        loop {
-            if shards.stopped.get() {
-                let closed = engine::Error::new(engine::Kind::Closed, "the runtime is shut down");
-                return shards.set(place, Slot::Opening(Some(closed)));
-            }
+        while !shards.stopped.get() {
             match (shards.open)(shards.number(place)).await {
                 Ok(shard) => {
                     shards.set(place, Slot::Open(shard));
-                    return core.alarms.ring();
+                    core.alarms.ring();
+                    break;
                 }
                 Err(error) => {
                     tracing::warn!(shard = shards.number(place), %error, "it can't be opened yet");
                     shards.set(place, Slot::Opening(Some(error)));
-                    core.host.sleep(pause).await;
+                    let stopped = shards.changed.until(|| shards.stopped.get().then_some(()));
+                    let sleep = core.host.sleep(pause).boxed_local();
+                    select(stopped.boxed_local(), sleep).await;
                     pause = (2 * pause).min(PAUSE_MAX);
                 }
             }
         }
+        shards.attempts.set(shards.attempts.get() - 1);
+        shards.changed.notify();
     }
 
     fn set(&self, place: usize, slot: Slot) {
@@ -182,19 +187,18 @@ impl Shards {
     pub(crate) async fn close(&self) -> Result<()> {
         self.stopped.set(true);
         self.changed.notify();
+        self.changed.until(|| (self.attempts.get() == 0).then_some(())).await;
+        let slots = std::mem::take(&mut *self.slots.borrow_mut());
         let mut closed = Ok(());
-        let places = self.slots.borrow().len();
-        for place in 0..places {
-            let shard = self.changed.until(|| match &self.slots.borrow()[place] {
-                Slot::Open(shard) => Some(Ok(shard.clone())),
-                Slot::Opening(None) => None,
-                Slot::Opening(Some(cause)) => Some(Err(cause.clone())),
+        for slot in slots {
+            closed = closed.and(match slot {
+                Slot::Open(shard) => shard.close().await,
+                Slot::Opening(Some(cause)) => Err(cause),
+                Slot::Opening(None) => {
+                    let text = "the runtime was shut down before a poisoned shard was opened anew";
+                    Err(engine::Error::new(engine::Kind::Poisoned, text))
+                }
             });
-            let ended = match shard.await {
-                Ok(shard) => shard.close().await,
-                Err(error) => Err(error),
-            };
-            closed = closed.and(ended);
         }
         Ok(closed?)
     }

@@ -44,6 +44,7 @@ impl Wake for TaskWaker {
 }
 
 struct Spawned {
+    name: &'static str,
     process: u64,
     core: u64,
     waker: Arc<TaskWaker>,
@@ -386,9 +387,10 @@ impl World {
         self.0.late_wakes.set(one_in);
     }
 
-    /// Tasks that a core has.
-    pub fn tasks_of(&self, core: &SimEnv) -> usize {
-        self.0.tasks.borrow().values().filter(|task| task.core == core.core).count()
+    /// The names of the tasks that a core has.
+    pub fn tasks_of(&self, core: &SimEnv) -> Vec<&'static str> {
+        let tasks = self.0.tasks.borrow();
+        tasks.values().filter(|task| task.core == core.core).map(|task| task.name).collect()
     }
 
     /// From now on the disk remembers what each sector held before, for [`Damage::Stale`].
@@ -523,14 +525,14 @@ impl Host for SimEnv {
         self.world.0.random.borrow_mut().bits()
     }
 
-    fn spawn(&self, _name: &'static str, task: impl Future<Output = ()> + 'static) {
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         let inner = &self.world.0;
         let id = inner.next_id();
         let ready = inner.ready.clone();
         let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
         waker.wake_by_ref();
-        let spawned =
-            Spawned { process: self.process, core: self.core, waker, future: Box::pin(task) };
+        let (process, core, future) = (self.process, self.core, Box::pin(task));
+        let spawned = Spawned { name, process, core, waker, future };
         inner.tasks.borrow_mut().insert(id, spawned);
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use dormouse_cache::CacheLimits;
 use dormouse_engine::{Host, Limits, StoreLock};
 use dormouse_scheduler::{Error, Kind, Namespace, OBJECT_BYTES, StackLimits, Stub, Topology};
@@ -17,6 +17,9 @@ use super::shared::{Mark, Shared, shared};
 use super::{Life, Running};
 use crate::plan::{Fate, Op, Step, Turn, Wait};
 use crate::world::SimEnv;
+
+/// How often an object is asked again that is refused for want of room.
+const LOOKS_MAX: u32 = 100;
 
 thread_local! {
     /// Through which objects call each other.
@@ -101,20 +104,14 @@ impl Life<'_> {
             })
             .collect();
         let topology = running.stack.clone().expect("opened").topology;
-        let shared = self.shared.clone();
+        let (shared, env) = (self.shared.clone(), running.env.clone());
         let looked = self.spawn(running, async move {
             for object in objects {
                 let stub = namespace().get_by_name(&name(object));
                 // Brought to life anew, it holds what is durable; the ghost compares.
                 topology.evict(stub.id()).await;
-                let turn = Turn { ops: vec![Op::GetAlarm], fate: Fate::Fine };
-                let token = shared.number();
-                let request = Request { token, client: None, from: None, turn };
-                match stub.call(request).await {
-                    Ok(got) => shared.answered(token, Some(got)),
-                    Err(error) => {
-                        shared.fail(format!("object {object} does not answer: {error:?}"))
-                    }
+                if let Err(error) = look(&shared, &env, &stub).await {
+                    shared.fail(format!("object {object} does not answer: {error:?}"));
                 }
                 let alarm = shared.on(&stub.id().to_string(), |ghost| ghost.alarm());
                 if let Some(at) = alarm {
@@ -134,9 +131,30 @@ impl Life<'_> {
         ensure!(live == 0, "{live} objects outlive their runtime");
         // What is on its way may come to its end; nothing may wait forever.
         let world = self.world.clone();
-        let tasks = || stack.cores.iter().map(|core| world.tasks_of(core)).sum::<usize>();
-        self.until("the last tasks of the cores", || tasks() == 0)
+        let tasks = || stack.cores.iter().flat_map(|core| world.tasks_of(core));
+        let ended = self.until("the last tasks of the cores", || tasks().next().is_none());
+        ended
+            .with_context(|| format!("of cores that have ended: {:?}", tasks().collect::<Vec<_>>()))
     }
+}
+
+/// Asks an object for its alarm. While others are busy, there may be no room for it.
+async fn look(shared: &Shared, env: &SimEnv, stub: &Stub<Actor>) -> Result<(), Error> {
+    for tries in 0.. {
+        let turn = Turn { ops: vec![Op::GetAlarm], fate: Fate::Fine };
+        let token = shared.number();
+        match stub.call(Request { token, client: None, from: None, turn }).await {
+            Ok(got) => {
+                shared.answered(token, Some(got));
+                break;
+            }
+            Err(error) if error.is_overloaded() && tries < LOOKS_MAX => {
+                env.sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn open(
