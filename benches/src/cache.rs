@@ -65,6 +65,25 @@ pub async fn gets<E: Env, R>(
     rounds.span(read, get).await
 }
 
+/// One key after the other, each with the other value in turn: one that is there already costs nothing.
+struct Overwrites {
+    values: [Bytes; 2],
+    keys: u32,
+    next: u32,
+}
+
+impl Overwrites {
+    fn new(keys: u32) -> Self {
+        Self { values: [251, 252].map(|byte| Bytes::from(vec![byte; 100])), keys, next: 0 }
+    }
+
+    fn next(&mut self) -> (u32, Bytes) {
+        let (key, round) = (self.next % self.keys, self.next / self.keys);
+        self.next = (self.next + 1) % (2 * self.keys);
+        (key, self.values[usize::from(round == 1)].clone())
+    }
+}
+
 /// Rounds of one put over one of `keys` keys. No turn ends, so that nothing is flushed meanwhile.
 pub async fn puts<E: Env, R>(
     cache: &ActorCache<E, Home<E>>,
@@ -72,13 +91,10 @@ pub async fn puts<E: Env, R>(
     rounds: Rounds,
     read: fn() -> R,
 ) -> Span<R> {
-    let values = [251, 252].map(|byte| Bytes::from(vec![byte; 100]));
-    let mut next = 0;
+    let mut overwrites = Overwrites::new(keys);
     let over = async |_| {
-        // Each key gets the other value in turn: one that is there already costs nothing.
-        let value = values[usize::from(next / keys % 2 == 1)].clone();
-        put(cache, next % keys, value).await;
-        next = (next + 1) % (2 * keys);
+        let (key, value) = overwrites.next();
+        put(cache, key, value).await;
     };
     rounds.span(read, over).await
 }
@@ -201,12 +217,10 @@ pub async fn map_puts<R>(
     rounds: Rounds,
     read: fn() -> R,
 ) -> Span<R> {
-    let values = [251, 252].map(|byte| Bytes::from(vec![byte; 100]));
-    let mut next = 0;
+    let mut overwrites = Overwrites::new(keys);
     let over = async |_| {
-        let value = values[usize::from(next / keys % 2 == 1)].clone();
-        *map.get_mut(&key(next % keys)[..]).expect("there") = value;
-        next = (next + 1) % (2 * keys);
+        let (number, value) = overwrites.next();
+        *map.get_mut(&key(number)[..]).expect("there") = value;
     };
     rounds.span(read, over).await
 }

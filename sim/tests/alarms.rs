@@ -1,9 +1,11 @@
 //! Alarms on the whole stack, by the virtual clock: many at once, and the times of retries.
 
+mod common;
+
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use dormouse_engine::{Host, Limits, StoreLock};
+use dormouse_engine::{Host, Limits};
 use dormouse_scheduler::prelude::*;
 use dormouse_scheduler::{AlarmTime, StackLimits, Topology};
 use dormouse_sim::{DiskFaults, SimEnv, World};
@@ -61,13 +63,7 @@ impl Handler<Set> for Sleeper {
 
 async fn start(env: &SimEnv) -> Topology {
     let topology = Topology::builder().namespace::<Sleeper>("sleepers").build(|| 7);
-    let limits = Limits::TINY;
-    let lock = StoreLock::open_or_create(env, &limits, 1).await.expect("a store");
-    let core = topology.open(env, 0, lock.superblock(), limits).await.expect("a core");
-    env.spawn("core", async move {
-        let _lock = lock;
-        core.serve().await.expect("closed in order");
-    });
+    common::serve(env, &topology, 1, Limits::TINY, |ended| ended.expect("closed in order")).await;
     topology
 }
 

@@ -1,11 +1,13 @@
 //! What the gates do with time, with failing writes and with events that come between: on the
 //! simulated machine, where thirty seconds take no time.
 
+mod common;
+
 use std::cell::RefCell;
 use std::time::Duration;
 
 use dormouse_cache::CacheLimits;
-use dormouse_engine::{Host, Limits, StoreLock};
+use dormouse_engine::Limits;
 use dormouse_scheduler::prelude::*;
 use dormouse_scheduler::{Call, StackLimits, Topology};
 use dormouse_sim::{DiskFaults, Process, SimEnv, World};
@@ -32,17 +34,10 @@ impl Machine {
         let topology = Topology::builder().namespace::<Object>("objects").limits(limits);
         let topology = topology.build(|| 0);
         let machine = Self { env: process.core(), world, process, topology };
-        let (core, env, topology) =
-            (machine.process.core(), machine.env.clone(), machine.topology.clone());
+        let (core, topology) = (machine.process.core(), machine.topology.clone());
         machine.run(async move {
-            let lock = StoreLock::open_or_create(&env, &LIMITS, 1).await.expect("a store");
-            let serving = topology.open(&core, 0, lock.superblock(), LIMITS).await;
-            let serving = serving.expect("a core");
-            core.spawn("core", async move {
-                // A shard whose write failed can't be closed well.
-                drop(serving.serve().await);
-                drop(lock);
-            });
+            // A shard whose write failed can't be closed well.
+            common::serve(&core, &topology, 1, LIMITS, drop).await;
         });
         machine
     }

@@ -1,10 +1,12 @@
 //! E4, and what follows: a shard that a failed write has poisoned is opened anew by its core, and its
 //! objects are what the disk says. Those of the other shards don't notice.
 
+mod common;
+
 use std::cell::Cell;
 use std::time::Duration;
 
-use dormouse_engine::{Host, Limits, StoreLock};
+use dormouse_engine::{Host, Limits};
 use dormouse_scheduler::Topology;
 use dormouse_scheduler::prelude::*;
 use dormouse_sim::{DiskFaults, SimEnv, World};
@@ -42,13 +44,8 @@ impl Handler<Add> for Counter {
 async fn start(env: &SimEnv) -> Topology {
     let builder = Topology::builder().namespace::<Counter>("counters");
     let topology = builder.build(|| 7);
-    let limits = Limits::TINY;
-    let lock = StoreLock::open_or_create(env, &limits, SHARDS).await.expect("a store");
-    let core = topology.open(env, 0, lock.superblock(), limits).await.expect("a core");
-    env.spawn("core", async move {
-        let _lock = lock;
-        core.serve().await.expect("closed in order");
-    });
+    common::serve(env, &topology, SHARDS, Limits::TINY, |ended| ended.expect("closed in order"))
+        .await;
     topology
 }
 

@@ -1,6 +1,7 @@
 //! WebSockets and the output gate on the simulated machine: what a client sees is durable, in every
 //! order that the seeds find (semantics.md §7.3; scenarios T-168, T-169, T-170, T-181).
 
+mod common;
 #[path = "sockets/lives.rs"]
 mod lives;
 
@@ -8,7 +9,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_engine::{Env, Host, Limits, StoreLock};
+use dormouse_engine::{Host, Limits};
 use dormouse_scheduler::prelude::*;
 use dormouse_scheduler::{Call, ClientSocket, Received, SocketLimits, StackLimits, Topology};
 use dormouse_sim::{DiskFaults, Process, SimEnv, World};
@@ -101,14 +102,10 @@ fn start(world: &World, topology: &Topology) -> (Process, SimEnv) {
     let env = process.core();
     let (core_env, serving) = (env.clone(), topology.clone());
     let opened = world.block_on(&env, STEPS, async move {
-        let limits = Limits::PRODUCTION;
-        let lock = StoreLock::open_or_create(&core_env, &limits, 1).await.expect("a store");
-        let core = serving.open(&core_env, 0, lock.superblock(), limits).await.expect("open");
-        let disk = core_env.disk().clone();
-        core_env.spawn("core", async move {
-            let _locked = (lock, disk);
-            core.serve().await.expect("served");
-        });
+        common::serve(&core_env, &serving, 1, Limits::PRODUCTION, |ended| {
+            ended.expect("closed in order")
+        })
+        .await;
     });
     opened.expect("the store opens");
     (process, env)
