@@ -80,7 +80,7 @@ impl Core {
         limits: Limits,
     ) -> Result<Self> {
         let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
-        let residency = Residency::new(&topology.limits());
+        let residency = Residency::new(topology.limits());
         let inner = Rc::new(Inner {
             host: CoreHost::new(env),
             shards,

@@ -91,8 +91,8 @@ impl Residency {
         })
     }
 
-    /// The part of an object that is to come to life, by the core's clock `now`. Waits for those that leave, if too much room is
-    /// taken.
+    /// The part of an object that is to come to life, by the core's clock `now`. Waits for those that
+    /// leave, if too much room is taken.
     ///
     /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
     pub(crate) async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {

@@ -97,16 +97,19 @@ impl Shards {
 
     /// A shard, once it is open.
     ///
-    /// Errors: `Retry`, while it can't be opened.
+    /// Errors: `Retry`, while it can't be opened; `Closed`.
     pub(crate) async fn wait(&self, place: usize) -> engine::Result<Rc<dyn AnyShard>> {
-        if matches!(&self.slots.borrow()[place], Slot::Open(shard) if shard.poisoned().is_some()) {
+        let poisoned =
+            |slot: &Slot| matches!(slot, Slot::Open(shard) if shard.poisoned().is_some());
+        if self.slots.borrow().get(place).is_some_and(poisoned) {
             // Nobody may have noticed: it can happen to a write that no object waits for.
             self.changed.notify();
         }
-        let open = self.changed.until(|| match &self.slots.borrow()[place] {
-            Slot::Open(shard) if shard.poisoned().is_none() => Some(Ok(shard.clone())),
-            Slot::Open(_) | Slot::Opening(None) => None,
-            Slot::Opening(Some(cause)) => {
+        let open = self.changed.until(|| match self.slots.borrow().get(place) {
+            Some(Slot::Open(shard)) if shard.poisoned().is_none() => Some(Ok(shard.clone())),
+            Some(Slot::Open(_) | Slot::Opening(None)) => None,
+            None => Some(Err(engine::Error::new(engine::Kind::Closed, "the runtime is shut down"))),
+            Some(Slot::Opening(Some(cause))) => {
                 let number = self.number(place);
                 let what = format!("shard {number} can't be opened again yet");
                 Some(Err(engine::Error::caused(engine::Kind::Retry, what, cause.clone())))

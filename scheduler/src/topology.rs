@@ -251,8 +251,8 @@ impl Topology {
         self.0.mailboxes.iter().for_each(Sender::close);
     }
 
-    pub(crate) fn limits(&self) -> StackLimits {
-        self.0.limits
+    pub(crate) fn limits(&self) -> &StackLimits {
+        &self.0.limits
     }
 
     pub(crate) fn cores(&self) -> usize {

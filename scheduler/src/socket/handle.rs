@@ -17,8 +17,8 @@ use crate::instance::Instance;
 /// own from [`State::web_sockets`](crate::State::web_sockets) or with an event.
 #[derive(Clone)]
 pub struct WebSocket {
-    instance: Rc<Instance>,
-    connection: Rc<Connection>,
+    pub(super) instance: Rc<Instance>,
+    pub(super) connection: Rc<Connection>,
 }
 
 impl PartialEq for WebSocket {
@@ -67,10 +67,15 @@ impl WebSocket {
     pub fn close(&self, code: impl Into<Option<u16>>, reason: &str) -> Result<()> {
         let close = CloseFrame::new(code.into(), reason)?;
         self.instance.check_resident()?;
+        self.close_with(close);
+        Ok(())
+    }
+
+    /// Sends this close frame, unless one was sent before.
+    pub(super) fn close_with(&self, close: CloseFrame) {
         if self.connection.close(close) {
             self.release_when_durable();
         }
-        Ok(())
     }
 
     fn release_when_durable(&self) {

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::connection::Connection;
 use super::event::{Closed, SocketEvent};
+use super::handle::WebSocket;
 use super::message::{CloseFrame, Frame, Message, ReadyState};
 use super::read::NO_CLOSE_FRAME;
 use super::wire::Incoming;
@@ -19,10 +20,7 @@ use crate::instance::Instance;
 ///
 /// Have a task of [`State::wait_until`](crate::State::wait_until) receive from it: each event
 /// passes the object's input gate on its way there.
-pub struct LiveSocket {
-    instance: Rc<Instance>,
-    connection: Rc<Connection>,
-}
+pub struct LiveSocket(WebSocket);
 
 impl fmt::Debug for LiveSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -33,7 +31,7 @@ impl fmt::Debug for LiveSocket {
 
 impl LiveSocket {
     pub(crate) fn new(instance: Rc<Instance>, connection: Rc<Connection>) -> Self {
-        Self { instance, connection }
+        Self(WebSocket::new(instance, connection))
     }
 
     /// The next event; `None` once [`SocketEvent::Closed`] or [`SocketEvent::Error`] was given. A
@@ -42,14 +40,14 @@ impl LiveSocket {
     /// One task at a time. Cancel: nothing is lost.
     pub async fn recv(&self) -> Option<SocketEvent> {
         loop {
-            if !self.instance.sockets.is_live(&self.connection) {
+            if !self.0.instance.sockets.is_live(&self.0.connection) {
                 return None;
             }
-            let event = match self.connection.wire.receive().await {
+            let event = match self.0.connection.wire.receive().await {
                 Incoming::Frame(Frame::Message(message)) => self.message(message),
                 Incoming::Frame(Frame::Ping(bytes)) => {
-                    self.connection.wire.room(|| self.connection.has_room()).await;
-                    self.connection.send_ungated(Frame::Pong(bytes));
+                    self.0.connection.wire.room(|| self.0.connection.has_room()).await;
+                    self.0.connection.send_ungated(Frame::Pong(bytes));
                     continue;
                 }
                 Incoming::Frame(Frame::Pong(_)) => continue,
@@ -61,7 +59,7 @@ impl LiveSocket {
                 }),
                 Incoming::Broken(error) => SocketEvent::Error(error),
             };
-            self.connection.set_inbound(event.inbound());
+            self.0.connection.set_inbound(event.inbound());
             if !matches!(event, SocketEvent::Message(_)) {
                 self.is_over();
             }
@@ -70,64 +68,48 @@ impl LiveSocket {
     }
 
     fn message(&self, message: Message) -> SocketEvent {
-        let most = self.instance.sockets.limits().message_bytes;
-        match self.connection.refuse_if_longer(&message, most) {
+        let most = self.0.instance.sockets.limits().message_bytes;
+        match self.0.connection.refuse_if_longer(&message, most) {
             Some(error) => SocketEvent::Error(error),
             None => SocketEvent::Message(message),
         }
     }
 
     fn close_frame(&self, close: CloseFrame) -> SocketEvent {
-        self.connection.close_received();
-        if self.connection.close(close.clone()) {
-            self.release_when_durable();
-        }
+        self.0.connection.close_received();
+        self.0.close_with(close.clone());
         let code = close.code.unwrap_or(1005);
         SocketEvent::Closed(Closed { code, reason: close.reason, was_clean: true })
     }
 
     /// Sends a message. As [`WebSocket::send`](crate::WebSocket::send), errors too.
     pub fn send(&self, message: impl Into<Message>) -> Result<()> {
-        self.instance.check_resident()?;
-        if self.connection.send(message.into())? {
-            self.release_when_durable();
-        }
-        Ok(())
+        self.0.send(message)
     }
 
     /// Sends a close frame. As [`WebSocket::close`](crate::WebSocket::close), errors too; go on
     /// receiving until the client's comes.
     pub fn close(&self, code: impl Into<Option<u16>>, reason: &str) -> Result<()> {
-        let close = CloseFrame::new(code.into(), reason)?;
-        self.instance.check_resident()?;
-        if self.connection.close(close) {
-            self.release_when_durable();
-        }
-        Ok(())
-    }
-
-    fn release_when_durable(&self) {
-        let connection = self.connection.clone();
-        self.instance.say_after_turn(move || connection.release());
+        self.0.close(code, reason)
     }
 
     /// How far it is.
     pub fn ready_state(&self) -> ReadyState {
-        self.connection.ready_state()
+        self.0.ready_state()
     }
 
     /// It keeps the object in memory no longer.
     fn is_over(&self) {
-        self.instance.sockets.live_is_over(&self.connection);
+        self.0.instance.sockets.live_is_over(&self.0.connection);
     }
 }
 
 impl Drop for LiveSocket {
     fn drop(&mut self) {
         self.is_over();
-        if self.instance.check_resident().is_ok() {
-            let connection = self.connection.clone();
-            self.instance.say_after_turn(move || connection.wire.hang_up());
+        if self.0.instance.check_resident().is_ok() {
+            let connection = self.0.connection.clone();
+            self.0.instance.say_after_turn(move || connection.wire.hang_up());
         }
     }
 }
