@@ -4,7 +4,8 @@
 //! A checkpoint freezes the overlay between two batches, writes it as a run, and then writes a slot
 //! of the shard's manifest: the older of the two, so that the other one is the truth until this one
 //! is durable. Nothing is removed before: a file goes when neither slot needs it. One that fails
-//! changes nothing, and another is made after some more of the log.
+//! changes nothing, and another is made after some more of the log. Runs are merged apart from it
+//! ([`crate::merges`]).
 //!
 //! | a crash while | leaves |
 //! |---|---|
@@ -19,11 +20,12 @@ use crate::directory::{How, Keyed, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
-use crate::format::run::{BLOCK_BYTES, blocks_of};
+use crate::format::run::BLOCK_BYTES;
 use crate::format::{Rejected, len_u32};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
 use crate::log::segments::{FileOf, Segment};
+use crate::merges;
 use crate::shard::{Inner, Life, State};
 
 /// Segments since the last checkpoint after which opening makes one: so that crash after crash
@@ -81,6 +83,16 @@ pub(crate) struct Progress<F> {
     /// `log_bytes` when the last one was begun.
     pub(crate) begun_at: u64,
     pub(crate) running: bool,
+    /// Merges that are being made.
+    pub(crate) merges: usize,
+}
+
+impl<F> Progress<F> {
+    /// A number for a run that will be written.
+    pub(crate) fn new_run(&mut self) -> u32 {
+        self.next_run += 1;
+        self.next_run - 1
+    }
 }
 
 /// The two slots of a manifest, as they were read: `None` where a slot is not valid.
@@ -143,13 +155,14 @@ pub(crate) async fn read_manifest<E: Env>(
 impl<F: File> State<F> {
     fn checkpoint_due(&self, limits: &Limits) -> bool {
         let since = self.log_bytes - self.progress.begun_at;
-        since >= limits.checkpoint_bytes && !self.progress.running
+        let waits = self.progress.running || !self.directory.has_room(limits);
+        since >= limits.checkpoint_bytes && !waits
     }
 
     /// Whether so much was written since the last checkpoint that the log should wait for the one
-    /// that is being made.
+    /// that is being made, or for the merge that it waits for.
     pub(crate) fn checkpoint_lags(&self, limits: &Limits) -> bool {
-        self.progress.running
+        (self.progress.running || !self.directory.has_room(limits))
             && self.log_bytes - self.progress.begun_at >= limits.replay_bytes_max
             && self.poison.is_none()
     }
@@ -177,7 +190,15 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
 ///
 /// Errors: why there is none; the shard is as before.
 pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Result<()> {
-    let idle = || (!inner.state.borrow().progress.running).then_some(());
+    merges::start_if_due(inner);
+    let idle = || {
+        let State { progress, directory, .. } = &*inner.state.borrow();
+        let waits = match forget {
+            true => progress.merges > 0,
+            false => !directory.has_room(&inner.limits),
+        };
+        (!progress.running && !waits).then_some(())
+    };
     inner.changed.until(idle).await;
     let begun = begin(inner, forget);
     finish(inner, begun).await
@@ -186,7 +207,9 @@ pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Result<(
 /// What a checkpoint holds, as of the moment at which it was begun.
 struct Begun<F: File> {
     checkpoint: Checkpoint,
+    run: u32,
     frozen: Vec<Keyed>,
+    /// The runs whose place it takes.
     merged: Vec<Rc<Run<F>>>,
     how: How,
 }
@@ -202,13 +225,10 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     let frozen = state.directory.freeze();
     let merged = match forget {
         true => state.directory.all_runs(),
-        false => {
-            let blocks = blocks_of(frozen.iter().map(|(_, entry)| entry));
-            state.directory.to_merge(blocks, &inner.limits)
-        }
+        false => Vec::new(),
     };
-    let run = state.progress.next_run;
-    state.progress.next_run += 1;
+    merged.iter().for_each(|run| run.merging.set(true));
+    let run = state.progress.new_run();
     let tail = state.tail;
     let needed = |segment: &&Segment<_>| {
         let number = segment.header.number;
@@ -231,47 +251,48 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         objects: state.directory.len(),
         log_bytes: state.log_bytes,
         wall_ms: inner.env.wall_ms(),
-        next_run: run + 1,
+        next_run: 0,
         slot_bytes: len_u32(state.progress.slot_bytes),
         segments: segments.collect(),
         runs: Vec::new(),
     };
-    let how = How { all: state.directory.are_all(merged.len()), forget };
-    Begun { checkpoint, frozen, merged, how }
+    let how = How { all: state.directory.reach_the_oldest(&merged), forget };
+    Begun { checkpoint, run, frozen, merged, how }
 }
 
 async fn finish<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
+    let merged = begun.merged.clone();
     let written = write(inner, begun).await;
     if written.is_err() {
         inner.state.borrow_mut().directory.thaw();
+        merged.iter().for_each(|run| run.merging.set(false));
     }
     if written.is_ok() {
         remove_unneeded(inner).await;
     }
     inner.state.borrow_mut().progress.running = false;
+    merges::start_if_due(inner);
     inner.changed.notify();
     written
 }
 
 /// Writes run and slot; what is written takes its place in the directory.
 async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<()> {
-    let Begun { mut checkpoint, frozen, mut merged, mut how } = begun;
-    let place = (inner.number, checkpoint.next_run - 1);
-    let (env, superblock, limits) = (&inner.env, &inner.superblock, &inner.limits);
-    let mut run = write_run(env, superblock, place, frozen.clone(), &merged, how, limits).await;
-    if run.as_ref().is_err_and(|error| error.kind() == Kind::Corrupt) {
-        // A damaged run stays as it is, so that what it holds is not forgotten.
-        let whole = merged.iter().take_while(|run| !run.damaged.get()).count();
-        merged.truncate(whole);
-        how.all = false;
-        run = write_run(env, superblock, place, frozen, &merged, how, limits).await;
+    let Begun { mut checkpoint, run: number, frozen, merged, how } = begun;
+    let turn = async || {
+        inner.env.turn_end().await;
+        Ok(())
+    };
+    let run = write_run(inner, number, frozen, &merged, how, turn).await?;
+    let number = run.as_ref().map(|run| run.header.number);
+    {
+        let state = &mut *inner.state.borrow_mut();
+        state.progress.runs_on_disk.extend(number);
+        let newest = run.as_ref().map(Run::to_ref);
+        let kept = state.directory.run_refs().into_iter().skip(merged.len());
+        checkpoint.runs = newest.into_iter().chain(kept).collect();
+        checkpoint.next_run = state.progress.next_run;
     }
-    let run = run?;
-    let newest = run.as_ref().map(Run::to_ref);
-    let number = newest.map(|newest| newest.number);
-    inner.state.borrow_mut().progress.runs_on_disk.extend(number);
-    let kept = inner.state.borrow().directory.run_refs().into_iter().skip(merged.len());
-    checkpoint.runs = newest.into_iter().chain(kept).collect();
     write_slot(inner, &checkpoint).await?;
     tracing::debug!(
         shard = inner.number,
@@ -283,7 +304,7 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<
         "checkpoint made"
     );
     let state = &mut *inner.state.borrow_mut();
-    state.directory.install(run, merged.len());
+    state.directory.install(run, &merged);
     let progress = &mut state.progress;
     progress.needs[progress.next_slot] = vec![Needs::of(&checkpoint)];
     progress.generation = checkpoint.generation;
@@ -323,13 +344,17 @@ async fn write_slot<E: Env>(inner: &Rc<Inner<E>>, checkpoint: &Checkpoint) -> Re
 async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
     let names = {
         let state = &mut *inner.state.borrow_mut();
-        let State { progress, segments, .. } = state;
+        let State { progress, segments, directory, .. } = state;
         let slots = || progress.needs.iter().flatten();
         let unneeded = |number: &u32| !slots().any(|needs| needs.segment(*number));
         let gone: Vec<u32> = segments.keys().copied().filter(unneeded).collect();
         let gone = gone.into_iter().filter_map(|number| Some(segments.remove(&number)?.name));
         let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();
-        let runs = runs.into_iter().filter(|run| !slots().any(|needs| needs.runs.contains(run)));
+        // Those that were merged since are in no slot yet.
+        let needed = |run: &u32| {
+            directory.uses(*run) || slots().any(|needs| needs.runs.contains(run))
+        };
+        let runs = runs.into_iter().filter(|run| !needed(run));
         let runs: Vec<u32> = runs.collect();
         runs.iter().for_each(|run| assert!(progress.runs_on_disk.remove(run)));
         let runs = runs.into_iter().map(|run| crate::directory::file_name(inner.number, run));

@@ -50,6 +50,7 @@ pub mod list;
 mod load;
 mod log;
 pub mod mailbox;
+mod merges;
 pub mod park;
 pub mod real;
 mod recover;

@@ -31,10 +31,11 @@ pub struct Limits {
     pub replay_bytes_max: u64,
     /// Bytes of each slot of a new manifest: it bounds the segments that a shard may have.
     pub manifest_slot_bytes: usize,
-    /// Runs of about one size that a checkpoint merges into one, its own included: the more, the less
-    /// is written over and over, and the more runs there are to look into.
+    /// Runs of about one size that are merged into one: the more, the less is written over and over, and
+    /// the more runs there are to look into.
     pub merge_runs: usize,
-    /// Runs at most; the youngest are merged whatever their size where there would be more.
+    /// Runs at most; the youngest are merged whatever their size where there would be more, and checkpoints wait
+    /// for that.
     pub runs_max: usize,
     /// How long the log stays quiet before a close record vouches for its end.
     pub quiet: Duration,
@@ -102,7 +103,7 @@ impl Limits {
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
-        assert!(self.merge_runs > 1 && self.runs_max > 0 && self.open_segments_max > 0);
+        assert!(self.merge_runs > 1 && self.runs_max > 2 && self.open_segments_max > 0);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

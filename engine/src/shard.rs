@@ -24,6 +24,7 @@ pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
 use crate::log::segments::{FileOf, Segments};
 use crate::log::writer::{self, Spare, Tail};
+use crate::merges;
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
 use crate::store::{Filter, ObjectInfo, Page};
@@ -212,6 +213,7 @@ impl<E: Env> Shard<E> {
     /// What opening owes beside recovery: E9's second form, and an end to what crash after crash
     /// leaves behind.
     async fn after_recovery(&self, recovery: &Recovery) -> Result<()> {
+        merges::start_if_due(&self.0);
         let direct = self.0.env.disk().properties().direct;
         if !direct {
             self.rewrite_changed().await?;
@@ -493,7 +495,7 @@ impl<E: Env> Shard<E> {
             let state = self.0.state.borrow();
             match (&state.poison, state.life, &state.spare) {
                 (_, _, Spare::Preparing) => None,
-                _ if state.progress.running => None,
+                _ if state.progress.running || state.progress.merges > 0 => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))

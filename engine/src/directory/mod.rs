@@ -1,8 +1,8 @@
 //! From an object's id to where its newest state lies, and its alarm.
 //!
 //! What changed since the last checkpoint is an overlay in memory; the rest lies in immutable sorted
-//! runs on disk ([`crate::format::run`]). A checkpoint freezes the overlay, writes it as a run,
-//! together with the youngest runs where that keeps their number small, and puts it in their place.
+//! runs on disk ([`crate::format::run`]). A checkpoint freezes the overlay and writes it as a run. Runs
+//! are merged in the background, so that their number stays small ([`crate::merges`]).
 //!
 //! Invariants:
 //!
@@ -281,26 +281,35 @@ impl<F: File> Directory<F> {
         self.sorted(&self.frozen, None)
     }
 
-    /// The youngest runs that are to be merged with `blocks` of frozen entries: where `merge_runs` of
-    /// about one size have come together they become one, with which some larger ones may then be
-    /// complete. So an entry is written anew once for each size, and not with each checkpoint. There are
-    /// `runs_max` with the new one at most.
-    pub(crate) fn to_merge(&self, mut blocks: u64, limits: &Limits) -> Vec<Rc<Run<F>>> {
-        let mut merged = 0;
+    /// The runs that are to be merged next, youngest first; none if there is no need. Where `merge_runs` of about one
+    /// size have come together they become one, with which some larger ones may then be complete. So an
+    /// entry is written anew once for each size, and not with each checkpoint.
+    pub(crate) fn to_merge(&self, limits: &Limits) -> Vec<Rc<Run<F>>> {
+        // Those behind a run that is being merged wait for it. A damaged one stays as it is, so that what it
+        // holds is not forgotten.
+        let is_free = |run: &&Rc<Run<F>>| !run.damaged.get() && !run.merging.get();
+        let free = &self.runs[..self.runs.iter().take_while(is_free).count()];
+        let (mut merged, mut blocks) = (0, free.first().map_or(0, |run| run.blocks()));
         loop {
-            let rest = &self.runs[merged..];
-            let alike = rest.iter().take_while(|run| run.blocks() <= blocks.saturating_mul(2));
-            let alike: Vec<u64> = alike.map(|run| run.blocks()).collect();
-            if alike.is_empty() || alike.len() + 1 < limits.merge_runs {
+            let rest = &free[merged..];
+            let alike = rest.iter().take_while(|run| run.blocks() <= blocks.saturating_mul(2)).count();
+            if alike == 0 || alike + usize::from(merged > 0) < limits.merge_runs {
                 break;
             }
-            merged += alike.len();
-            blocks = alike.into_iter().fold(blocks, u64::saturating_add);
+            merged += alike;
+            blocks = free[..merged].iter().map(|run| run.blocks()).sum();
         }
-        let merged = merged.max((self.runs.len() + 1).saturating_sub(limits.runs_max));
-        // A damaged run stays as it is, so that what it holds is not forgotten.
-        let whole = self.runs.iter().take_while(|run| !run.damaged.get()).count();
-        self.runs[..merged.min(whole)].to_vec()
+        // Room for the next checkpoint's.
+        let too_many = (self.runs.len() + 2).saturating_sub(limits.runs_max);
+        match merged.max(if too_many > 1 { too_many } else { 0 }).min(free.len()) {
+            0 | 1 => Vec::new(),
+            merged => free[..merged].to_vec(),
+        }
+    }
+
+    /// Whether a checkpoint may add a run now, or has to wait for those that are being merged.
+    pub(crate) fn has_room(&self, limits: &Limits) -> bool {
+        self.runs.len() < limits.runs_max || !self.runs.iter().any(|run| run.merging.get())
     }
 
     /// All runs, for one that takes the place of all.
@@ -308,9 +317,18 @@ impl<F: File> Directory<F> {
         self.runs.clone()
     }
 
-    /// Whether so many of the youngest runs are all: then nothing older can hold what was deleted.
-    pub(crate) fn are_all(&self, merged: usize) -> bool {
-        merged == self.runs.len()
+    /// Whether nothing is older than these, which are some of the runs, youngest first: then nothing needs to
+    /// know what was deleted.
+    pub(crate) fn reach_the_oldest(&self, runs: &[Rc<Run<F>>]) -> bool {
+        match (self.runs.last(), runs.last()) {
+            (Some(oldest), Some(run)) => Rc::ptr_eq(oldest, run),
+            (oldest, _) => oldest.is_none(),
+        }
+    }
+
+    /// Whether this run is one of the directory's.
+    pub(crate) fn uses(&self, run: u32) -> bool {
+        self.runs.iter().any(|used| used.header.number == run)
     }
 
     /// The checkpoint failed: what was frozen is part of the overlay again.
@@ -325,8 +343,8 @@ impl<F: File> Directory<F> {
         }
     }
 
-    /// The checkpoint is made: `run` holds what was frozen and the youngest `merged` runs.
-    pub(crate) fn install(&mut self, run: Option<Run<F>>, merged: usize) {
+    /// The checkpoint is made: `run` holds what was frozen, and what `merged` held.
+    pub(crate) fn install(&mut self, run: Option<Run<F>>, merged: &[Rc<Run<F>>]) {
         for (id, known) in std::mem::take(&mut self.frozen) {
             if let Some(at_ms) = known.entry.and_then(|entry| entry.alarm)
                 && !self.overlay.contains_key(&id)
@@ -334,6 +352,17 @@ impl<F: File> Directory<F> {
                 assert!(self.alarms.remove(&(at_ms, id)));
             }
         }
-        self.runs.splice(0..merged, run.map(Rc::new));
+        self.replace(merged, run);
+    }
+
+    /// `run` holds what `merged` held, which stand side by side; where these are none it is the youngest.
+    pub(crate) fn replace(&mut self, merged: &[Rc<Run<F>>], run: Option<Run<F>>) {
+        let place = merged.first().map_or(0, |first| {
+            let place = self.runs.iter().position(|run| Rc::ptr_eq(run, first));
+            place.expect("only its merge takes a run away")
+        });
+        let gone = place..place + merged.len();
+        assert!(self.runs[gone.clone()].iter().zip(merged).all(|(run, it)| Rc::ptr_eq(run, it)));
+        self.runs.splice(gone, run.map(Rc::new));
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Run<F: File> {
     guide: Guide,
     /// Whether a block was found damaged: it is not merged with others again and again.
     pub(crate) damaged: Cell<bool>,
+    /// Whether it is being merged with others.
+    pub(crate) merging: Cell<bool>,
     /// Alarms before this one are of objects that have a newer entry elsewhere.
     passed: Cell<usize>,
     /// Alarms that were read last.
@@ -48,8 +50,8 @@ impl<F: File> Run<F> {
     /// A run that was written just now.
     pub(super) fn new(header: RunHeader, file: F, guide: Guide) -> std::io::Result<Self> {
         let map = file.map()?;
-        let (damaged, passed, alarms) = Default::default();
-        Ok(Self { header, _file: file, map, guide, damaged, passed, alarms })
+        let (damaged, merging, passed, alarms) = Default::default();
+        Ok(Self { header, _file: file, map, guide, damaged, merging, passed, alarms })
     }
 
     /// As a checkpoint names it.

@@ -118,7 +118,7 @@ fn written(objects: u64, how: How) -> (Run<Memory>, Memory) {
     };
     let merged = Merge::new(vec![sorted(objects, known)], &[], None);
     let mut writer = Writer::new(&file, header);
-    let header = wait(writer.write(merged, how));
+    let header = wait(writer.write(merged, how, async || Ok(())));
     let header = header.expect("no run is read").expect("memory has room");
     let guide = std::mem::take(&mut writer.guide);
     (Run::new(header, file.clone(), guide).expect("mapped"), file)

@@ -7,14 +7,15 @@ use super::{Keyed, Merge, Run};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::run::{BLOCK_BYTES, BlockBuilder, RunHeader};
-use crate::format::superblock::Superblock;
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, write_all_at};
-use crate::limits::Limits;
 use crate::log::segments::FileOf;
+use crate::shard::Inner;
 
 /// Blocks that are written at a time.
 const CHUNK_BLOCKS: usize = 16;
+/// Entries that are walked over in one turn of the core.
+const TURN_ENTRIES: usize = 128;
 
 /// The beginning of the names of a shard's runs.
 pub(crate) fn name_prefix(shard: u16) -> String {
@@ -41,25 +42,26 @@ pub(crate) struct How {
 }
 
 /// Writes run `number` of frozen entries and older runs, youngest first, and makes it durable. `None`
-/// if nothing is left.
+/// if nothing is left. `pause` is awaited every few entries; where it fails the writing ends.
 ///
-/// Errors: `NoSpace`, `Retry`; `Corrupt`, if one of the runs is damaged and `how` does not say to forget that. The file is removed again.
+/// Errors: `NoSpace`, `Retry`, those of `pause`; `Corrupt`, if one of the runs is damaged and `how` does not say to
+/// forget that. The file is removed again.
 pub(crate) async fn write_run<E: Env>(
-    env: &E,
-    superblock: &Superblock,
-    (shard, number): (u16, u32),
+    inner: &Inner<E>,
+    number: u32,
     frozen: Vec<Keyed>,
     runs: &[Rc<Run<FileOf<E>>>],
     how: How,
-    limits: &Limits,
+    pause: impl AsyncFnMut() -> Result<()>,
 ) -> Result<Option<Run<FileOf<E>>>> {
-    let name = file_name(shard, number);
+    let Inner { env, superblock, number: shard, limits, .. } = inner;
+    let name = file_name(*shard, number);
     let failed = |source: std::io::Error| Error::making(format!("writing {name}"), source);
     let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(&name, open).await.map_err(failed)?;
     let header = RunHeader {
         store: superblock.store,
-        shard,
+        shard: *shard,
         number,
         incarnation: Incarnation(env.random().max(1)),
         entry_blocks: 0,
@@ -68,7 +70,7 @@ pub(crate) async fn write_run<E: Env>(
     let mut writer = Writer::new(&file, header);
     let written = async {
         let merged = Merge::new(vec![frozen], runs, None);
-        let header = writer.write(merged, how).await?.map_err(failed)?;
+        let header = writer.write(merged, how, pause).await?.map_err(failed)?;
         if header.entry_blocks == 0 {
             return Ok(None);
         }
@@ -104,14 +106,18 @@ impl<'a, F: File> Writer<'a, F> {
         Self { file, chunk, filled: 0, next_block: 1, header, block, guide }
     }
 
-    /// Writes all entries; gives the header. Errors of runs that are read, and of the file.
+    /// Writes all entries; gives the header. Errors of runs that are read and of `pause`, and of the file.
     pub(super) async fn write(
         &mut self,
         entries: Merge<'_, F>,
         how: How,
+        mut pause: impl AsyncFnMut() -> Result<()>,
     ) -> Result<std::io::Result<RunHeader>> {
         let mut alarms: Vec<(u64, ObjectId)> = Vec::new();
-        for entry in entries {
+        for (walked, entry) in entries.enumerate() {
+            if walked % TURN_ENTRIES == TURN_ENTRIES - 1 {
+                pause().await?;
+            }
             let (key, entry) = match entry {
                 Err(_) if how.forget => continue,
                 Ok((_, entry)) if how.forget && entry.known(None).is_err() => continue,

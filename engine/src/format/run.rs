@@ -138,19 +138,6 @@ pub fn file_blocks(header: &RunHeader) -> u64 {
     1 + u64::from(header.entry_blocks) + u64::from(header.alarm_blocks)
 }
 
-/// Blocks of a file that holds these entries alone.
-pub fn blocks_of<'a>(entries: impl Iterator<Item = &'a RawEntry>) -> u64 {
-    let (mut blocks, mut free) = (1, 0);
-    for entry in entries {
-        let bytes = SLOT_BYTES + entry.as_bytes().len();
-        if bytes > free {
-            (blocks, free) = (blocks + 1, BLOCK_BYTES - HEAD_BYTES);
-        }
-        free = free.saturating_sub(bytes);
-    }
-    blocks
-}
-
 /// The checksum of parts of a block, bound to its place.
 fn crc(incarnation: Incarnation, number: u32, parts: [&[u8]; 2]) -> u32 {
     let mut place = [0; 12];

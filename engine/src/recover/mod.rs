@@ -190,6 +190,7 @@ pub(crate) async fn recover<E: Env>(
         needs: base.needs,
         runs_on_disk: runs,
         running: false,
+        merges: 0,
     };
     let recovery = Recovery {
         batches: replay.batches,

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use dormouse_engine::format::batch::{BatchHeader, HEADER_BYTES, Home, Role};
-use dormouse_engine::format::checkpoint::Checkpoint;
+use dormouse_engine::format::checkpoint::{Checkpoint, RunRef};
 use dormouse_engine::format::segment::{self, SegmentHeader};
 use dormouse_engine::format::superblock::{self, Superblock};
 
@@ -108,11 +108,14 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// The file of the run of a slot's checkpoint.
+    /// The file of the youngest run of a slot's checkpoint, which the other slot does not need.
     pub(crate) fn run(&self, slot: Slot) -> String {
-        let runs = self.slot(slot).1.runs;
-        assert_eq!(runs.len(), 1, "small runs are merged");
-        format!("{RUN}{:010}", runs[0].number)
+        let youngest = |slot| self.slot(slot).1.runs[0].number;
+        let of_slots = [Slot::Newest, Slot::Other].map(|slot| self.slot(slot).1.runs);
+        let needs = |runs: &&Vec<_>| runs.iter().any(|run: &RunRef| run.number == youngest(slot));
+        let slots = of_slots.iter().filter(needs);
+        assert_eq!(slots.count(), 1, "runs are merged between two checkpoints");
+        format!("{RUN}{:010}", youngest(slot))
     }
 
     /// The file of the segment in which the newest checkpoint ends.
