@@ -351,9 +351,8 @@ async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
         let gone = gone.into_iter().filter_map(|number| Some(segments.remove(&number)?.name));
         let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();
         // Those that were merged since are in no slot yet.
-        let needed = |run: &u32| {
-            directory.uses(*run) || slots().any(|needs| needs.runs.contains(run))
-        };
+        let needed =
+            |run: &u32| directory.uses(*run) || slots().any(|needs| needs.runs.contains(run));
         let runs = runs.into_iter().filter(|run| !needed(run));
         let runs: Vec<u32> = runs.collect();
         runs.iter().for_each(|run| assert!(progress.runs_on_disk.remove(run)));

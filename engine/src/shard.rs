@@ -338,6 +338,12 @@ impl<E: Env> Shard<E> {
     /// `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
         self.settled(id).await?;
+        let warming = self.0.state.borrow().directory.warm(id);
+        if let Some(warming) = warming {
+            warming.await;
+            // A commit that was made meanwhile is no part of it.
+            self.check_healthy()?;
+        }
         let entry = self.0.state.borrow().directory.get(id);
         match entry.map_err(|error| named(id, &error))? {
             None => Ok(Contents::default()),

@@ -21,6 +21,8 @@ mod write;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
+use futures_util::future::join_all;
+
 use crate::contents::Origin;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::RunRef;
@@ -79,6 +81,19 @@ impl<F: File> Directory<F> {
             None if self.runs.is_empty() => Ok(None),
             None => self.find(id, &self.runs).map(Option::flatten),
         }
+    }
+
+    /// Brings in what [`Directory::get`] will want of runs that may lie on the device alone. It borrows nothing.
+    pub(crate) fn warm(&self, id: &ObjectId) -> Option<impl Future<Output = ()> + use<F>> {
+        if self.recent(id).is_some() {
+            return None;
+        }
+        let key = Key::new(self.store, *id);
+        let cold: Vec<_> = self.runs.iter().filter(|run| run.is_cold(&key)).cloned().collect();
+        if cold.is_empty() {
+            return None;
+        }
+        Some(async move { drop(join_all(cold.iter().map(|run| run.warm(&key))).await) })
     }
 
     fn find(&self, id: &ObjectId, runs: &[Rc<Run<F>>]) -> Result<Option<Option<Entry>>> {
@@ -292,7 +307,8 @@ impl<F: File> Directory<F> {
         let (mut merged, mut blocks) = (0, free.first().map_or(0, |run| run.blocks()));
         loop {
             let rest = &free[merged..];
-            let alike = rest.iter().take_while(|run| run.blocks() <= blocks.saturating_mul(2)).count();
+            let alike =
+                rest.iter().take_while(|run| run.blocks() <= blocks.saturating_mul(2)).count();
             if alike == 0 || alike + usize::from(merged > 0) < limits.merge_runs {
                 break;
             }

@@ -10,15 +10,20 @@ use crate::format::checkpoint::RunRef;
 use crate::format::entry::RawEntry;
 use crate::format::run::{self, BLOCK_BYTES, Key, RunHeader};
 use crate::ids::{Incarnation, ObjectId};
-use crate::io::File;
+use crate::io::{File, PageBuf, read_full_at};
 
 /// Guesses by interpolation before the search goes on by halves.
 const GUESSES: u32 = 6;
+/// Blocks that are brought in around a guess: 64 KiB, which a device gives about as fast as one. In a run of a hundred
+/// thousand objects 19 guesses of 20 are this near.
+const WARM_BLOCKS: u32 = 16;
+/// How often that is done for one look: each time the guess is nearer, in a run of a hundred million too.
+const WARM_ROUNDS: usize = 4;
 
 /// An open run. Its file stays open, and so locked, for as long as it is used.
 pub(crate) struct Run<F: File> {
     pub(crate) header: RunHeader,
-    _file: F,
+    file: F,
     pub(super) map: F::Map,
     guide: Guide,
     /// Whether a block was found damaged: it is not merged with others again and again.
@@ -51,7 +56,7 @@ impl<F: File> Run<F> {
     pub(super) fn new(header: RunHeader, file: F, guide: Guide) -> std::io::Result<Self> {
         let map = file.map()?;
         let (damaged, merging, passed, alarms) = Default::default();
-        Ok(Self { header, _file: file, map, guide, damaged, merging, passed, alarms })
+        Ok(Self { header, file, map, guide, damaged, merging, passed, alarms })
     }
 
     /// As a checkpoint names it.
@@ -148,6 +153,49 @@ impl<F: File> Run<F> {
             }
         }
         ((left > 1).then(|| left - 1), next_is_readable)
+    }
+
+    /// The block of which a look for this key would first have to find out how it begins: `None` if it has only
+    /// known ones to look at.
+    fn unknown(&self, key: &Key) -> Option<u32> {
+        let (mut left, mut right) = (1, self.header.entry_blocks + 1);
+        let (mut low, mut high) = (0, u64::MAX);
+        while left < right {
+            let guess = guess(key.hash, (low, high), left, right);
+            match self.guide.first(guess) {
+                None => return Some(guess),
+                Some(first) if first > key.hash => (right, high) = (guess, first),
+                Some(first) => (left, low) = (guess + 1, first),
+            }
+        }
+        None
+    }
+
+    /// Whether a look for this key would meet a block of which nothing is known yet.
+    pub(crate) fn is_cold(&self, key: &Key) -> bool {
+        self.unknown(key).is_some()
+    }
+
+    /// Brings in what a look for this key will want of a run that may lie on the device alone, so that the look, which
+    /// can't wait, does not stop the core for each block that it meets. What can't be read is the look's to tell of.
+    pub(crate) async fn warm(&self, key: &Key) {
+        for _ in 0..WARM_ROUNDS {
+            let Some(block) = self.unknown(key) else { return };
+            let first = block.saturating_sub(WARM_BLOCKS / 2).max(1);
+            let blocks = first..(first + WARM_BLOCKS).min(self.header.entry_blocks + 1);
+            let buf = PageBuf::zeroed(blocks.len() * BLOCK_BYTES);
+            let offset = u64::from(first) * BLOCK_BYTES as u64;
+            let (read, _in_the_page_cache) =
+                read_full_at(&self.file, buf, offset, BLOCK_BYTES).await;
+            if read.is_err() {
+                return;
+            }
+            for block in blocks.filter(|block| self.guide.first(*block).is_none()) {
+                if let Ok(id) = run::first_id(self.block(block), self.header.incarnation, block) {
+                    self.guide.learn(block, Key::new(self.header.store, id).hash);
+                }
+            }
+        }
     }
 
     /// All entries from the one behind `after` on, in order of their keys.

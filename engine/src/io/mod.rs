@@ -135,7 +135,7 @@ pub trait File: Clone + 'static {
     /// The file's length in bytes.
     fn len(&self) -> impl Future<Output = io::Result<u64>>;
 
-    /// Maps the whole file, advised for random access. Only for [`Mode::Cached`] files.
+    /// Maps the whole file; map and file are advised for random access. Only for [`Mode::Cached`] files.
     fn map(&self) -> io::Result<Self::Map>;
 }
 

@@ -373,6 +373,8 @@ fn map(file: &fs::File) -> io::Result<memmap2::Mmap> {
     // are never written again (io::Disk), so the bytes do not change under the mapping.
     let map = unsafe { memmap2::Mmap::map(file)? };
     map.advise(memmap2::Advice::Random)?;
+    // Reads too: the default readahead is megabytes on some devices.
+    rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random)?;
     Ok(map)
 }
 
