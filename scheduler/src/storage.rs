@@ -332,9 +332,10 @@ impl Storage {
         self.op(on!(self, set_alarm(None, options)), options.allows_concurrency(), Ok)
     }
 
-    /// Waits until all that was written is durable.
+    /// Waits until all that was written is durable. Other events are let in meanwhile, unlike
+    /// while a read or a write is waited for.
     pub fn sync(&self) -> Op<()> {
-        self.op(self.instance.cache.sync(), false, Ok)
+        self.op(self.instance.cache.sync(), true, Ok)
     }
 
     /// Runs `work` with no other event let in, and makes its changes together, or, if it fails or
