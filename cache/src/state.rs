@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //!
-//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for.
+//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for; `share` is the bytes of what
+//!   is dirty and of what is in flight.
 //! - The map holds no change of an open transaction; those are in `overlays`.
 //! - `alarm` is what storage will hold once all that is dirty is written, `durable_alarm` what it
 //!   holds now. While `deferred`, the alarm's handler runs and the object sees none.
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
+use crate::budget::{Budget, Share};
 use crate::entries::Entries;
 use crate::gate::output::OutputGate;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
@@ -53,6 +55,8 @@ pub(crate) struct State {
     version: Version,
     dirty: Dirty,
     in_flight: Option<InFlight>,
+    /// What is dirty or in flight, as the core counts it.
+    share: Share,
     gate: OutputGate,
     pub(crate) overlays: Overlays,
 }
@@ -101,7 +105,7 @@ impl Dirty {
 }
 
 impl State {
-    pub(crate) fn new(contents: Contents, gate: OutputGate) -> Self {
+    pub(crate) fn new(contents: Contents, gate: OutputGate, budget: &Budget) -> Self {
         Self {
             map_bytes: contents.bytes(),
             map: contents.map,
@@ -112,6 +116,7 @@ impl State {
             version: contents.version,
             dirty: Dirty::default(),
             in_flight: None,
+            share: Share::new(budget),
             gate,
             overlays: Overlays::default(),
         }
@@ -181,6 +186,7 @@ impl State {
         };
         self.map_bytes -= replaced.map_or(0, |value| key.len() + value.len());
         self.dirty.insert(owned, ENTRY_BYTES + key.len() + value_bytes);
+        self.share_dirty();
         self.gate.written(confirmation);
         existed
     }
@@ -213,6 +219,7 @@ impl State {
         self.dirty.keys.clear();
         self.dirty.bytes = 0;
         self.dirty.delete_all = true;
+        self.share_dirty();
         self.gate.written(confirmation);
     }
 
@@ -295,8 +302,15 @@ impl State {
     }
 
     /// What counts for backpressure.
+    #[inline]
     pub(crate) fn dirty_bytes(&self) -> usize {
-        self.dirty.bytes + self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes)
+        self.share.bytes()
+    }
+
+    /// What is dirty or in flight has changed.
+    fn share_dirty(&mut self) {
+        let in_flight = self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes);
+        self.share.set(self.dirty.bytes + in_flight);
     }
 
     /// What keys and values take, with what keeps them.
@@ -316,6 +330,7 @@ impl State {
     pub(crate) fn start_flush(&mut self) -> Batch {
         assert!(self.in_flight.is_none(), "one flush at a time (R-356)");
         assert!(!self.dirty.is_empty());
+        assert_eq!(self.share.bytes(), self.dirty.bytes);
         let taken = std::mem::take(&mut self.dirty);
         let mut batch = Batch::new();
         if taken.delete_all {
@@ -346,18 +361,21 @@ impl State {
         self.durable_alarm = flush.alarm;
         assert!(version > self.version, "every commit raises the version");
         self.version = version;
+        self.share_dirty();
     }
 
     /// The flush did not happen: what it took is dirty again, under what was written since.
     pub(crate) fn retake_flush(&mut self) {
         let flush = self.in_flight.take().expect("a flush is in flight");
         self.dirty.put_under(flush.taken);
+        self.share_dirty();
     }
 
     /// A flush failed for good: what was not written is lost by design.
     pub(crate) fn discard(&mut self) {
         self.dirty = Dirty::default();
         self.in_flight = None;
+        self.share_dirty();
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dormouse_cache::Budget;
 use dormouse_engine as engine;
 use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
@@ -58,6 +59,8 @@ pub(crate) struct Inner {
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
     pub(crate) residency: Rc<Residency>,
+    /// What the objects may have dirty.
+    budget: Budget,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -89,11 +92,17 @@ impl Core {
             unused_sockets: RefCell::default(),
             alarms: Alarms::new(topology.limits().alarms),
             residency,
+            budget: Budget::new(topology.limits().dirty_bytes),
             topology,
             draining: Cell::default(),
             moved: Signal::default(),
         });
         Ok(Self { inner, mail })
+    }
+
+    /// What its objects have dirty together, to watch.
+    pub fn budget(&self) -> Budget {
+        self.inner.budget.clone()
     }
 
     /// Serves calls and alarms until [`Topology::shutdown`]; then answers what is there, makes
@@ -219,7 +228,8 @@ impl Inner {
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
         let home = Home { shard, id: object, bell, poisoned };
-        let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
+        let limits = self.topology.limits().cache;
+        let cache = Cache::new(&self.host, home, contents, limits, &self.budget);
         let sockets = self.sockets_of(object, class);
         let instance = Instance::new(id, self.host.clone(), cache, place, sockets);
         queue.into_iter().for_each(|work| instance.push(work));
@@ -248,9 +258,10 @@ impl Inner {
         waits
     }
 
-    /// Reads an object once there is room for it, and its shard is open.
+    /// Reads an object once there is room for it, not too much is dirty, and its shard is open.
     async fn read(&self, object: ObjectId) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
         let place = self.residency.place(self.host.now()).await?;
+        self.budget.room().await;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
             let contents = shard.load(object).await;

@@ -3,7 +3,8 @@
 //! Invariants:
 //!
 //! - The runner, one task of the core, owns the user's object and all its events; with it they go.
-//! - Every event passes the input gate at each of its polls, in the order of delivery.
+//! - Every event passes the input gate at each of its polls, in the order of delivery, and is
+//!   polled only while not too much is dirty.
 //! - A reply leaves only through the output gate as it was when the handler returned.
 //! - The first reason that ends the instance is its verdict: storage stops at once, and every call
 //!   that is not answered yet gets it.
@@ -15,7 +16,7 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
@@ -217,7 +218,7 @@ impl Instance {
         event: EventId,
         task: impl Future<Output = T> + 'static,
     ) -> impl Future<Output = engine::Result<T>> + 'static {
-        let scoped = Scoped { instance: self.clone(), event, task: Box::pin(task) };
+        let scoped = Scoped { instance: self.clone(), event, room: None, task: Box::pin(task) };
         self.gate.gated(event, Box::pin(scoped))
     }
 
@@ -377,19 +378,14 @@ impl Instance {
         let _one = InProgress(self.clone());
         let is_fetch = call.is_fetch();
         let event = self.new_event();
-        let (this, work) = (self.clone(), call.start(object));
-        let work = async move {
-            if let Some(room) = this.room(event) {
-                room.await;
-            }
-            work.await
-        };
+        let work = call.start(object);
         // A broken gate resets the instance, and the dropped reply says so.
         let Ok(done) = self.gated(event, work).await else { return };
         let mut result = self.cache.output_gate().wait().await;
         if is_fetch && result.is_ok() {
-            let event = self.new_event();
-            result = self.gated(event, async {}).await;
+            // Nothing of the object runs here.
+            let passed = self.gate.gated(self.new_event(), async {}.boxed_local());
+            result = passed.await;
         }
         let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
         // Of an instance that has ended nothing is said but the verdict.
@@ -403,9 +399,6 @@ impl Instance {
         let this = self.clone();
         let event = self.new_event();
         let handler = async move {
-            if let Some(room) = this.room(event) {
-                room.await;
-            }
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
@@ -432,8 +425,8 @@ impl Instance {
         }
     }
 
-    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts
-    /// then, and those that wait stay in order. If the flush fails, the reset ends it.
+    /// If too much is dirty, the wait for room, with the gate closed behind it: no turn starts then, and
+    /// those that wait stay in order. If the flush fails, the reset ends it.
     fn room(&self, event: EventId) -> Option<LocalBoxFuture<'static, ()>> {
         let room = self.cache.backpressure();
         if room.is_ready() {
@@ -525,6 +518,8 @@ impl Drop for Scope {
 struct Scoped<T> {
     instance: Rc<Instance>,
     event: EventId,
+    /// Its next turn waits until less is dirty.
+    room: Option<LocalBoxFuture<'static, ()>>,
     task: Pin<Box<dyn Future<Output = T>>>,
 }
 
@@ -537,6 +532,13 @@ impl<T> Future for Scoped<T> {
         // one that ended it.
         if this.instance.verdict.get().is_some() {
             return Poll::Pending;
+        }
+        if this.room.is_none() {
+            this.room = this.instance.room(this.event);
+        }
+        if let Some(room) = &mut this.room {
+            ready!(room.poll_unpin(cx));
+            this.room = None;
         }
         let _scope = Scope::enter(&this.instance, this.event);
         let task = &mut this.task;

@@ -46,6 +46,9 @@ pub struct StackLimits {
     /// longest first. At twice of it no further object is started: calls that would need one are refused
     /// (`Overloaded`).
     pub resident_bytes: usize,
+    /// Bytes that live objects have written together and are not durable yet, beyond which writes are
+    /// answered and turns start only after a flush; `cache` has each object's own bound.
+    pub dirty_bytes: usize,
     /// Of WebSockets.
     pub sockets: SocketLimits,
 }
@@ -59,6 +62,7 @@ impl StackLimits {
         alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
+        dirty_bytes: 64 << 20,
         sockets: SocketLimits::PRODUCTION,
     };
 }

@@ -16,7 +16,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use dormouse_cache::{
-    AlarmToo, Answer, CacheLimits, EventId, Gated, InputGate, List, Read, Section, Write,
+    AlarmToo, Answer, Budget, CacheLimits, EventId, Gated, InputGate, List, Read, Section, Write,
 };
 use dormouse_engine::{Contents, Host, Kind, Result};
 use proptest::prelude::*;
@@ -252,7 +252,8 @@ impl Future for Mortal {
 fn play(seed: u64, programs: Vec<Vec<Step>>, acts: Vec<Act>) {
     let (env, store) = (TestEnv::seeded(seed), Store::new(&Contents::default()));
     let limits = CacheLimits { dirty_bytes_max: 300, flush_attempts_max: 4, ..CacheLimits::TINY };
-    let cache = Cache::new(&env, store.clone(), Contents::default(), limits);
+    let budget = Budget::new(usize::MAX);
+    let cache = Cache::new(&env, store.clone(), Contents::default(), limits, &budget);
     let (gate, model) = (cache.input_gate(), Rc::new(RefCell::new(Model::new())));
     let mut tasks = Vec::new();
     for (number, steps) in (1..).zip(programs) {
