@@ -6,13 +6,17 @@
 //! of its own, and it leaves when all that it wrote is durable: nothing is lost but what its
 //! constructor makes anew.
 //!
+//! An object that takes more than half of this by itself is *large*. It does not push the others out: it
+//! counts as half where others are to leave for it, and is itself the first to leave once it is idle.
+//!
 //! Invariants:
 //!
 //! - Every idle object is in the queue, once, at a time no later than that at which it will have been idle
 //!   for long enough: it may be too early, and is then put right, but never too late. One that is used
 //!   stays there until its turn comes; busy ones are then taken out, and come back when they are idle. So
 //!   being used costs a look at the clock, however many objects there are.
-//! - `bytes` is the sum of what the live objects count, `leaving` the part of those that were told to go.
+//! - `all` is the sum of what the live objects count, `leaving` the part of those that were told to go.
+//! - Every large object is in `large`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -42,8 +46,9 @@ pub(crate) struct Residency {
     bytes_max: usize,
     queue: RefCell<BTreeMap<Turn, Weak<Instance>>>,
     entered: Cell<u64>,
-    bytes: Cell<usize>,
-    leaving: Cell<usize>,
+    all: Sum,
+    leaving: Sum,
+    large: RefCell<Vec<Weak<Instance>>>,
     /// The task has something to do before the time it sleeps for.
     rung: Cell<bool>,
     bell: Signal,
@@ -52,6 +57,26 @@ pub(crate) struct Residency {
     /// They were, or there is more room than before.
     room: Signal,
     stopped: Cell<bool>,
+}
+
+/// What some objects take.
+#[derive(Default)]
+struct Sum {
+    bytes: Cell<usize>,
+    /// The same with large objects as the half of what is allowed.
+    capped: Cell<usize>,
+}
+
+impl Sum {
+    fn add(&self, bytes: usize, cap: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+        self.capped.set(self.capped.get() + bytes.min(cap));
+    }
+
+    fn sub(&self, bytes: usize, cap: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.capped.set(self.capped.get() - bytes.min(cap));
+    }
 }
 
 /// A place in the queue: when by the core's clock, and which object.
@@ -72,6 +97,8 @@ pub(crate) struct Place {
     bytes: Cell<usize>,
     /// It was told to go, and nothing came since.
     leaving: Cell<bool>,
+    /// It is among the large ones.
+    listed: Cell<bool>,
 }
 
 impl Residency {
@@ -81,8 +108,9 @@ impl Residency {
             bytes_max: limits.resident_bytes,
             queue: RefCell::default(),
             entered: Cell::new(0),
-            bytes: Cell::new(0),
-            leaving: Cell::new(0),
+            all: Sum::default(),
+            leaving: Sum::default(),
+            large: RefCell::default(),
             rung: Cell::new(false),
             bell: Signal::default(),
             looked: Cell::new(false),
@@ -97,7 +125,7 @@ impl Residency {
     /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
     pub(crate) async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
-        self.bytes.set(self.bytes.get() + OBJECT_BYTES);
+        self.all.add(OBJECT_BYTES, self.cap());
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
@@ -107,6 +135,7 @@ impl Residency {
             rested: Cell::new(now),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
+            listed: Cell::new(false),
         };
         if !self.is_full() {
             return Ok(place);
@@ -117,10 +146,10 @@ impl Residency {
             false => Some(Ok(())),
             // One that is in the queue has become idle since the look, and goes with the next one.
             true if self.looked.get()
-                && self.leaving.get() == 0
+                && self.leaving.bytes.get() == 0
                 && self.queue.borrow().is_empty() =>
             {
-                let bytes = self.bytes.get();
+                let bytes = self.all.bytes.get();
                 let text = format!("the objects of its core take {bytes} bytes, and none is idle");
                 Some(Err(engine::Error::coded(engine::Kind::Overloaded, FULL, text)))
             }
@@ -136,6 +165,9 @@ impl Residency {
         place.last.set(now);
         place.idle.set(idle);
         place.set_bytes(OBJECT_BYTES + bytes);
+        if place.is_large() && !place.listed.replace(true) {
+            self.large.borrow_mut().push(Rc::downgrade(object));
+        }
         if !idle {
             return;
         }
@@ -145,7 +177,7 @@ impl Residency {
             self.queue_up(object, now.saturating_add(self.idle));
             self.ring_if(was_empty);
         }
-        self.ring_if(self.is_over());
+        self.ring_if(self.is_over() || (place.is_large() && self.is_over_for_large()));
     }
 
     /// An object is gone.
@@ -157,11 +189,23 @@ impl Residency {
 
     /// Whether what is in use takes twice of what is allowed.
     fn is_full(&self) -> bool {
-        self.bytes.get() > self.bytes_max.saturating_mul(2)
+        self.all.bytes.get() > self.bytes_max.saturating_mul(2)
     }
 
+    /// Whether idle objects are to leave.
     fn is_over(&self) -> bool {
-        self.bytes.get() - self.leaving.get() > self.bytes_max
+        self.all.capped.get() - self.leaving.capped.get() > self.bytes_max
+            || (self.is_full() && self.is_over_for_large())
+    }
+
+    /// Whether idle large objects are to leave.
+    fn is_over_for_large(&self) -> bool {
+        self.all.bytes.get() - self.leaving.bytes.get() > self.bytes_max
+    }
+
+    /// What an object counts at most where others are to leave for it.
+    fn cap(&self) -> usize {
+        self.bytes_max / 2
     }
 
     fn ring_if(&self, due: bool) {
@@ -203,6 +247,7 @@ impl Residency {
 
     /// Sends away what is to go now. How long until the next look; none if nobody is there.
     fn sweep(&self, now: Duration) -> Option<Duration> {
+        self.send_large_away();
         // Each once: those that can't go stay, however much memory is wanted.
         let looks = self.queue.borrow().len();
         for _ in 0..looks {
@@ -222,8 +267,7 @@ impl Residency {
             // is not durable yet it still waits for.
             if due <= now || (over && due <= at) {
                 tracing::debug!(object = %instance.id, over, "an idle object leaves memory");
-                instance.evict();
-                instance.place.told_to_go();
+                send_away(&instance);
             } else {
                 self.queue_up(&instance, due);
             }
@@ -232,12 +276,39 @@ impl Residency {
         // A look that found none is not repeated at once.
         Some(at.saturating_sub(now).max(Duration::from_millis(1)))
     }
+
+    /// Sends away idle large objects while too much is taken, those that were idle for longest first.
+    fn send_large_away(&self) {
+        let stays = |one: &Weak<Instance>| {
+            one.upgrade().is_some_and(|one| {
+                one.place.listed.set(one.place.is_large());
+                one.place.is_large()
+            })
+        };
+        self.large.borrow_mut().retain(stays);
+        let mut idle: Vec<_> = self.large.borrow().iter().filter_map(Weak::upgrade).collect();
+        idle.retain(|instance| instance.place.is_idle() && !instance.place.leaving.get());
+        idle.sort_by_key(|instance| (instance.place.last.get(), instance.place.number));
+        for instance in idle {
+            if !self.is_over_for_large() {
+                return;
+            }
+            tracing::debug!(object = %instance.id, "an idle object that is large leaves memory");
+            self.leave(&instance);
+            send_away(&instance);
+        }
+    }
+}
+
+fn send_away(instance: &Rc<Instance>) {
+    instance.evict();
+    instance.place.told_to_go();
 }
 
 impl Place {
     fn told_to_go(&self) {
         assert!(!self.leaving.replace(true));
-        self.residency.leaving.set(self.residency.leaving.get() + self.bytes.get());
+        self.residency.leaving.add(self.bytes.get(), self.residency.cap());
     }
 
     /// Something to do has come. Whoever was told to go still goes, but not before it is done: nobody
@@ -245,7 +316,7 @@ impl Place {
     pub(crate) fn wake(&self) {
         self.idle.set(false);
         if self.leaving.replace(false) {
-            self.residency.leaving.set(self.residency.leaving.get() - self.bytes.get());
+            self.residency.leaving.sub(self.bytes.get(), self.residency.cap());
             self.residency.room.notify();
         }
     }
@@ -262,10 +333,15 @@ impl Place {
 
     fn set_bytes(&self, bytes: usize) {
         let (residency, before) = (&self.residency, self.bytes.replace(bytes));
-        residency.bytes.set(residency.bytes.get() - before + bytes);
-        if self.leaving.get() {
-            residency.leaving.set(residency.leaving.get() - before + bytes);
+        let sums = [Some(&residency.all), self.leaving.get().then_some(&residency.leaving)];
+        for sum in sums.into_iter().flatten() {
+            sum.sub(before, residency.cap());
+            sum.add(bytes, residency.cap());
         }
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes.get() > self.residency.cap()
     }
 }
 
