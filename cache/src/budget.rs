@@ -3,16 +3,18 @@
 //! Invariants:
 //!
 //! - `bytes` is the sum of what the caches of the core have dirty or in flight.
-//! - Room is given in the order in which it was asked for: while somebody waits, whoever comes later
-//!   waits behind. Only the first is woken, and wakes the next when it has gone in or given up.
-//! - Every wait ends: of all that is dirty a flush is under way, and no flush waits for room.
+//! - Whoever waits is woken, in the order of arrival, whenever there is room, and looks for itself.
+//!   Nobody waits for another one to go in first: that one may be behind an input gate that is held
+//!   until this one has room, or its future may be kept and not polled.
+//! - So every wait ends: of all that is dirty a flush is under way, and no flush waits for room.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
+
+use crate::gate::{Waiters, wake_all};
 
 /// What the objects of one core may have dirty together. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -22,24 +24,15 @@ pub struct Budget(Rc<Shared>);
 struct Shared {
     dirty_bytes_max: usize,
     bytes: Cell<usize>,
-    waiting: RefCell<BTreeMap<u64, Option<Waker>>>,
-    /// How many wait.
-    crowd: Cell<usize>,
-    /// The place of whoever comes next.
-    next: Cell<u64>,
+    waiters: RefCell<Waiters>,
 }
 
 impl Budget {
     /// A core's. Above `dirty_bytes_max`, writes are answered, and turns start, only after a flush of
     /// some object.
     pub fn new(dirty_bytes_max: usize) -> Self {
-        Self(Rc::new(Shared {
-            dirty_bytes_max,
-            bytes: Cell::new(0),
-            waiting: RefCell::default(),
-            crowd: Cell::new(0),
-            next: Cell::new(0),
-        }))
+        let (bytes, waiters) = (Cell::new(0), RefCell::default());
+        Self(Rc::new(Shared { dirty_bytes_max, bytes, waiters }))
     }
 
     /// What is dirty or in flight, in the measure of
@@ -51,73 +44,53 @@ impl Budget {
     /// Whether one has to wait for room.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.is_over() || self.0.crowd.get() > 0
-    }
-
-    #[inline]
-    fn is_over(&self) -> bool {
         self.0.bytes.get() > self.0.dirty_bytes_max
     }
 
-    /// Waits until there is room, behind all who wait already.
-    ///
-    /// Cancel: whoever is next goes in instead.
+    /// Waits until there is room. Dropping it changes nothing.
     pub fn room(&self) -> impl Future<Output = ()> + use<> {
-        Room { budget: self.clone(), place: None }
+        Room { budget: self.clone(), ticket: None }
     }
 
-    /// Wakes the first of those who wait, if there is room. To be called when dirty bytes became
-    /// fewer, with nothing borrowed.
+    /// Wakes those who wait, if there is room. To be called when dirty bytes became fewer, with
+    /// nothing borrowed.
     pub(crate) fn let_in(&self) {
-        if self.0.crowd.get() == 0 || self.is_over() {
+        if self.is_full() {
             return;
         }
-        let mut waiting = self.0.waiting.borrow_mut();
-        let waker = waiting.first_entry().and_then(|mut first| first.get_mut().take());
-        drop(waiting);
-        waker.into_iter().for_each(Waker::wake);
-    }
-
-    fn leave(&self, place: u64) {
-        self.0.waiting.borrow_mut().remove(&place).expect("it waits");
-        self.0.crowd.set(self.0.crowd.get() - 1);
-        self.let_in();
+        let mut waiters = self.0.waiters.borrow_mut();
+        if !waiters.is_empty() {
+            let wakers = waiters.take();
+            drop(waiters);
+            wake_all(wakers);
+        }
     }
 }
 
 /// A wait for room.
 struct Room {
     budget: Budget,
-    /// In the queue, once it was polled and had to wait.
-    place: Option<u64>,
+    ticket: Option<u64>,
 }
 
 impl Future for Room {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let budget = self.budget.clone();
-        let shared = &budget.0;
-        let is_next = match self.place {
-            None => shared.crowd.get() == 0,
-            Some(place) => shared.waiting.borrow().keys().next() == Some(&place),
-        };
-        if is_next && !budget.is_over() {
-            self.place.take().into_iter().for_each(|place| budget.leave(place));
+        let this = &mut *self;
+        if !this.budget.is_full() {
             return Poll::Ready(());
         }
-        let place = *self.place.get_or_insert_with(|| {
-            shared.crowd.set(shared.crowd.get() + 1);
-            shared.next.replace(shared.next.get() + 1)
-        });
-        shared.waiting.borrow_mut().insert(place, Some(cx.waker().clone()));
+        this.budget.0.waiters.borrow_mut().register(&mut this.ticket, cx.waker());
         Poll::Pending
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.place.take().into_iter().for_each(|place| self.budget.leave(place));
+        if self.ticket.is_some() {
+            self.budget.0.waiters.borrow_mut().forget(self.ticket);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Poll;
 
-use dormouse_cache::{ActorCache, Answer, Budget, CacheLimits, Read, Write};
+use dormouse_cache::{ActorCache, Answer, Budget, CacheLimits, EventId, Read, Write};
 use dormouse_engine::{Contents, Error, Host, Kind};
 use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ fn writes_wait_while_all_objects_together_have_too_much_dirty() {
 }
 
 #[test]
-fn room_is_given_in_the_order_in_which_it_was_asked_for() {
+fn who_waits_is_woken_in_the_order_of_arrival() {
     let core = Core::new(TestEnv::default(), 4, 1);
     now(core.put(0, 1)).unwrap();
     let order = Rc::new(Cell::new(0));
@@ -96,31 +96,54 @@ fn room_is_given_in_the_order_in_which_it_was_asked_for() {
     }
 }
 
+/// One that does not go in, because it is kept and not polled, keeps nobody out.
 #[test]
-fn whoever_gives_up_lets_the_next_in() {
+fn nobody_waits_for_another_to_go_in() {
     let core = Core::new(TestEnv::default(), 3, 1);
     now(core.put(0, 1)).unwrap();
     let (mut second, mut third) = (core.put(1, 1), core.put(2, 1));
     assert!(poll(&mut second).is_pending() && poll(&mut third).is_pending());
     core.durable(0);
     core.durable(1);
-    assert!(poll(&mut third).is_pending(), "the second is before it");
-    drop(second);
     assert!(poll(&mut third).is_ready());
+    now(core.put(2, 1)).unwrap();
+    assert!(poll(&mut second).is_ready());
 }
 
+/// What a task with the gate open waits for must not wait for it.
 #[test]
-fn whoever_comes_later_waits_behind_those_who_wait() {
-    let core = Core::new(TestEnv::default(), 3, 1);
-    now(core.put(0, 1)).unwrap();
-    let mut second = core.put(1, 1);
-    assert!(poll(&mut second).is_pending());
-    core.durable(0);
+fn a_wait_with_the_gate_held_ends_though_an_older_one_is_kept_out() {
+    let core = Core::new(TestEnv::default(), 2, 1);
+    now(core.put(1, 1)).unwrap();
+    let (cache, gate) = (&core.objects[0].1, core.objects[0].1.input_gate());
+    let (open, held) = (core.put(0, 1), core.put(0, 2));
+    let done = Rc::new(Cell::new(0));
+    let ends = |done: &Rc<Cell<i32>>| done.set(done.get() + 1);
+    let (task, gate_of_held) = (done.clone(), gate.clone());
+    let playing = gate.gated(
+        EventId(1),
+        Box::pin(async move {
+            open.await.unwrap();
+            ends(&task);
+        }),
+    );
+    core.env.spawn("open", async { playing.await.unwrap() });
+    core.env.run();
+    let task = done.clone();
+    let playing = gate.gated(
+        EventId(2),
+        Box::pin(async move {
+            let lock = gate_of_held.hold(EventId(2));
+            held.await.unwrap();
+            drop(lock);
+            ends(&task);
+        }),
+    );
+    core.env.spawn("held", async { playing.await.unwrap() });
+    core.env.run();
     core.durable(1);
-    let mut third = core.put(2, 1);
-    assert!(poll(&mut third).is_pending(), "there is room, but for another");
-    assert!(poll(&mut second).is_ready());
-    assert!(poll(&mut third).is_ready());
+    core.durable(0);
+    assert_eq!((done.get(), cache.dirty_bytes()), (2, 0));
 }
 
 #[test]
