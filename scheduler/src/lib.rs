@@ -49,6 +49,7 @@ mod state;
 mod storage;
 mod stub;
 mod topology;
+mod value;
 
 pub use core::Core;
 pub use error::{Error, Kind, Result};

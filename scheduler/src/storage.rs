@@ -24,10 +24,13 @@ use crate::error::{Error, Result};
 use crate::host::{CoreHost, Home};
 use crate::instance::{Instance, Work, outside};
 use crate::state::{section_limit, took_too_long};
+use crate::value::{decode, encode};
 
 type Scope = dormouse_cache::Transaction<CoreHost, Home>;
 
-/// An object's storage. Values are any serde types, kept as JSON, or bytes as they are.
+/// An object's storage. Values are any serde types, kept as MessagePack with the names of their fields, or
+/// bytes as they are. A `Vec<u8>` is to serde a list of numbers; `serde_bytes` and `put_bytes` keep bytes. Of
+/// `Option<Option<T>>` and `Option<()>` serde's formats, this one too, keep only whether there is a `T`.
 pub struct Storage {
     instance: Rc<Instance>,
     /// The transaction that these operations belong to.
@@ -97,10 +100,6 @@ macro_rules! on {
 
 fn keys_of<'a>(keys: &'a [&'a str]) -> Vec<&'a [u8]> {
     keys.iter().map(|key| key.as_bytes()).collect()
-}
-
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    Ok(serde_json::from_slice(bytes)?)
 }
 
 /// Keys came in as text; one that a tool wrote otherwise is shown as near as can be.
@@ -222,9 +221,9 @@ impl Storage {
 
     /// See [`Storage::put`].
     pub fn put_with<T: Serialize + ?Sized>(&self, key: &str, value: &T, options: Write) -> Op<()> {
-        match serde_json::to_vec(value) {
+        match encode(value) {
             Ok(bytes) => self.put_bytes_with(key, bytes, options),
-            Err(error) => Self::failed(error.into()),
+            Err(error) => Self::failed(error),
         }
     }
 
@@ -243,9 +242,9 @@ impl Storage {
     pub fn put_many<T: Serialize>(&self, entries: &[(&str, T)]) -> Op<()> {
         let mut encoded = Vec::with_capacity(entries.len());
         for (key, value) in entries {
-            match serde_json::to_vec(value) {
-                Ok(bytes) => encoded.push((*key, Bytes::from(bytes))),
-                Err(error) => return Self::failed(error.into()),
+            match encode(value) {
+                Ok(bytes) => encoded.push((*key, bytes)),
+                Err(error) => return Self::failed(error),
             }
         }
         self.put_many_bytes(&encoded)

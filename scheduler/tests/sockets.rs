@@ -108,10 +108,10 @@ fn an_attachment_has_a_bound_and_none_is_there_before_it_is_set() {
     let rig = Rig::new();
     let _client = rig.connect("tag=a");
     assert_eq!(rig.do_it(Do::Attachment("a")), "none");
-    // Two quotes of the JSON.
-    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_382))), "ok");
-    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_383))), "bad-argument");
-    assert_eq!(rig.do_it(Do::Attachment("a")).len(), 16_382, "the old one stays");
+    // Three bytes say how long the text is.
+    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_381))), "ok");
+    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_382))), "bad-argument");
+    assert_eq!(rig.do_it(Do::Attachment("a")).len(), 16_381, "the old one stays");
 }
 
 /// T-167.
