@@ -20,7 +20,7 @@ use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
 use crate::budget::{Budget, Share};
-use crate::entries::Entries;
+use crate::entries::{Entries, Size};
 use crate::gate::output::OutputGate;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
 use crate::txn::Overlays;
@@ -137,13 +137,19 @@ impl State {
     /// The keys that the object sees in a range.
     pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Entries> {
         let Some(range) = list.resolve()? else { return Ok(Entries::default()) };
+        let mut size = Size::default();
         if self.overlays.is_empty() {
-            return Ok(Entries::collect(|visit| range.visit(&self.map, visit)));
+            range.visit(&self.map, |key, value| size.add(key, value));
+            let mut entries = size.reserve();
+            range.visit(&self.map, |key, value| entries.push(key, value));
+            return Ok(entries.finish());
         }
         let overlay = self.overlays.flatten(&range);
-        Ok(Entries::collect(|visit| {
-            range.visit_under(&self.map, overlay.iter().copied(), visit);
-        }))
+        let over = || overlay.iter().copied();
+        range.visit_under(&self.map, over(), |key, value| size.add(key, value));
+        let mut entries = size.reserve();
+        range.visit_under(&self.map, over(), |key, value| entries.push(key, value));
+        Ok(entries.finish())
     }
 
     /// Sets a key or, with `None`, deletes it: in the innermost open transaction if there is one.
