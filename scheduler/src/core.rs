@@ -231,7 +231,8 @@ impl Inner {
         let limits = self.topology.limits().cache;
         let cache = Cache::new(&self.host, home, contents, limits, &self.budget);
         let sockets = self.sockets_of(object, class);
-        let instance = Instance::new(id, self.host.clone(), cache, place, sockets);
+        let instance =
+            Instance::new(id, self.host.clone(), self.topology.clone(), cache, place, sockets);
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {

@@ -36,7 +36,7 @@ use crate::socket::WebSocket;
 use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
-use crate::topology::Class;
+use crate::topology::{Class, Topology};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -108,6 +108,8 @@ type Say = Box<dyn FnOnce()>;
 pub(crate) struct Instance {
     pub(crate) id: Id,
     pub(crate) host: CoreHost,
+    /// For the namespaces that the object calls.
+    pub(crate) topology: Topology,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
     /// The object's connections, which outlive this.
@@ -132,6 +134,7 @@ impl Instance {
     pub(crate) fn new(
         id: Id,
         host: CoreHost,
+        topology: Topology,
         cache: Cache,
         place: Place,
         sockets: Rc<Sockets>,
@@ -140,6 +143,7 @@ impl Instance {
         Rc::new(Self {
             id,
             host,
+            topology,
             cache,
             gate,
             sockets,

@@ -59,7 +59,7 @@ pub use object::{AlarmInfo, DurableObject, Handler};
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]
-pub use server::{Origins, Router, ServerOptions, until_signal};
+pub use server::{ClientAddress, Origins, Route, Router, ServerOptions, until_signal};
 pub use socket::{
     ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,
     SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,

@@ -103,6 +103,12 @@ impl<T: DurableObject> Stub<T> {
         Call(receiver)
     }
 
+    /// What a router needs to bring requests to it.
+    #[cfg(feature = "server")]
+    pub(crate) fn address(&self) -> (Topology, usize, Id) {
+        (self.namespace.topology.clone(), self.namespace.class, self.id.clone())
+    }
+
     fn send(&self, call: Box<dyn Deliver>) {
         let (topology, id) = (self.namespace.topology.clone(), self.id.clone());
         let mail = Mail::Call { id, class: self.namespace.class, call };

@@ -31,6 +31,8 @@ fn a_path_names_an_object_and_the_rest_is_the_objects() {
         ("/rooms/a/", "hello", "200 a POST / hello"),
         ("/rooms/caf%C3%A9%2Fbar/", "", "200 café/bar GET / "),
         ("/own", "", "200 mine"),
+        ("/to/a?q", "", "200 a GET /to/a?q "),
+        ("/from", "", "200 127.0.0.1"),
         ("/own/", "", "404 Not Found\n"),
         ("/rooms/", "", "404 Not Found\n"),
         ("/rooms", "", "404 Not Found\n"),

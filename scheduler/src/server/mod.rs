@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
-pub use router::Router;
+pub use router::{ClientAddress, Route, Router};
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
