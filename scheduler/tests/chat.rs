@@ -3,17 +3,15 @@
 #![expect(clippy::disallowed_types, reason = "clients on a real network")]
 #![expect(clippy::disallowed_methods, reason = "tests on the real clock")]
 
-#[path = "../examples/chat/limiter.rs"]
-mod limiter;
-#[path = "../examples/chat/room.rs"]
-mod room;
-#[path = "../examples/chat/web.rs"]
-mod web;
+#[path = "../examples/chat/main.rs"]
+#[expect(dead_code, reason = "its own main")]
+mod chat;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use chat::{room, web};
 use dormouse_engine::call::wait;
 use dormouse_scheduler::prelude::Runtime;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};

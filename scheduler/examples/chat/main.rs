@@ -5,8 +5,8 @@
 //! to know; which path is what, `web.rs`'s; what people see is `chat.html`.
 
 mod limiter;
-mod room;
-mod web;
+pub(crate) mod room;
+pub(crate) mod web;
 
 use std::time::Duration;
 
@@ -19,7 +19,12 @@ const USAGE: &str = "cargo chat [DIR] [ADDRESS] [--idle SECONDS]
   --idle   how long a room is awake with nothing to do; 10 unless said";
 
 fn main() -> Result<()> {
-    let Some((dir, address, idle)) = parse(std::env::args().skip(1)) else {
+    run(std::env::args().skip(1))
+}
+
+/// Serves until a signal comes.
+pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<()> {
+    let Some((dir, address, idle)) = parse(args) else {
         eprintln!("{USAGE}");
         std::process::exit(2);
     };

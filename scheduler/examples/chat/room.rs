@@ -26,7 +26,7 @@ use dormouse_scheduler::{ClientAddress, ReadyState};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::limiter::{Act, RateLimiter};
+use super::limiter::{Act, RateLimiter};
 
 /// Characters of a name, and of a message.
 const NAME_MAX: usize = 32;

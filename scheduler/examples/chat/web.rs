@@ -13,8 +13,8 @@ use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use crate::limiter::RateLimiter;
-use crate::room::{self, Room};
+use super::limiter::RateLimiter;
+use super::room::{self, Room};
 
 const PAGE: &str = include_str!("chat.html");
 /// Characters of a public room's name.
