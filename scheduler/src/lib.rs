@@ -39,6 +39,8 @@ mod http;
 mod id;
 mod instance;
 mod object;
+#[cfg(feature = "server")]
+mod outside;
 mod residency;
 mod runtime;
 #[cfg(feature = "server")]
@@ -56,6 +58,8 @@ pub use error::{Error, Kind, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
+#[cfg(feature = "server")]
+pub use outside::{Network, OutsideLimits, Stream};
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]

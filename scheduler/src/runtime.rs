@@ -17,6 +17,8 @@ use crate::error::Result;
 use crate::id::Id;
 use crate::object::DurableObject;
 #[cfg(feature = "server")]
+use crate::outside::{OutsideLimits, TokioNetwork};
+#[cfg(feature = "server")]
 use crate::server::{self, Drained, Router, Server, ServerOptions};
 #[cfg(feature = "server")]
 use crate::stub::Call;
@@ -54,6 +56,14 @@ impl RuntimeBuilder {
     #[must_use]
     pub fn limits(mut self, limits: StackLimits) -> Self {
         self.topology = self.topology.limits(limits);
+        self
+    }
+
+    /// The bounds of what objects open to the outside; [`OutsideLimits::PRODUCTION`] unless said.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub fn outside(mut self, limits: OutsideLimits) -> Self {
+        self.topology = self.topology.outside(TokioNetwork, limits);
         self
     }
 
@@ -110,12 +120,15 @@ pub struct Runtime {
 impl Runtime {
     /// A runtime on the store in `dir`, which is created if it is not there.
     pub fn builder(dir: impl AsRef<Path>) -> RuntimeBuilder {
-        RuntimeBuilder {
+        let builder = RuntimeBuilder {
             dir: dir.as_ref().to_owned(),
             topology: Topology::builder(),
             cores: None,
             disk: DiskChoice::Auto,
-        }
+        };
+        #[cfg(feature = "server")]
+        let builder = builder.outside(OutsideLimits::PRODUCTION);
+        builder
     }
 
     /// The namespace of the objects of type `T`.

@@ -21,6 +21,8 @@ use crate::event::{Fetch, Reply};
 use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
+#[cfg(feature = "server")]
+use crate::outside::{Network, Outside, OutsideLimits};
 use crate::socket::event::SocketEvent;
 use crate::socket::{SocketLimits, WebSocket};
 use crate::state::State;
@@ -137,6 +139,8 @@ struct Shared {
     /// Known once the first core has opened the store.
     shards: OnceLock<u16>,
     limits: StackLimits,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -149,6 +153,8 @@ pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
     limits: StackLimits,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
 }
 
 impl TopologyBuilder {
@@ -179,6 +185,14 @@ impl TopologyBuilder {
         self
     }
 
+    /// What objects reach the outside by; nothing unless said.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub fn outside(mut self, network: impl Network, limits: OutsideLimits) -> Self {
+        self.outside = Some(Outside { network: Arc::new(network), limits });
+        self
+    }
+
     /// The topology. `entropy` gives the random bits of new unique ids.
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
@@ -189,6 +203,8 @@ impl TopologyBuilder {
             receivers: Mutex::new(receivers.into_iter().map(Some).collect()),
             shards: OnceLock::new(),
             limits: self.limits,
+            #[cfg(feature = "server")]
+            outside: self.outside,
             entropy: Box::new(entropy),
         }))
     }
@@ -197,7 +213,13 @@ impl TopologyBuilder {
 impl Topology {
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
-        TopologyBuilder { classes: Vec::new(), cores: 1, limits: StackLimits::PRODUCTION }
+        TopologyBuilder {
+            classes: Vec::new(),
+            cores: 1,
+            limits: StackLimits::PRODUCTION,
+            #[cfg(feature = "server")]
+            outside: None,
+        }
     }
 
     /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
@@ -257,6 +279,11 @@ impl Topology {
 
     pub(crate) fn limits(&self) -> &StackLimits {
         &self.0.limits
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn outside(&self) -> Option<&Outside> {
+        self.0.outside.as_ref()
     }
 
     pub(crate) fn cores(&self) -> usize {

@@ -12,8 +12,8 @@
 //! asked for, and no longer than [`ServerOptions::drain_time`].
 
 mod body;
-mod bridge;
-mod frames;
+pub(crate) mod bridge;
+pub(crate) mod frames;
 mod handshake;
 mod listen;
 mod router;

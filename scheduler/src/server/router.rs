@@ -21,7 +21,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
 use super::bridge::{self, Bounds, within};
-use super::{ServerOptions, handshake};
+use super::{ServerOptions, frames, handshake};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
@@ -224,7 +224,8 @@ impl Router {
             // If it fails the client has gone, and its end is dropped here.
             if let Ok(upgraded) = upgrade.await {
                 let going_away = || open.0.closing.load(Ordering::Acquire);
-                bridge::run(TokioIo::new(upgraded), client, bounds, going_away).await;
+                let io = TokioIo::new(upgraded);
+                bridge::run(io, client, bounds, frames::Server, going_away).await;
             }
         });
     }

@@ -36,7 +36,11 @@ pub use event::{Closed, SocketEvent};
 pub use handle::WebSocket;
 pub use live::LiveSocket;
 pub use message::{CloseFrame, Message, ReadyState};
+#[cfg(feature = "server")]
+pub(crate) use upgrade::names;
 pub use upgrade::{Upgrade, UpgradeRequest, UpgradeResponse};
+#[cfg(feature = "server")]
+pub(crate) use wire::wire;
 pub use wire::{ClientSocket, Received};
 
 /// Bounds of WebSockets.
@@ -74,6 +78,6 @@ const AUTO_BYTES_MAX: usize = 2048;
 const EVENT_TIMEOUT_MS_MAX: u128 = 604_800_000;
 
 /// A caller's own mistake.
-fn bad_argument(text: impl Into<String>) -> Error {
+pub(crate) fn bad_argument(text: impl Into<String>) -> Error {
     engine::Error::coded(engine::Kind::Invalid, BAD_ARGUMENT, text).into()
 }

@@ -57,6 +57,9 @@ pub(crate) struct Sockets {
     live: RefCell<BTreeMap<u64, Live>>,
     auto_response: RefCell<Option<Rc<AutoResponse>>>,
     event_timeout: Cell<Option<Duration>>,
+    /// Requests and WebSockets to the outside that are open.
+    #[cfg(feature = "server")]
+    pub(crate) outside: Cell<usize>,
 }
 
 impl Sockets {
@@ -72,6 +75,8 @@ impl Sockets {
             live: RefCell::default(),
             auto_response: RefCell::default(),
             event_timeout: Cell::default(),
+            #[cfg(feature = "server")]
+            outside: Cell::default(),
         })
     }
 
