@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use dormouse_engine as engine;
 use dormouse_engine::Host;
@@ -70,7 +71,8 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     instance.push(Work::Task(over.boxed_local()));
     let options =
         ServerOptions { silence_time: outside.limits.silence_time, ..ServerOptions::PRODUCTION };
-    let bounds = Arc::new(Bounds { options, limits: *instance.sockets.limits() });
+    let limits = *instance.sockets.limits();
+    let bounds = Arc::new(Bounds { options, limits, partial: AtomicUsize::new(0) });
     let host = instance.host.clone();
     let random = host.clone();
     host.spawn("outside", async move {

@@ -12,7 +12,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use super::ServerOptions;
 use super::frames::{
-    Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
+    self, Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
 };
 use crate::error::Error;
 use crate::socket::{ClientSocket, CloseFrame, Received, SocketLimits};
@@ -60,6 +60,36 @@ impl Shared {
 pub(crate) struct Bounds {
     pub(crate) options: ServerOptions,
     pub(crate) limits: SocketLimits,
+    /// What messages hold that have not come whole: [`ServerOptions::partial_bytes`].
+    pub(crate) partial: AtomicUsize,
+}
+
+/// One connection's part of [`Bounds::partial`].
+struct Held<'a> {
+    bounds: &'a Bounds,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Whether it may hold so much; if it may not, it must end.
+    fn may(&mut self, bytes: usize) -> bool {
+        // A read's worth is each one's to have.
+        let bytes = if bytes > 2 * frames::CHUNK_BYTES { bytes } else { 0 };
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let all = &self.bounds.partial;
+        if bytes <= before {
+            all.fetch_sub(before - bytes, Ordering::Relaxed);
+            return true;
+        }
+        let more = bytes - before;
+        all.fetch_add(more, Ordering::Relaxed) + more <= self.bounds.options.partial_bytes
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.bounds.partial.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Carries frames until one side ends. `going_away` says that the server is being shut down: then
@@ -117,9 +147,11 @@ async fn read(
 ) -> Ended {
     let options = &bounds.options;
     let mut decoder = Decoder::new(bounds.limits.message_bytes, side);
+    let mut held = Held { bounds, bytes: 0 };
     loop {
         let inbound = match decoder.next() {
             Ok(Some(inbound)) => inbound,
+            Ok(None) if !held.may(decoder.held()) => return Ended::Broken(frames::TOO_MUCH),
             Ok(None) => match fill(input, &mut decoder, shared, options).await {
                 true => continue,
                 false => return Ended::Gone,

@@ -21,7 +21,7 @@ const CONTROL_BYTES_MAX: u64 = 125;
 /// Bytes of the buffer of one that says nothing.
 const IDLE_BYTES: usize = 128;
 /// Bytes that are read at once, of one that is in the midst of something.
-const CHUNK_BYTES: usize = 16 << 10;
+pub(super) const CHUNK_BYTES: usize = 16 << 10;
 
 /// Which side of a connection this is. A client masks what it sends, a server does not (RFC 6455
 /// §5.1).
@@ -74,6 +74,8 @@ const fn protocol(text: &'static str) -> Violation {
     Violation { code: 1002, text }
 }
 
+/// What is closed because all together hold too much.
+pub(super) const TOO_MUCH: Violation = Violation { code: 1013, text: "too much is going on" };
 const TOO_LARGE: Violation = Violation { code: 1009, text: "message too large" };
 const NOT_UTF8: Violation = Violation { code: 1007, text: "text that is not UTF-8" };
 
@@ -107,6 +109,12 @@ impl Decoder {
             self.buffer.reserve(CHUNK_BYTES);
         }
         &mut self.buffer
+    }
+
+    /// Bytes that it holds, of what has not come whole.
+    pub(super) fn held(&self) -> usize {
+        let partial = self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity());
+        self.buffer.capacity() + partial
     }
 
     /// The next thing that is complete; `None` if more bytes are needed.

@@ -35,6 +35,9 @@ pub struct ServerOptions {
     pub header_bytes: usize,
     /// Bytes of a request's body; beyond, 413.
     pub body_bytes: usize,
+    /// Bytes that messages of WebSockets hold which have not come whole, of all sockets together (those
+    /// below 32 KiB don't count). The socket whose message would be too much is closed with 1013.
+    pub partial_bytes: usize,
     /// How long a client may take for its headers.
     pub header_time: Duration,
     /// How long a client may take for its body; then 408.
@@ -68,6 +71,7 @@ impl ServerOptions {
         sockets: 32_768,
         header_bytes: 32 << 10,
         body_bytes: 8 << 20,
+        partial_bytes: 64 << 20,
         header_time: Duration::from_secs(10),
         body_time: Duration::from_secs(30),
         answer_time: Duration::from_secs(60),

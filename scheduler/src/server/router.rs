@@ -100,7 +100,7 @@ struct Bridges {
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
         let limits = topology.limits().sockets;
-        let bounds = Arc::new(Bounds { options, limits });
+        let bounds = Arc::new(Bounds { options, limits, partial: AtomicUsize::new(0) });
         Self { topology, bounds, sockets: Arc::default(), own: None }
     }
 

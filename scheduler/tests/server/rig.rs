@@ -117,7 +117,7 @@ impl Handler<Built> for Room {
 
 pub(crate) struct Rig {
     runtime: Option<Runtime>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
