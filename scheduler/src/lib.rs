@@ -63,6 +63,9 @@ pub use outside::{Network, OutsideLimits, Stream};
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]
+#[doc(hidden)]
+pub use server::hostile;
+#[cfg(feature = "server")]
 pub use server::{ClientAddress, Origins, Route, Router, ServerOptions, until_signal};
 pub use socket::{
     ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,

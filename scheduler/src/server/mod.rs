@@ -15,11 +15,13 @@ mod body;
 pub(crate) mod bridge;
 pub(crate) mod frames;
 mod handshake;
+mod hostile;
 mod listen;
 mod router;
 
 use std::time::Duration;
 
+pub use hostile::hostile;
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
 pub use router::{ClientAddress, Route, Router};
