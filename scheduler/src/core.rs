@@ -25,6 +25,7 @@ use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
 use crate::residency::{self, Place, Residency};
 use crate::shards::Shards;
+use crate::socket::connection::SocketBudget;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
 
@@ -55,6 +56,8 @@ pub(crate) struct Inner {
     objects: RefCell<IdMap<Slot>>,
     /// The connections of each object that has some: kept while it sleeps.
     sockets: RefCell<IdMap<Rc<Sockets>>>,
+    /// What all connections hold, asleep or not.
+    pub(crate) socket_budget: Rc<SocketBudget>,
     /// Objects that ended with settings for connections and without any, the newest last.
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
@@ -89,6 +92,7 @@ impl Core {
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
+            socket_budget: SocketBudget::new(topology.limits().sockets.core_bytes),
             unused_sockets: RefCell::default(),
             alarms: Alarms::new(topology.limits().alarms),
             residency,

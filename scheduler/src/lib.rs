@@ -68,8 +68,8 @@ pub use server::hostile;
 #[cfg(feature = "server")]
 pub use server::{ClientAddress, Origins, Route, Router, ServerOptions, until_signal};
 pub use socket::{
-    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,
-    SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
+    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SOCKET_BYTES,
+    SocketEvent, SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
 };
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};

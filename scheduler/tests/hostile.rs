@@ -431,3 +431,21 @@ fn each_attack_is_bounded_and_harms_nobody_else() {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// What a socket that says nothing takes of the server's memory, the kernel's left out.
+#[test]
+fn a_silent_socket_takes_little() {
+    const SOCKETS: usize = 2000;
+    let server = Server::start();
+    let mut warm: Vec<_> = (0..100).map(|_| server.socket("silent")).collect();
+    let before = server.status("VmRSS:");
+    let mut silent: Vec<_> = (0..SOCKETS).map(|_| server.socket("silent")).collect();
+    // Each has said something once.
+    for socket in warm.iter_mut().chain(&mut silent) {
+        socket.send(Message::text("hello")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("hello"));
+    }
+    let each = server.status("VmRSS:").saturating_sub(before) / SOCKETS;
+    println!("{each} bytes for each of {SOCKETS} silent sockets");
+    assert!(each <= 5 * KIB, "{each} bytes each");
+}

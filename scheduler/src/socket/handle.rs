@@ -97,7 +97,8 @@ impl WebSocket {
     /// Keeps `value` with the connection, in the place of the one before, for as long as it lasts
     /// . Kept as values in storage are; not durable: it ends with the process.
     ///
-    /// Errors: `bad-argument` over 16,384 bytes; `value` can't be written.
+    /// Errors: `bad-argument` over 16,384 bytes; `Overloaded`, code `sockets-full`: the sockets of this
+    /// core hold too much together; `value` can't be written.
     pub fn set_attachment(&self, value: &impl Serialize) -> Result<()> {
         self.connection.set_attachment(value::encode(value)?)
     }

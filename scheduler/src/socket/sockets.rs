@@ -19,7 +19,7 @@ use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 
-use super::connection::Connection;
+use super::connection::{Connection, Held};
 use super::read::Reader;
 use super::wire::Wire;
 use super::{
@@ -82,7 +82,7 @@ impl Sockets {
 
     /// Takes a connection on for the object `id`, and begins to read it.
     ///
-    /// Errors: `bad-argument` (tags, R-705, R-706), `too-many-sockets`, `Closed`.
+    /// Errors: `bad-argument` (tags, R-705, R-706), `too-many-sockets`, `sockets-full`, `Closed`.
     pub(crate) fn accept(
         self: &Rc<Self>,
         id: &Id,
@@ -90,7 +90,7 @@ impl Sockets {
         tags: Vec<String>,
     ) -> Result<Rc<Connection>> {
         let core = self.core()?;
-        let connection = self.connection(wire, self.intern(tags));
+        let connection = self.connection(&core, wire, self.intern(tags))?;
         let number = connection.number;
         for tag in &connection.tags {
             self.by_tag.borrow_mut().entry(tag.clone()).or_default().insert(number);
@@ -111,23 +111,24 @@ impl Sockets {
         self.core.upgrade().filter(|core| !core.is_draining()).ok_or_else(closed)
     }
 
-    fn connection(&self, wire: Wire, tags: Box<[Rc<str>]>) -> Rc<Connection> {
+    fn connection(&self, core: &Inner, wire: Wire, tags: Box<[Rc<str>]>) -> Result<Rc<Connection>> {
+        let held = Held::new(&core.socket_budget)?;
         wire.limit(&self.limits);
         let number = self.next.get();
         self.next.set(number + 1);
-        Rc::new(Connection::new(number, tags, wire, self.limits.outgoing_bytes))
+        let most = self.limits.outgoing_bytes;
+        Ok(Rc::new(Connection::new(number, tags, wire, most, held)))
     }
 
     /// Takes a connection on that the object reads itself. The second part resolves when it is
     /// over: until then the instance stays in memory.
     ///
-    /// Errors: `Closed`.
+    /// Errors: `Closed`, `sockets-full`.
     pub(crate) fn accept_live(
         &self,
         wire: Wire,
     ) -> Result<(Rc<Connection>, impl Future<Output = ()> + 'static)> {
-        self.core()?;
-        let connection = self.connection(wire, Box::default());
+        let connection = self.connection(&*self.core()?, wire, Box::default())?;
         let (open, over) = oneshot::channel();
         let live = Live { connection: connection.clone(), _open: open };
         self.live.borrow_mut().insert(connection.number, live);
