@@ -183,6 +183,9 @@ fn a_connection_ends_with_whoever_opened_it() {
     let dropped = rig.start("a", Act::FetchAtMost(outside.url("http", "/"), 200));
     assert_eq!(dropped.wait().unwrap(), "gave up");
     assert_eq!([next(), next()], ["asked", "gone"]);
+    // Before it left: it does not.
+    assert_eq!(rig.call("a", Act::FetchAtMost(outside.url("http", "/"), 0)), "gave up");
+    assert!(is_seen.recv_timeout(Duration::from_millis(100)).is_err());
 }
 
 #[test]

@@ -74,9 +74,10 @@ pub(super) fn start<T: 'static, W: Future<Output = Result<T>> + 'static>(
             if durable.await.is_err() || let_in.await.is_err() {
                 return;
             }
-            let done = match select(pin!(work(this, way)), sender.cancellation()).await {
-                Either::Left((done, _)) => done,
-                Either::Right(_) => return,
+            // Looked at first: what nobody waits for any more does not leave.
+            let done = match select(sender.cancellation(), pin!(work(this, way))).await {
+                Either::Left(_) => return,
+                Either::Right((done, _)) => done,
             };
             let _nobody_waits = sender.send(done);
         };

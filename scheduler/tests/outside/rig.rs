@@ -108,8 +108,14 @@ impl Handler<Act> for Caller {
                     fetched.map(|fetched| format!("{fetched}, counted {}", self.count.get()))
                 }
                 Act::FetchAtMost(url, ms) => {
+                    let mut fetching = fetch(&self.state, &url, "").boxed_local();
+                    if ms == 0 {
+                        // It has begun, and is dropped in the same turn.
+                        assert!((&mut fetching).now_or_never().is_none());
+                        return Ok("gave up".to_owned());
+                    }
                     let limit = self.state.sleep(Duration::from_millis(ms)).boxed_local();
-                    match select(fetch(&self.state, &url, "").boxed_local(), limit).await {
+                    match select(fetching, limit).await {
                         Either::Left((fetched, _)) => fetched,
                         Either::Right(_) => Ok("gave up".to_owned()),
                     }
