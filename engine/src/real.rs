@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_channel::oneshot;
 use tokio::net::UnixStream;
 
-use crate::env::{Env, Host};
+use crate::blocking::BlockingPool;
+use crate::env::{Env, Host, Work};
 use crate::executor::Executor;
 use crate::io::posix::{PosixDisk, PosixFile};
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
@@ -130,13 +131,14 @@ struct Inner {
     disk: RealDisk,
     started: Instant,
     entropy: RefCell<Vec<u64>>,
+    blocking: BlockingPool,
 }
 
 impl RealEnv {
     fn new(disk: RealDisk) -> Self {
         let executor = Executor::new();
-        let entropy = RefCell::default();
-        Self(Rc::new(Inner { executor, disk, started: Instant::now(), entropy }))
+        let (entropy, blocking) = (RefCell::default(), BlockingPool::new());
+        Self(Rc::new(Inner { executor, disk, started: Instant::now(), entropy, blocking }))
     }
 
     /// Turns that the core has made so far.
@@ -185,6 +187,10 @@ impl Host for RealEnv {
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.0.executor.turn_end()
+    }
+
+    fn spawn_blocking(&self, work: Work) -> crate::error::Result<()> {
+        self.0.blocking.submit(work)
     }
 }
 
