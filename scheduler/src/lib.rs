@@ -31,7 +31,9 @@
 //! same code.
 
 mod alarm;
+mod blocking;
 mod core;
+mod deletion;
 mod error;
 mod event;
 mod host;
@@ -39,6 +41,7 @@ mod http;
 mod id;
 mod instance;
 mod object;
+mod options;
 mod residency;
 mod runtime;
 #[cfg(feature = "server")]
@@ -56,6 +59,7 @@ pub use error::{Error, Kind, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
+pub use options::NamespaceOptions;
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]

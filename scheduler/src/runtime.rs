@@ -16,6 +16,7 @@ use futures_channel::oneshot;
 use crate::error::Result;
 use crate::id::Id;
 use crate::object::DurableObject;
+use crate::options::NamespaceOptions;
 #[cfg(feature = "server")]
 use crate::server::{self, Drained, Router, Server, ServerOptions};
 #[cfg(feature = "server")]
@@ -37,8 +38,21 @@ impl RuntimeBuilder {
     /// # Panics
     /// If the name or the type is there already.
     #[must_use]
-    pub fn namespace<T: DurableObject>(mut self, name: &str) -> Self {
-        self.topology = self.topology.namespace::<T>(name);
+    pub fn namespace<T: DurableObject>(self, name: &str) -> Self {
+        self.namespace_with::<T>(name, NamespaceOptions::DEFAULT)
+    }
+
+    /// [`namespace`](Self::namespace), with options.
+    ///
+    /// # Panics
+    /// Likewise.
+    #[must_use]
+    pub fn namespace_with<T: DurableObject>(
+        mut self,
+        name: &str,
+        options: NamespaceOptions,
+    ) -> Self {
+        self.topology = self.topology.namespace_with::<T>(name, options);
         self
     }
 
