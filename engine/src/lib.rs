@@ -36,6 +36,7 @@ pub mod batch;
 mod blocking;
 pub mod call;
 mod checkpoint;
+pub mod clock;
 mod consolidate;
 pub mod contents;
 pub mod directory;

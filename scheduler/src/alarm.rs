@@ -15,12 +15,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_engine::{Host, ObjectId};
+use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, select};
 
 use crate::core::Inner;
 use crate::error::{Error, Result};
-use crate::host::AlarmBell;
+use crate::host::{AlarmBell, AnyShard};
 use crate::id::Id;
 use crate::instance::{AlarmCall, AlarmEnd, AlarmReply, Instance, Work};
 use crate::object::AlarmInfo;
@@ -70,6 +71,25 @@ impl Alarms {
     pub(crate) fn stop(&self) {
         self.stopped.set(true);
         self.ring();
+    }
+
+    /// Tells `done` when no handler runs and none is due, by the clocks as they are.
+    pub(crate) async fn settle(core: Rc<Inner>, done: oneshot::Sender<()>) {
+        let alarms = &core.alarms;
+        alarms.ring();
+        let settled = || {
+            let (now, now_ms) = (core.host.now(), core.host.wall_ms());
+            let runs = alarms.runs.borrow().len() > alarms.retries.borrow().len();
+            let again = alarms.first_retry().is_some_and(|(again, _)| again <= now);
+            let is_due = |shard: &Rc<dyn AnyShard>| {
+                let first = shard.alarms(1, &|alarm| alarms.knows(alarm));
+                first.first().is_some_and(|(at_ms, _)| *at_ms <= now_ms)
+            };
+            let due = runs || again || core.shards.all_open().iter().any(is_due);
+            (!due || alarms.stopped.get()).then_some(())
+        };
+        alarms.bell.signal.until(settled).await;
+        let _nobody_waits = done.send(());
     }
 
     /// Has the task look again.

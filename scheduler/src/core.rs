@@ -132,6 +132,7 @@ impl Inner {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
             Mail::Delete { id, class, reply } => deletion::begin(self, id, class, reply),
+            Mail::Settle { done } => self.host.spawn("settle", Alarms::settle(self.clone(), done)),
             Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
             Mail::Abort { id, reason, done } => {
                 self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));

@@ -51,6 +51,7 @@ mod socket;
 mod state;
 mod storage;
 mod stub;
+mod test_runtime;
 mod topology;
 mod value;
 
@@ -71,6 +72,7 @@ pub use socket::{
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
+pub use test_runtime::TestRuntime;
 pub use topology::{StackLimits, Topology, TopologyBuilder};
 
 /// All that a program of objects names.
@@ -80,8 +82,8 @@ pub mod prelude {
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
         AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
-        Respond, Response, Result, Runtime, State, Storage, Stub, Transaction, UpgradeRequest,
-        UpgradeResponse, WebSocket,
+        Respond, Response, Result, Runtime, State, Storage, Stub, TestRuntime, Transaction,
+        UpgradeRequest, UpgradeResponse, WebSocket,
     };
 }
 

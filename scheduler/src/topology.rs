@@ -128,10 +128,29 @@ impl Class {
 
 /// What a core is told.
 pub(crate) enum Mail {
-    Call { id: Id, class: usize, call: Box<dyn Deliver> },
-    Delete { id: Id, class: usize, reply: Reply<()> },
-    Evict { id: ObjectId, done: oneshot::Sender<()> },
-    Abort { id: ObjectId, reason: String, done: oneshot::Sender<()> },
+    Call {
+        id: Id,
+        class: usize,
+        call: Box<dyn Deliver>,
+    },
+    Delete {
+        id: Id,
+        class: usize,
+        reply: Reply<()>,
+    },
+    Evict {
+        id: ObjectId,
+        done: oneshot::Sender<()>,
+    },
+    Abort {
+        id: ObjectId,
+        reason: String,
+        done: oneshot::Sender<()>,
+    },
+    /// To be told when no alarm is due or runs.
+    Settle {
+        done: oneshot::Sender<()>,
+    },
 }
 
 impl Mail {
@@ -141,7 +160,7 @@ impl Mail {
             Self::Call { call, .. } => call.refuse(error),
             Self::Delete { reply, .. } => reply.send(Err(error)),
             // Whoever waits sees that it was dropped.
-            Self::Evict { .. } | Self::Abort { .. } => {}
+            Self::Evict { .. } | Self::Abort { .. } | Self::Settle { .. } => {}
         }
     }
 }
@@ -163,6 +182,7 @@ struct Shared {
 pub struct Topology(Arc<Shared>);
 
 /// Builds a [`Topology`].
+#[derive(Clone)]
 pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
@@ -281,6 +301,13 @@ impl Topology {
         if self.send(id.object(), mail).is_ok() {
             let _dropped_is_gone_too = gone.await;
         }
+    }
+
+    pub(crate) fn settle_core(&self, core: usize) -> oneshot::Receiver<()> {
+        let (done, settled) = oneshot::channel();
+        // A mailbox that does not take it drops it.
+        let _dropped = self.0.mailboxes[core].send(Mail::Settle { done }).is_err();
+        settled
     }
 
     /// Lets all cores end: no new calls; those that are there are answered.
