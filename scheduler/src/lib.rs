@@ -50,7 +50,9 @@ mod shards;
 mod socket;
 mod state;
 mod storage;
+mod stream;
 mod stub;
+mod sync;
 mod test_runtime;
 mod topology;
 mod value;
@@ -71,6 +73,7 @@ pub use socket::{
 };
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
+pub use stream::BodySender;
 pub use stub::{Call, Namespace, Stub};
 pub use test_runtime::TestRuntime;
 pub use topology::{StackLimits, Topology, TopologyBuilder};
@@ -81,9 +84,9 @@ pub mod prelude {
 
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
-        AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
-        Respond, Response, Result, Runtime, State, Storage, Stub, TestRuntime, Transaction,
-        UpgradeRequest, UpgradeResponse, WebSocket,
+        AlarmInfo, Body, BodySender, Closed, DurableObject, Error, Handler, Id, Message, Namespace,
+        Request, Respond, Response, Result, Runtime, State, Storage, Stub, TestRuntime,
+        Transaction, UpgradeRequest, UpgradeResponse, WebSocket,
     };
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
 use super::bridge::within;
+use super::patience::Patient;
 use super::{Router, ServerOptions};
 use crate::error::{Error, Result};
 
@@ -161,6 +162,7 @@ impl Connections {
     async fn connection(mut self, stream: TcpStream) {
         // Small frames are not held back for larger ones.
         let _as_it_was = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.options.silence_time.saturating_mul(2));
         let router = self.router;
         let service = service_fn(move |request| router.clone().call(request));
         let connection = http1::Builder::new()
