@@ -252,3 +252,51 @@ mod tests {
         assert!(clock.now() - began >= Duration::from_millis(5));
     }
 }
+
+#[cfg(all(test, dormouse_loom))]
+mod models {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// A sleep that begins against a clock that is moved: it is over, or woken.
+    fn sleep_against(advance: impl Fn(&TestClock) + Send + Sync + 'static) {
+        let advance = Arc::new(advance);
+        loom::model(move || {
+            let clock = TestClock::new();
+            let (theirs, act) = (clock.clone(), advance.clone());
+            let thread = loom::thread::spawn(move || act(&theirs));
+            let wakes = Arc::new(Wakes(AtomicUsize::new(0)));
+            let waker = Waker::from(wakes.clone());
+            let polled = clock.poll_until(SECOND, &mut None, &Context::from_waker(&waker));
+            thread.join().expect("it ends");
+            assert!(polled.is_ready() || wakes.0.load(Ordering::SeqCst) > 0, "it is overslept");
+        });
+    }
+
+    #[test]
+    fn loom_no_sleeper_is_forgotten() {
+        sleep_against(|clock| clock.advance(SECOND));
+        sleep_against(TestClock::release);
+    }
+
+    #[test]
+    #[should_panic(expected = "it is overslept")]
+    fn loom_a_clock_that_wakes_before_it_moves_forgets_one() {
+        sleep_against(|clock| {
+            clock.wake(|state| std::mem::take(&mut state.sleepers));
+            clock.0.state.lock().expect("no code panics under it").now = SECOND;
+        });
+    }
+}

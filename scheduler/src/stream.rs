@@ -249,3 +249,79 @@ impl Drop for BodyReader {
         self.0.reader_goes();
     }
 }
+
+#[cfg(all(test, dormouse_loom))]
+mod models {
+    use super::*;
+    use crate::sync::models::{Wakes, wakes};
+
+    const FULL: usize = BUFFER_BYTES;
+
+    /// Two threads, one of which polls: what it waits for is there at once, or it is woken.
+    fn against<T: std::fmt::Debug + 'static>(
+        prepare: impl Fn(&Shared) + Send + Sync + 'static,
+        other: impl Fn(&Shared) + Send + Sync + 'static,
+        poll: impl Fn(&Shared, &Context<'_>) -> Poll<T> + Send + Sync + 'static,
+    ) {
+        let (other, prepare) = (Arc::new(other), Arc::new(prepare));
+        loom::model(move || {
+            let shared = Arc::new(Shared(Mutex::new(State::default())));
+            prepare(&shared);
+            let (theirs, act) = (shared.clone(), other.clone());
+            let thread = loom::thread::spawn(move || act(&theirs));
+            let (woken, waker): (Arc<Wakes>, Waker) = wakes();
+            let polled = poll(&shared, &Context::from_waker(&waker));
+            thread.join().expect("the other one ends");
+            assert!(polled.is_ready() || woken.any(), "it sleeps on what is there");
+        });
+    }
+
+    #[test]
+    fn loom_a_bodys_reader_never_sleeps_on_a_chunk() {
+        let send = |shared: &Shared| {
+            assert!(shared.poll_room(1, &Context::from_waker(Waker::noop())).is_ready());
+            shared.push(Bytes::from_static(b"x"));
+        };
+        against(|_| (), send, Shared::poll_chunk);
+    }
+
+    #[test]
+    fn loom_a_bodys_reader_never_sleeps_on_the_end() {
+        against(|_| (), |shared| shared.end(End::Finished), Shared::poll_chunk);
+    }
+
+    /// Full of one chunk.
+    fn fill(shared: &Shared) {
+        shared.lock().bytes = FULL;
+        shared.push(Bytes::from(vec![0; FULL]));
+    }
+
+    fn read_one(shared: &Shared) {
+        let polled = shared.poll_chunk(&Context::from_waker(Waker::noop()));
+        assert!(matches!(polled, Poll::Ready(Ok(Some(_)))));
+    }
+
+    #[test]
+    fn loom_a_bodys_sender_never_sleeps_on_room() {
+        against(fill, read_one, |shared, cx| shared.poll_room(1, cx));
+    }
+
+    #[test]
+    fn loom_a_bodys_sender_never_sleeps_when_its_reader_goes() {
+        against(fill, Shared::reader_goes, |shared, cx| shared.poll_room(1, cx));
+    }
+
+    /// The broken twin looks for room, lets others in, and then leaves its waker.
+    #[test]
+    #[should_panic(expected = "it sleeps on what is there")]
+    fn loom_a_sender_that_looks_before_it_says_that_it_waits_sleeps_for_ever() {
+        against(fill, read_one, |shared, cx| {
+            let has_room = shared.lock().bytes == 0;
+            if has_room {
+                return Poll::Ready(());
+            }
+            shared.lock().wants_room = Some(cx.waker().clone());
+            Poll::Pending
+        });
+    }
+}
