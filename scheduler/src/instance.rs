@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
+use dormouse_cache::{ActorCache, AlarmRun, AlarmToo, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
@@ -59,6 +59,8 @@ pub(crate) struct AlarmCall {
     pub(crate) info: AlarmInfo,
     /// Whether a failure is the last one.
     pub(crate) last: bool,
+    /// The last one has failed, and its object could not be told: the handler does not run.
+    pub(crate) abandoned: bool,
     pub(crate) done: AlarmReply,
 }
 
@@ -114,6 +116,8 @@ pub(crate) struct Instance {
     pub(crate) gate: InputGate,
     /// The object's connections, which outlive this.
     pub(crate) sockets: Rc<Sockets>,
+    /// What `delete_all` does with the alarm, unless it is said.
+    pub(crate) delete_all: AlarmToo,
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
@@ -138,6 +142,7 @@ impl Instance {
         cache: Cache,
         place: Place,
         sockets: Rc<Sockets>,
+        delete_all: AlarmToo,
     ) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
@@ -147,6 +152,7 @@ impl Instance {
             cache,
             gate,
             sockets,
+            delete_all,
             verdict: Verdict::default(),
             current: Cell::new(None),
             next_event: Cell::new(0),
@@ -273,6 +279,11 @@ impl Instance {
         Err(engine::Error::coded(engine::Kind::Closed, "object-evicted", text).into())
     }
 
+    /// Whether nothing of it runs any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
     /// Whether it ended by a reset.
     pub(crate) fn was_reset(&self) -> bool {
         self.verdict.get().is_some()
@@ -330,7 +341,7 @@ impl Instance {
                     Ok(_) => {
                         let idle = tasks.is_empty();
                         let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
-                        self.place.residency.had_turn(&self, now, idle, bytes);
+                        Place::had_turn(&self, now, idle, bytes);
                         return Poll::Pending;
                     }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),
@@ -399,15 +410,19 @@ impl Instance {
     }
 
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
-        let AlarmCall { info, last, mut done } = call;
+        let AlarmCall { info, last, abandoned, mut done } = call;
         let this = self.clone();
         let event = self.new_event();
         let handler = async move {
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
+            if abandoned {
+                this.cache.alarm_end(Outcome::Abandoned);
+                return (done, AlarmEnd::Over);
+            }
             done.began = true;
-            let result = (class.alarm)(object, info).await;
+            let result = this.in_time((class.alarm)(object, info)).await;
             let (outcome, end) = match result {
                 Ok(()) => (Outcome::Succeeded, AlarmEnd::Over),
                 Err(_) if last => (Outcome::Abandoned, AlarmEnd::Over),

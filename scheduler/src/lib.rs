@@ -31,7 +31,9 @@
 //! same code.
 
 mod alarm;
+mod blocking;
 mod core;
+mod deletion;
 mod error;
 mod event;
 mod host;
@@ -39,6 +41,7 @@ mod http;
 mod id;
 mod instance;
 mod object;
+mod options;
 #[cfg(feature = "server")]
 mod outside;
 mod residency;
@@ -49,7 +52,10 @@ mod shards;
 mod socket;
 mod state;
 mod storage;
+mod stream;
 mod stub;
+mod sync;
+mod test_runtime;
 mod topology;
 mod value;
 
@@ -58,6 +64,7 @@ pub use error::{Error, Kind, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
+pub use options::NamespaceOptions;
 #[cfg(feature = "server")]
 pub use outside::{Network, OutsideLimits, Stream};
 pub use residency::OBJECT_BYTES;
@@ -73,7 +80,9 @@ pub use socket::{
 };
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
+pub use stream::BodySender;
 pub use stub::{Call, Namespace, Stub};
+pub use test_runtime::TestRuntime;
 pub use topology::{StackLimits, Topology, TopologyBuilder};
 
 /// All that a program of objects names.
@@ -82,9 +91,9 @@ pub mod prelude {
 
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
-        AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
-        Respond, Response, Result, Runtime, State, Storage, Stub, Transaction, UpgradeRequest,
-        UpgradeResponse, WebSocket,
+        AlarmInfo, Body, BodySender, Closed, DurableObject, Error, Handler, Id, Message, Namespace,
+        Request, Respond, Response, Result, Runtime, State, Storage, Stub, TestRuntime,
+        Transaction, UpgradeRequest, UpgradeResponse, WebSocket,
     };
 }
 

@@ -1,8 +1,9 @@
 //! Residency: which objects of a core stay in memory, and for how long.
 //!
 //! An object that had nothing to do for [`StackLimits::idle`](crate::StackLimits::idle) leaves (R-748,
-//! R-829); earlier, the one that was idle for longest first, while all of them together take more than
-//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Idle is an object without an event or a task
+//! R-829); earlier, the one that would leave next first, while all of them together take more than
+//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Both may be another
+//! namespace's own ([`NamespaceOptions`](crate::NamespaceOptions)). Idle is an object without an event or a task
 //! of its own, and it leaves when all that it wrote is durable: nothing is lost but what its
 //! constructor makes anew.
 //!
@@ -29,9 +30,9 @@ use dormouse_engine::signal::Signal;
 use futures_util::FutureExt;
 use futures_util::future::select;
 
-use crate::core::Inner;
+use crate::host::CoreHost;
 use crate::instance::Instance;
-use crate::topology::StackLimits;
+use crate::topology::Topology;
 
 /// What a live object counts beside its keys and values: instance, gates, tasks, its place in maps. Held
 /// near the truth by a test (`benches/tests/residency.rs`).
@@ -40,9 +41,48 @@ pub const OBJECT_BYTES: usize = 2560;
 /// The code of the error of calls for which there is no room.
 pub(crate) const FULL: &str = "memory-full";
 
-/// The objects of one core, by when they are to be looked at.
+/// The budgets of one core: one for all namespaces but those that have their own.
+pub(crate) struct Budgets {
+    shared: Rc<Residency>,
+    own: Vec<Option<Rc<Residency>>>,
+}
+
+impl Budgets {
+    pub(crate) fn new(topology: &Topology) -> Self {
+        let shared = Residency::new(topology.limits().resident_bytes);
+        Self { shared, own: topology.budgets().map(|bytes| bytes.map(Residency::new)).collect() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Rc<Residency>> {
+        std::iter::once(&self.shared).chain(self.own.iter().flatten())
+    }
+
+    /// Starts the tasks that send objects away.
+    pub(crate) fn start(&self, host: &CoreHost) {
+        self.all().for_each(|budget| host.spawn("residency", budget.clone().run(host.clone())));
+    }
+
+    /// Nobody is sent away any more.
+    pub(crate) fn stop(&self) {
+        self.all().for_each(|budget| budget.stop());
+    }
+
+    /// The part of an object of this class that is to come to life, by the core's clock `now`. It
+    /// stays for `idle_max` with nothing to do. Waits for those that leave, if too much room is taken.
+    ///
+    /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
+    pub(crate) async fn place(
+        &self,
+        class: usize,
+        now: Duration,
+        idle_max: Duration,
+    ) -> engine::Result<Place> {
+        self.own[class].as_ref().unwrap_or(&self.shared).place(now, idle_max).await
+    }
+}
+
+/// Objects of one core that share a budget, by when they are to be looked at.
 pub(crate) struct Residency {
-    idle: Duration,
     bytes_max: usize,
     queue: RefCell<BTreeMap<Turn, Weak<Instance>>>,
     entered: Cell<u64>,
@@ -84,8 +124,10 @@ type Turn = (Duration, u64);
 
 /// One object's part. Dropped, it takes no room any more.
 pub(crate) struct Place {
-    pub(crate) residency: Rc<Residency>,
+    residency: Rc<Residency>,
     number: u64,
+    /// How long it stays with nothing to do.
+    idle_max: Duration,
     /// Its place in the queue, if it is there.
     turn: Cell<Option<Turn>>,
     /// When it last had something to do, by the core's clock.
@@ -102,10 +144,9 @@ pub(crate) struct Place {
 }
 
 impl Residency {
-    pub(crate) fn new(limits: &StackLimits) -> Rc<Self> {
+    fn new(bytes_max: usize) -> Rc<Self> {
         Rc::new(Self {
-            idle: limits.idle,
-            bytes_max: limits.resident_bytes,
+            bytes_max,
             queue: RefCell::default(),
             entered: Cell::new(0),
             all: Sum::default(),
@@ -119,16 +160,13 @@ impl Residency {
         })
     }
 
-    /// The part of an object that is to come to life, by the core's clock `now`. Waits for those that
-    /// leave, if too much room is taken.
-    ///
-    /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
-    pub(crate) async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {
+    async fn place(self: &Rc<Self>, now: Duration, idle_max: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
         self.all.add(OBJECT_BYTES, self.cap());
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
+            idle_max,
             turn: Cell::default(),
             last: Cell::new(now),
             idle: Cell::new(false),
@@ -150,7 +188,7 @@ impl Residency {
                 && self.queue.borrow().is_empty() =>
             {
                 let bytes = self.all.bytes.get();
-                let text = format!("the objects of its core take {bytes} bytes, and none is idle");
+                let text = format!("its core's objects take {bytes} bytes, and none is idle");
                 Some(Err(engine::Error::coded(engine::Kind::Overloaded, FULL, text)))
             }
             true => None,
@@ -158,9 +196,7 @@ impl Residency {
         room.await.map(|()| place)
     }
 
-    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
-    /// [`OBJECT_BYTES`].
-    pub(crate) fn had_turn(&self, object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
+    fn had_turn(&self, object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
         let place = &object.place;
         place.last.set(now);
         place.idle.set(idle);
@@ -173,18 +209,12 @@ impl Residency {
         }
         place.rested.set(now);
         if place.turn.get().is_none() {
-            let was_empty = self.queue.borrow().is_empty();
-            self.queue_up(object, now.saturating_add(self.idle));
-            self.ring_if(was_empty);
+            self.queue_up(object, now.saturating_add(place.idle_max));
+            // The task sleeps until the one that was the first before is due.
+            let first = self.queue.borrow().first_key_value().map(|(turn, _)| *turn);
+            self.ring_if(first == place.turn.get());
         }
         self.ring_if(self.is_over() || (place.is_large() && self.is_over_for_large()));
-    }
-
-    /// An object is gone.
-    pub(crate) fn leave(&self, instance: &Instance) {
-        if let Some(turn) = instance.place.turn.take() {
-            self.queue.borrow_mut().remove(&turn);
-        }
     }
 
     /// Whether what is in use takes twice of what is allowed.
@@ -214,8 +244,7 @@ impl Residency {
         }
     }
 
-    /// Nobody is sent away any more.
-    pub(crate) fn stop(&self) {
+    fn stop(&self) {
         self.stopped.set(true);
         self.ring_if(true);
     }
@@ -226,19 +255,18 @@ impl Residency {
         self.queue.borrow_mut().insert(turn, Rc::downgrade(instance));
     }
 
-    /// The core's task that sends objects away.
-    pub(crate) async fn run(core: Rc<Inner>) {
-        let residency = &core.residency;
-        while !residency.stopped.get() {
-            residency.rung.set(false);
-            let wait = residency.sweep(core.host.now());
-            residency.looked.set(true);
-            residency.room.notify();
-            let rung = residency.bell.until(|| residency.rung.get().then_some(()));
+    /// The task that sends objects away.
+    async fn run(self: Rc<Self>, host: CoreHost) {
+        while !self.stopped.get() {
+            self.rung.set(false);
+            let wait = self.sweep(host.now());
+            self.looked.set(true);
+            self.room.notify();
+            let rung = self.bell.until(|| self.rung.get().then_some(()));
             match wait {
                 None => rung.await,
                 Some(wait) => {
-                    let sleep = core.host.sleep(wait).boxed_local();
+                    let sleep = host.sleep(wait).boxed_local();
                     select(rung.boxed_local(), sleep).map(drop).await;
                 }
             }
@@ -262,7 +290,7 @@ impl Residency {
             if !instance.place.is_idle() {
                 continue;
             }
-            let due = instance.place.last.get().saturating_add(self.idle);
+            let due = instance.place.last.get().saturating_add(instance.place.idle_max);
             // The first whose place was right is the one that was idle for longest. What it wrote and
             // is not durable yet it still waits for.
             if due <= now || (over && due <= at) {
@@ -294,7 +322,7 @@ impl Residency {
                 return;
             }
             tracing::debug!(object = %instance.id, "an idle object that is large leaves memory");
-            self.leave(&instance);
+            instance.place.leave();
             send_away(&instance);
         }
     }
@@ -306,6 +334,19 @@ fn send_away(instance: &Rc<Instance>) {
 }
 
 impl Place {
+    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
+    /// [`OBJECT_BYTES`].
+    pub(crate) fn had_turn(object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
+        object.place.residency.had_turn(object, now, idle, bytes);
+    }
+
+    /// The object is gone.
+    pub(crate) fn leave(&self) {
+        if let Some(turn) = self.turn.take() {
+            self.residency.queue.borrow_mut().remove(&turn);
+        }
+    }
+
     fn told_to_go(&self) {
         assert!(!self.leaving.replace(true));
         self.residency.leaving.add(self.bytes.get(), self.residency.cap());

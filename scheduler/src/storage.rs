@@ -285,9 +285,10 @@ impl Storage {
         self.op(answer, options.allows_concurrency(), Ok)
     }
 
-    /// Removes all keys and the alarm, in one atomic step. Not in a transaction.
+    /// Removes all keys and the alarm, in one atomic step; the alarm stays if the
+    /// [namespace's options](crate::NamespaceOptions::delete_all) say so. Not in a transaction.
     pub fn delete_all(&self) -> Op<()> {
-        self.delete_all_with(AlarmToo::Clear, Write::default())
+        self.delete_all_with(self.instance.delete_all, Write::default())
     }
 
     /// See [`Storage::delete_all`].

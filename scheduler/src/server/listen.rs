@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
 use super::bridge::within;
+use super::patience::Patient;
 use super::{ClientAddress, Router, ServerOptions};
 use crate::error::{Error, Result};
 
@@ -162,6 +163,7 @@ impl Connections {
     async fn connection(mut self, stream: TcpStream, from: SocketAddr) {
         // Small frames are not held back for larger ones.
         let _as_it_was = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.options.silence_time.saturating_mul(2));
         let router = self.router;
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(ClientAddress(from));

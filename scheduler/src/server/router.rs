@@ -9,28 +9,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use dormouse_engine as engine;
 use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode, Uri};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
 use super::bridge::{self, Bounds, within};
-use super::{ServerOptions, frames, handshake};
+use super::upload::Progress;
+use super::{ServerOptions, frames, handshake, upload};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
 use crate::object::DurableObject;
 use crate::socket::{ClientSocket, UpgradeResponse};
-use crate::stub::Stub;
+use crate::stub::{Call, Stub};
 use crate::topology::Topology;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 type Own = Arc<dyn Fn(&mut Parts) -> Option<Route> + Send + Sync>;
 
 /// Where a function of one's own has a request go.
@@ -159,12 +158,14 @@ impl Router {
         }
         let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
         let (parts, body) = request.into_parts();
-        let body = self.collect(body).await?;
+        let progress = Arc::default();
+        let body = upload::receive(body, &self.bounds.options, &progress).await?;
         let Target { topology, class, id } = target;
-        let call = topology.fetch(class, id, Request::from_parts(parts, body.into()));
-        let answer = within(self.bounds.options.answer_time, call).await;
-        let answer = answer.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
-        let mut response = answer.map_err(|error| status(&error))?;
+        let call = topology.fetch(class, id, Request::from_parts(parts, body));
+        let answer = self.in_time(call, &progress).await.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
+        // What the client did wrong comes before what its object made of it.
+        let mut response =
+            answer.map_err(|error| progress.refused().unwrap_or_else(|| status(&error)))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = response.take_web_socket();
             let (accept, upgrade) = upgrade.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
@@ -198,20 +199,19 @@ impl Router {
         Ok((target, Uri::from(rest.map_err(|_| StatusCode::BAD_REQUEST)?)))
     }
 
-    async fn collect<B>(&self, body: B) -> Result<Bytes, StatusCode>
-    where
-        B: http_body::Body<Error: Into<BoxError>>,
-    {
-        // Refused before it comes, where its length is said.
-        if body.size_hint().lower() > self.bounds.options.body_bytes as u64 {
-            return Err(StatusCode::PAYLOAD_TOO_LARGE);
-        }
-        let limited = Limited::new(body, self.bounds.options.body_bytes);
-        let collected = within(self.bounds.options.body_time, limited.collect()).await;
-        match collected.ok_or(StatusCode::REQUEST_TIMEOUT)? {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
-            Err(_) => Err(StatusCode::BAD_REQUEST),
+    /// What the object gives, unless it takes too long, counted from the last piece of the body that it
+    /// took.
+    async fn in_time(
+        &self,
+        mut call: Call<Response>,
+        progress: &Progress,
+    ) -> Option<crate::error::Result<Response>> {
+        loop {
+            let chunks = progress.chunks();
+            let answer = within(self.bounds.options.answer_time, &mut call).await;
+            if answer.is_some() || progress.chunks() == chunks {
+                return answer;
+            }
         }
     }
 

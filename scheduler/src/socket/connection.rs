@@ -107,7 +107,7 @@ pub(crate) struct Connection {
     close_called: Cell<bool>,
     /// Its frame is on the wire.
     close_sent: Cell<bool>,
-    /// It was ended because of what the client sent.
+    /// It was ended by [`break_off`](Self::break_off).
     broken_off: Cell<bool>,
     queue: RefCell<VecDeque<Queued>>,
     queued_bytes: Cell<usize>,
@@ -254,8 +254,9 @@ impl Connection {
         Some(engine::Error::coded(kind, "message-too-large", text).into())
     }
 
-    /// Ends the connection because of what the client sent: the frame says why.
-    fn break_off(&self, close: CloseFrame) {
+    /// Ends the connection before what is queued was sent, because of what the client sent
+    /// or because its object is gone: the frame says why.
+    pub(crate) fn break_off(&self, close: CloseFrame) {
         self.broken_off.set(true);
         self.queue.borrow_mut().clear();
         self.queued_bytes.set(0);

@@ -20,6 +20,7 @@ use futures_channel::oneshot;
 use futures_util::FutureExt;
 
 use super::connection::{Connection, Held};
+use super::message::CloseFrame;
 use super::read::Reader;
 use super::wire::Wire;
 use super::{
@@ -233,6 +234,15 @@ impl Sockets {
         self.by_tag.take();
         self.auto_response.take();
         self.event_timeout.take();
+    }
+
+    /// Ends all connections with this frame; then as [`disconnect`](Self::disconnect).
+    pub(crate) fn close_all(&self, close: &CloseFrame) {
+        self.open.borrow().values().for_each(|connection| connection.break_off(close.clone()));
+        let live = self.live.borrow();
+        live.values().for_each(|live| live.connection.break_off(close.clone()));
+        drop(live);
+        self.disconnect();
     }
 
     /// Whether it keeps nothing that a new one would not have.
