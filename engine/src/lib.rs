@@ -32,9 +32,11 @@
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
 
 mod append;
+mod audit;
 pub mod batch;
 pub mod call;
 mod checkpoint;
+mod clean;
 mod consolidate;
 pub mod contents;
 pub mod directory;
@@ -47,6 +49,7 @@ pub mod ids;
 pub mod io;
 pub mod limits;
 pub mod list;
+mod live;
 mod load;
 mod log;
 pub mod mailbox;
