@@ -68,7 +68,7 @@ pub(crate) struct Cleaning {
     held: usize,
     /// The segment that is being emptied.
     pub(crate) victim: Option<u32>,
-    /// Bytes that became live or died by commits.
+    /// Bytes that became live or died by commits, or were freed by a rewrite.
     others_changed: u64,
     /// `others_changed` from which on it looks again.
     look_at: u64,
@@ -90,7 +90,7 @@ pub(crate) struct Cleaning {
 }
 
 impl Cleaning {
-    /// Commits made so many bytes live, or dead.
+    /// Commits made so many bytes live, or dead; or a rewrite has freed them.
     pub(crate) fn others_changed(&mut self, bytes: u64) {
         self.others_changed += bytes;
         self.credit = self.credit.saturating_add(bytes.saturating_mul(CREDIT));

@@ -228,15 +228,17 @@ fn settle<E: Env>(
         (true, _) => Some(segment),
     };
     for Update { id, existed, entry, rewrite, parts, dead, origin } in batch.updates {
-        let before = state.live.changed();
+        let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
         let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
         frames.filter(|_| entry.is_some()).for_each(|frame| state.live.raise(frame));
         let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
         state.live.written(segment, written_ms);
-        if !rewrite {
-            state.cleaning.others_changed(state.live.changed() - before);
-        }
+        // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.
+        state.cleaning.others_changed(match rewrite {
+            true => total.saturating_sub(state.live.total()),
+            false => state.live.changed() - changed,
+        });
         state.directory.set(id, existed, entry, &origin);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
