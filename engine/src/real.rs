@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_channel::oneshot;
@@ -121,6 +122,14 @@ impl File for RealFile {
     }
 }
 
+/// The start of [`clock`].
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// What [`Host::now`] of every real core says, for threads that are no cores.
+pub fn clock() -> Duration {
+    STARTED.elapsed()
+}
+
 /// [`Env`] of a real core.
 #[derive(Clone)]
 pub struct RealEnv(Rc<Inner>);
@@ -128,7 +137,6 @@ pub struct RealEnv(Rc<Inner>);
 struct Inner {
     executor: Executor,
     disk: RealDisk,
-    started: Instant,
     entropy: RefCell<Vec<u64>>,
 }
 
@@ -136,7 +144,7 @@ impl RealEnv {
     fn new(disk: RealDisk) -> Self {
         let executor = Executor::new();
         let entropy = RefCell::default();
-        Self(Rc::new(Inner { executor, disk, started: Instant::now(), entropy }))
+        Self(Rc::new(Inner { executor, disk, entropy }))
     }
 
     /// Turns that the core has made so far.
@@ -155,7 +163,7 @@ impl Env for RealEnv {
 
 impl Host for RealEnv {
     fn now(&self) -> Duration {
-        self.0.started.elapsed()
+        clock()
     }
 
     fn wall_ms(&self) -> u64 {

@@ -4,8 +4,10 @@
 //! new one reads its state only after all commits of the one before are settled.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dormouse_engine as engine;
@@ -18,7 +20,7 @@ use futures_util::FutureExt;
 use futures_util::future::select;
 
 use crate::alarm::Alarms;
-use crate::error::{Error, Result};
+use crate::error::{Error, Overload, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
@@ -26,6 +28,10 @@ use crate::residency::{self, Place, Residency};
 use crate::shards::Shards;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
+use crate::watch::{Awake, Reasons, Resident, Watch};
+
+/// Messages that a core takes before its objects have a turn.
+const MAIL_MAX: usize = 256;
 
 /// How long a shutdown waits for what runs.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -42,9 +48,16 @@ const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// Where an object is on its way into memory.
 enum Slot {
     /// Being read and built; what comes meanwhile waits. Next: live, gone.
-    Starting(VecDeque<Work>),
+    Starting(Starting),
     /// Next: gone.
     Live(Rc<Instance>),
+}
+
+/// What waits for an object that is not live yet, and since when by the core's clock.
+struct Starting {
+    id: Id,
+    class: usize,
+    queue: VecDeque<(Duration, Work)>,
 }
 
 pub(crate) struct Inner {
@@ -58,6 +71,7 @@ pub(crate) struct Inner {
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
     pub(crate) residency: Rc<Residency>,
+    watch: Rc<Watch>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -81,8 +95,11 @@ impl Core {
     ) -> Result<Self> {
         let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
         let residency = Residency::new(topology.limits());
+        let host = CoreHost::new(env);
+        let watch = Watch::new(host.clone(), topology.watched(core).clone());
         let inner = Rc::new(Inner {
-            host: CoreHost::new(env),
+            host,
+            watch,
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
@@ -105,9 +122,7 @@ impl Core {
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
         inner.host.spawn("shards", Shards::run(inner.clone()));
         inner.host.spawn("residency", Residency::run(inner.clone()));
-        while let Some(mail) = self.mail.recv().await {
-            inner.take(mail);
-        }
+        poll_fn(|cx| inner.poll_mail(&self.mail, cx)).await;
         inner.alarms.stop();
         inner.residency.stop();
         inner.drain().await;
@@ -116,9 +131,33 @@ impl Core {
 }
 
 impl Inner {
+    /// Takes mail until the mailbox is closed and empty; [`MAIL_MAX`] at a time.
+    fn poll_mail(self: &Rc<Self>, mail: &Receiver<Mail>, cx: &mut Context<'_>) -> Poll<()> {
+        let _turn = self.watch.turn();
+        for _ in 0..MAIL_MAX {
+            match mail.poll_recv(cx) {
+                Poll::Ready(Some(mail)) => self.take(mail),
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => {
+                    self.watch.mailbox_is_empty();
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn take(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
+            Mail::Resident { id, reply } => {
+                let resident = self.objects.borrow().get(&id).map(|slot| self.resident(slot));
+                let _nobody_waits = reply.send(resident);
+            }
+            Mail::Residents { after, max, reply } => {
+                let _nobody_waits = reply.send(self.residents(after, max));
+            }
             Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
             Mail::Abort { id, reason, done } => {
                 self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));
@@ -165,23 +204,25 @@ impl Inner {
             Some(Slot::Live(instance)) => {
                 return match work {
                     Work::Call(call) if instance.calls() >= calls_max => {
-                        let busy = instance.place.busy_for(self.host.now());
-                        call.refuse(overloaded(&id, instance.calls(), Some(busy)));
+                        let (depth, since) = (instance.calls(), instance.oldest_call());
+                        call.refuse(overloaded(&id, self.overload(depth, since)));
                     }
                     work => instance.push(work),
                 };
             }
-            Some(Slot::Starting(queue)) => {
+            Some(Slot::Starting(Starting { queue, .. })) => {
                 return match work {
                     Work::Call(call) if queue.len() >= calls_max => {
-                        call.refuse(overloaded(&id, queue.len(), None));
+                        call.refuse(overloaded(&id, self.waiting(queue)));
                     }
-                    work => queue.push_back(work),
+                    work => queue.push_back((self.watch.now(), work)),
                 };
             }
             None => {}
         }
-        self.objects.borrow_mut().insert(object, Slot::Starting(VecDeque::from([work])));
+        let queue = VecDeque::from([(self.watch.now(), work)]);
+        let starting = Starting { id: id.clone(), class, queue };
+        self.objects.borrow_mut().insert(object, Slot::Starting(starting));
         self.host.spawn("object", self.clone().live_through(id, class));
     }
 
@@ -202,17 +243,19 @@ impl Inner {
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
         let mut read = self.read(object).await;
-        while matches!(&read, Err(error) if self.frames_wait(object, error)) {
+        while matches!(&read, Err(error) if self.frames_wait(&id, error)) {
             self.host.sleep(ROOM_PAUSE).await;
             read = self.read(object).await;
         }
-        let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
+        let Some(Slot::Starting(Starting { queue, .. })) =
+            self.objects.borrow_mut().remove(&object)
+        else {
             unreachable!("only this task starts the object");
         };
         let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
-                refuse(queue, &Error::from(error));
+                self.refuse(&id, queue, error);
                 return None;
             }
         };
@@ -221,8 +264,9 @@ impl Inner {
         let home = Home { shard, id: object, bell, poisoned };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
         let sockets = self.sockets_of(object, class);
-        let instance = Instance::new(id, self.host.clone(), cache, place, sockets);
-        queue.into_iter().for_each(|work| instance.push(work));
+        let watch = self.watch.clone();
+        let instance = Instance::new(id, class, self.host.clone(), cache, place, sockets, watch);
+        queue.into_iter().for_each(|(since, work)| instance.push_since(since, work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
             instance.evict();
@@ -233,19 +277,94 @@ impl Inner {
 
     /// Whether there is no room for an object to which a socket has something to say: that waits, as the
     /// client then does, and only calls are refused.
-    fn frames_wait(&self, object: ObjectId, error: &engine::Error) -> bool {
+    fn frames_wait(&self, id: &Id, error: &engine::Error) -> bool {
         if error.code() != Some(residency::FULL) {
             return false;
         }
         let mut objects = self.objects.borrow_mut();
-        let Some(Slot::Starting(queue)) = objects.get_mut(&object) else { return false };
-        let is_frame = |work: &Work| matches!(work, Work::Socket(_));
+        let Some(Slot::Starting(Starting { queue, .. })) = objects.get_mut(&id.object()) else {
+            return false;
+        };
+        let is_frame = |(_, work): &(Duration, Work)| matches!(work, Work::Socket(_));
         let (frames, others) = std::mem::take(queue).into_iter().partition(is_frame);
         *queue = frames;
         let waits = !queue.is_empty();
         drop(objects);
-        refuse(others, &Error::from(error.clone()));
+        self.refuse(id, others, error.clone());
         waits
+    }
+
+    /// Answers calls to an object that could not be brought to life.
+    fn refuse(&self, id: &Id, queue: VecDeque<(Duration, Work)>, error: engine::Error) {
+        let overload = self.waiting(&queue);
+        let error = match error.code() {
+            Some(residency::FULL) => {
+                let what = format!("the memory of the core of object {id}");
+                Error::overloaded(residency::FULL, &what, overload)
+            }
+            _ => Error::from(error),
+        };
+        for (_, work) in queue {
+            match work {
+                Work::Call(call) => call.refuse(error.clone()),
+                // Its sender sees that it was dropped.
+                Work::Alarm(_) | Work::Socket(_) | Work::Task(..) => {}
+            }
+        }
+    }
+
+    /// What waits for an object that is not live yet.
+    fn waiting(&self, queue: &VecDeque<(Duration, Work)>) -> Overload {
+        let oldest = queue.iter().find(|(_, work)| matches!(work, Work::Call(_)));
+        self.overload(queue.len(), oldest.map(|(since, _)| *since))
+    }
+
+    fn overload(&self, depth: usize, since: Option<Duration>) -> Overload {
+        let age = |since| self.host.now().saturating_sub(since);
+        Overload { depth, oldest: since.map(age) }
+    }
+
+    /// The first `max` objects behind `after`, in the order of their ids.
+    fn residents(&self, after: Option<ObjectId>, max: usize) -> Vec<Resident> {
+        let objects = self.objects.borrow();
+        let mut first = BTreeMap::new();
+        for (id, slot) in objects.iter().filter(|(id, _)| after.is_none_or(|after| **id > after)) {
+            if first.len() >= max {
+                match first.last_entry() {
+                    Some(last) if last.key() > id => drop(last.remove()),
+                    _ => continue,
+                }
+            }
+            first.insert(*id, slot);
+        }
+        first.into_values().map(|slot| self.resident(slot)).collect()
+    }
+
+    /// What an object says of itself.
+    fn resident(&self, slot: &Slot) -> Resident {
+        let name = |class| self.topology.class(class).name.clone();
+        match slot {
+            Slot::Live(instance) => instance.resident(name(instance.class)),
+            Slot::Starting(Starting { id, class, queue }) => {
+                let Overload { depth, oldest } = self.waiting(queue);
+                let now = self.host.now();
+                let since = queue.front().map_or(now, |(since, _)| *since);
+                let age = now.saturating_sub(since);
+                let mut reasons = Reasons::default();
+                reasons.add(Awake::Starting, 1, Some(age));
+                Resident {
+                    id: id.clone(),
+                    namespace: name(*class),
+                    awake: reasons.into_vec(),
+                    woken_by: Awake::Starting,
+                    woken: age,
+                    last_turn: age,
+                    calls: oldest.map_or(0, |_| depth),
+                    sockets: 0,
+                    bytes: 0,
+                }
+            }
+        }
     }
 
     /// Reads an object once there is room for it, and its shard is open.
@@ -377,22 +496,7 @@ impl Inner {
     }
 }
 
-/// Why a call is refused: so many are there, none older than `busy`; none, if the object is not live yet.
-fn overloaded(id: &Id, calls: usize, busy: Option<Duration>) -> Error {
-    let state = match busy {
-        Some(busy) => format!("it has not been idle for {busy:?}"),
-        None => "it is being started".to_owned(),
-    };
-    let text = format!("object {id} has {calls} calls that wait or run; {state}");
-    engine::Error::coded(engine::Kind::Overloaded, "object-overloaded", text).into()
-}
-
-fn refuse(queue: VecDeque<Work>, error: &Error) {
-    for work in queue {
-        match work {
-            Work::Call(call) => call.refuse(error.clone()),
-            // Its sender sees that it was dropped.
-            Work::Alarm(_) | Work::Socket(_) | Work::Task(_) => {}
-        }
-    }
+/// Why a call is refused: so many are there.
+fn overloaded(id: &Id, overload: Overload) -> Error {
+    Error::overloaded("object-overloaded", &format!("object {id}"), overload)
 }

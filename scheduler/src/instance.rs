@@ -9,13 +9,16 @@
 //!   that is not answered yet gets it.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
@@ -36,6 +39,7 @@ use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::Class;
+use crate::watch::{Activity, Awake, Budget, List, Reasons, Resident, Watch};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -49,8 +53,20 @@ pub(crate) enum Work {
     Call(Box<dyn Deliver>),
     Alarm(AlarmCall),
     Socket(SocketCall),
-    /// A task that the object itself started.
-    Task(LocalBoxFuture<'static, ()>),
+    /// A task that the object itself started, and what for.
+    Task(Awake, LocalBoxFuture<'static, ()>),
+}
+
+impl Work {
+    fn why(&self) -> Awake {
+        match self {
+            Self::Call(call) if call.is_fetch() => Awake::Request,
+            Self::Call(_) => Awake::Call,
+            Self::Alarm(_) => Awake::Alarm,
+            Self::Socket(_) => Awake::SocketEvent,
+            Self::Task(why, _) => *why,
+        }
+    }
 }
 
 /// One run of the alarm handler, and where its end is told.
@@ -106,6 +122,7 @@ type Say = Box<dyn FnOnce()>;
 
 pub(crate) struct Instance {
     pub(crate) id: Id,
+    pub(crate) class: usize,
     pub(crate) host: CoreHost,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
@@ -114,7 +131,7 @@ pub(crate) struct Instance {
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
-    inbox: RefCell<VecDeque<Work>>,
+    inbox: RefCell<VecDeque<(Activity, Work)>>,
     waker: RefCell<Option<Waker>>,
     evict: Cell<bool>,
     /// Calls that came and have not ended.
@@ -125,19 +142,30 @@ pub(crate) struct Instance {
     ended: Cell<bool>,
     /// What the object said to others and its output gate still keeps, in order.
     outbox: RefCell<VecDeque<(OutputWait, Say)>>,
+    pub(crate) watch: Rc<Watch>,
+    /// What it has to do.
+    activities: List,
+    /// What woke it last, and when.
+    woken: Cell<(Awake, Duration)>,
+    budget: Budget,
+    /// Calls to others whose replies it has not taken; shared with them.
+    outside_calls: OnceCell<Arc<AtomicUsize>>,
 }
 
 impl Instance {
     pub(crate) fn new(
         id: Id,
+        class: usize,
         host: CoreHost,
         cache: Cache,
         place: Place,
         sockets: Rc<Sockets>,
+        watch: Rc<Watch>,
     ) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
             id,
+            class,
             host,
             cache,
             gate,
@@ -152,6 +180,11 @@ impl Instance {
             place,
             ended: Cell::new(false),
             outbox: RefCell::default(),
+            activities: List::default(),
+            woken: Cell::new((Awake::Starting, watch.now())),
+            budget: Budget::default(),
+            outside_calls: OnceCell::new(),
+            watch,
         })
     }
 
@@ -166,16 +199,26 @@ impl Instance {
         EventId(number)
     }
 
-    pub(crate) fn push(&self, mut work: Work) {
+    pub(crate) fn push(&self, work: Work) {
+        self.push_since(self.watch.now(), work);
+    }
+
+    /// As [`push`](Self::push), of what has waited since then by the core's clock.
+    pub(crate) fn push_since(&self, since: Duration, mut work: Work) {
         match &mut work {
             Work::Call(call) => {
                 call.bind(&self.verdict);
                 self.calls.set(self.calls.get() + 1);
             }
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
-            Work::Socket(_) | Work::Task(_) => {}
+            Work::Socket(_) | Work::Task(..) => {}
         }
-        self.inbox.borrow_mut().push_back(work);
+        let why = work.why();
+        if why.is_event() {
+            self.woken_by(why);
+        }
+        let activity = self.watch.activities.begin(&self.activities, why, since);
+        self.inbox.borrow_mut().push_back((activity, work));
         self.place.wake();
         self.wake();
     }
@@ -183,6 +226,61 @@ impl Instance {
     /// Calls that came and have not ended.
     pub(crate) fn calls(&self) -> usize {
         self.calls.get()
+    }
+
+    /// Since when the oldest of them is there, by the core's clock.
+    pub(crate) fn oldest_call(&self) -> Option<Duration> {
+        self.watch.activities.oldest_call(&self.activities)
+    }
+
+    fn ended(&self, activity: Activity) {
+        let (why, _) = self.watch.activities.end(&self.activities, activity);
+        if why.is_call() {
+            self.calls.set(self.calls.get() - 1);
+        }
+    }
+
+    /// What it has to do: one thing more, until the result is dropped.
+    pub(crate) fn busy_with(self: &Rc<Self>, why: Awake) -> Busy {
+        let activity = self.watch.activities.begin(&self.activities, why, self.watch.now());
+        Busy { instance: self.clone(), activity: Some(activity) }
+    }
+
+    /// Something came that it has to look at.
+    pub(crate) fn woken_by(&self, why: Awake) {
+        self.woken.set((why, self.watch.now()));
+    }
+
+    /// A call to another object, until the result is dropped.
+    pub(crate) fn calls_outside(&self) -> OutsideCall {
+        let count = self.outside_calls.get_or_init(Arc::default).clone();
+        count.fetch_add(1, Ordering::Relaxed);
+        OutsideCall(count)
+    }
+
+    /// Why it is awake, and why it last woke.
+    pub(crate) fn resident(&self, namespace: Arc<str>) -> Resident {
+        let now = self.host.now();
+        let ago = |then: Duration| now.saturating_sub(then);
+        let mut reasons = Reasons::default();
+        self.watch.activities.each(&self.activities, |why, since| {
+            reasons.add(why, 1, Some(ago(since)));
+        });
+        let outside = self.outside_calls.get().map_or(0, |count| count.load(Ordering::Relaxed));
+        reasons.add(Awake::OutsideCall, outside, None);
+        reasons.add(Awake::DirtyBytes, self.cache.dirty_bytes(), None);
+        let (woken_by, woken) = self.woken.get();
+        Resident {
+            id: self.id.clone(),
+            namespace,
+            awake: reasons.into_vec(),
+            woken_by,
+            woken: ago(woken),
+            last_turn: ago(self.place.last_turn()),
+            calls: self.calls(),
+            sockets: self.sockets.count(),
+            bytes: self.place.bytes(),
+        }
     }
 
     /// Whether nothing would be lost if it left now, and nothing waits for it.
@@ -208,7 +306,7 @@ impl Instance {
     pub(crate) fn evict(self: &Rc<Self>) {
         self.evict.set(true);
         let durable = self.cache.sync();
-        self.push(Work::Task(async { drop(durable.await) }.boxed_local()));
+        self.push(Work::Task(Awake::Leaving, async { drop(durable.await) }.boxed_local()));
     }
 
     /// Runs `task` as an event of the object.
@@ -256,7 +354,7 @@ impl Instance {
     }
 
     fn begin_to_say(self: &Rc<Self>) {
-        self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+        self.push(Work::Task(Awake::Saying, self.clone().empty_outbox().boxed_local()));
     }
 
     /// Errors: code `object-evicted` once the instance has left memory.
@@ -304,6 +402,8 @@ impl Instance {
                 .map(|reason| reason.factor_first().0);
         poll_fn(|cx| {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
+            let _turn = self.watch.turn();
+            self.budget.renew();
             loop {
                 if self.verdict.get().is_some() {
                     return Poll::Ready(());
@@ -313,8 +413,10 @@ impl Instance {
                     continue;
                 }
                 let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
-                for work in arrived {
-                    tasks.push(self.clone().work(object.clone(), class.clone(), work));
+                for (activity, work) in arrived {
+                    let task = self.clone().work(object.clone(), class.clone(), work);
+                    let busy = Busy { instance: self.clone(), activity: Some(activity) };
+                    tasks.push(Event { busy, task });
                 }
                 match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
                     Ok(Poll::Ready(Some(()))) => {}
@@ -326,6 +428,9 @@ impl Instance {
                         let idle = tasks.is_empty();
                         let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
                         self.place.residency.had_turn(&self, now, idle, bytes);
+                        if self.budget.is_used_up() {
+                            cx.waker().wake_by_ref();
+                        }
                         return Poll::Pending;
                     }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),
@@ -343,6 +448,7 @@ impl Instance {
         let event = self.new_event();
         assert!(self.gate.try_enter(event), "nothing was let in before the constructor");
         let built = {
+            let _turn = self.watch.turn();
             let _scope = Scope::enter(self, event);
             catch_unwind(AssertUnwindSafe(|| (class.build)(State::new(self.clone()))))
         };
@@ -356,7 +462,10 @@ impl Instance {
         let gone = engine::Error::coded(engine::Kind::Closed, "object-evicted", "evicted");
         self.cache.shutdown(gone);
         drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
-        drop_quietly(std::mem::take(&mut *self.inbox.borrow_mut()));
+        for (activity, work) in std::mem::take(&mut *self.inbox.borrow_mut()) {
+            self.ended(activity);
+            drop_quietly(work);
+        }
     }
 
     fn work(
@@ -369,12 +478,11 @@ impl Instance {
             Work::Call(call) => self.call(object, call).boxed_local(),
             Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
             Work::Socket(call) => self.socket(object, class, call).boxed_local(),
-            Work::Task(task) => task,
+            Work::Task(_, task) => task,
         }
     }
 
     async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
-        let _one = InProgress(self.clone());
         let is_fetch = call.is_fetch();
         let event = self.new_event();
         let (this, work) = (self.clone(), call.start(object));
@@ -478,12 +586,55 @@ impl Instance {
     }
 }
 
-/// A call, until it ends.
-struct InProgress(Rc<Instance>);
+/// Something that the object does, until it ends. It waits for the object's next turn if there was much to do in
+/// this one.
+struct Event {
+    busy: Busy,
+    task: LocalBoxFuture<'static, ()>,
+}
 
-impl Drop for InProgress {
+impl Future for Event {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let instance = &this.busy.instance;
+        match instance.budget.allows(&instance.watch, cx.waker()) {
+            true => this.task.as_mut().poll(cx),
+            false => Poll::Pending,
+        }
+    }
+}
+
+/// Something that an object has to do, until it is dropped.
+pub(crate) struct Busy {
+    instance: Rc<Instance>,
+    /// None once it is dropped.
+    activity: Option<Activity>,
+}
+
+impl Busy {
+    /// It is over, and that woke the object.
+    pub(crate) fn ends_with_a_wake(self) {
+        let activity = self.activity.as_ref().expect("not dropped yet");
+        self.instance.woken_by(self.instance.watch.activities.why(activity));
+    }
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get() - 1);
+        let activity = self.activity.take().expect("dropped once");
+        self.instance.ended(activity);
+    }
+}
+
+/// A call that an object has made to another one, until its reply is taken.
+#[derive(Debug)]
+pub(crate) struct OutsideCall(Arc<AtomicUsize>);
+
+impl Drop for OutsideCall {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -49,9 +49,10 @@ mod state;
 mod storage;
 mod stub;
 mod topology;
+mod watch;
 
 pub use core::Core;
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Overload, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
@@ -67,6 +68,7 @@ pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
 pub use topology::{StackLimits, Topology, TopologyBuilder};
+pub use watch::{Awake, Reason, Resident};
 
 /// All that a program of objects names.
 pub mod prelude {

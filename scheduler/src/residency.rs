@@ -67,8 +67,6 @@ pub(crate) struct Place {
     last: Cell<Duration>,
     /// Whether it has nothing to do.
     idle: Cell<bool>,
-    /// When it last had nothing to do.
-    rested: Cell<Duration>,
     bytes: Cell<usize>,
     /// It was told to go, and nothing came since.
     leaving: Cell<bool>,
@@ -104,7 +102,6 @@ impl Residency {
             turn: Cell::default(),
             last: Cell::new(now),
             idle: Cell::new(false),
-            rested: Cell::new(now),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
         };
@@ -139,7 +136,6 @@ impl Residency {
         if !idle {
             return;
         }
-        place.rested.set(now);
         if place.turn.get().is_none() {
             let was_empty = self.queue.borrow().is_empty();
             self.queue_up(object, now.saturating_add(self.idle));
@@ -255,9 +251,13 @@ impl Place {
         self.idle.get()
     }
 
-    /// For how long it has had something to do without a pause: nothing that waits for it is older.
-    pub(crate) fn busy_for(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.rested.get())
+    /// When it last had something to do, by the core's clock.
+    pub(crate) fn last_turn(&self) -> Duration {
+        self.last.get()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.get()
     }
 
     fn set_bytes(&self, bytes: usize) {

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use dormouse_engine as engine;
-use dormouse_engine::real::{CoreOptions, CoreThread, DiskChoice, RealEnv};
+use dormouse_engine::real::{self, CoreOptions, CoreThread, DiskChoice, RealEnv};
 use dormouse_engine::{Limits, StoreLock, Superblock};
 #[cfg(feature = "server")]
 use futures_channel::oneshot;
@@ -22,6 +22,7 @@ use crate::server::{self, Drained, Router, Server, ServerOptions};
 use crate::stub::Call;
 use crate::stub::Namespace;
 use crate::topology::{StackLimits, Topology, TopologyBuilder};
+use crate::watch::Resident;
 
 /// Builds a [`Runtime`].
 pub struct RuntimeBuilder {
@@ -71,7 +72,7 @@ impl RuntimeBuilder {
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let cores = self.cores.unwrap_or_else(available);
         let shards = u16::try_from(cores).unwrap_or(u16::MAX);
-        let topology = self.topology.cores(cores).build(entropy);
+        let topology = self.topology.cores(cores).clock(real::clock).build(entropy);
         let mut runtime = Runtime {
             topology,
             threads: Vec::new(),
@@ -136,6 +137,15 @@ impl Runtime {
     /// the next one builds it anew.
     pub async fn abort(&self, id: &Id, reason: impl Into<String>) {
         self.topology.abort(id, reason).await;
+    }
+
+    /// Objects in memory, each with why it is awake and why it last woke: the first `max` whose ids are behind
+    /// `after`, in the order of ids; for the next page give the last one's id. Of a single object its
+    /// [`Stub`](crate::Stub::resident) says it.
+    ///
+    /// Errors: `Overloaded` (a core's mailbox is full), `Closed`.
+    pub async fn residents(&self, after: Option<&Id>, max: usize) -> Result<Vec<Resident>> {
+        self.topology.residents(after, max).await
     }
 
     /// Serves HTTP and WebSockets on `address`: `/<namespace>/<name>/…` goes to the object of that

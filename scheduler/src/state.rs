@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::instance::{Instance, Work, outside};
 use crate::storage::Storage;
+use crate::watch::Awake;
 
 /// How long a critical section or a transaction may take.
 const SECTION_MAX: Duration = Duration::from_secs(30);
@@ -54,7 +55,12 @@ impl State {
 
     /// Waits; other events run meanwhile.
     pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        self.0.instance.host.sleep(duration)
+        let instance = &self.0.instance;
+        let (busy, sleep) = (instance.busy_with(Awake::Timer), instance.host.sleep(duration));
+        async move {
+            sleep.await;
+            busy.ends_with_a_wake();
+        }
     }
 
     /// Runs `work` with no other event let in until it is done. It runs also if
@@ -94,7 +100,7 @@ impl State {
                     }
                 }
             };
-            instance.push(Work::Task(section.boxed_local()));
+            instance.push(Work::Task(Awake::Section, section.boxed_local()));
         }
         async move {
             if let Some(error) = refused {
@@ -117,7 +123,7 @@ impl State {
             instance.gate.adopt(event, parent);
         }
         let gated = instance.gated(event, task);
-        instance.push(Work::Task(gated.map(drop).boxed_local()));
+        instance.push(Work::Task(Awake::WaitUntil, gated.map(drop).boxed_local()));
     }
 
     /// Ends this instance at once: what this turn wrote is lost, callers get `reason`, and the

@@ -13,8 +13,8 @@ use futures_channel::oneshot;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::core::Core;
-use crate::error::Result;
-use crate::event::Deliver;
+use crate::error::{Error, Overload, Result};
+use crate::event::{Deliver, closed};
 #[cfg(feature = "server")]
 use crate::event::{Fetch, Reply};
 #[cfg(feature = "server")]
@@ -27,6 +27,7 @@ use crate::state::State;
 #[cfg(feature = "server")]
 use crate::stub::Call;
 use crate::stub::Namespace;
+use crate::watch::{CoreShared, Resident};
 
 /// Bounds of one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +125,8 @@ pub(crate) enum Mail {
     Call { id: Id, class: usize, call: Box<dyn Deliver> },
     Evict { id: ObjectId, done: oneshot::Sender<()> },
     Abort { id: ObjectId, reason: String, done: oneshot::Sender<()> },
+    Resident { id: ObjectId, reply: oneshot::Sender<Option<Resident>> },
+    Residents { after: Option<ObjectId>, max: usize, reply: oneshot::Sender<Vec<Resident>> },
 }
 
 struct Shared {
@@ -134,6 +137,10 @@ struct Shared {
     shards: OnceLock<u16>,
     limits: StackLimits,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// The clock of the cores, for callers that are no cores.
+    clock: Option<fn() -> Duration>,
+    /// What each core tells.
+    watched: Vec<Arc<CoreShared>>,
 }
 
 /// All namespaces and cores of one store. Cheap to clone; `Send + Sync`.
@@ -145,6 +152,7 @@ pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
     limits: StackLimits,
+    clock: Option<fn() -> Duration>,
 }
 
 impl TopologyBuilder {
@@ -175,6 +183,14 @@ impl TopologyBuilder {
         self
     }
 
+    /// A clock that any thread can read and that says what those of all cores say. Without one, a full mailbox
+    /// can't say for how long it has been.
+    #[must_use]
+    pub fn clock(mut self, clock: fn() -> Duration) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
     /// The topology. `entropy` gives the random bits of new unique ids.
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
@@ -186,6 +202,8 @@ impl TopologyBuilder {
             shards: OnceLock::new(),
             limits: self.limits,
             entropy: Box::new(entropy),
+            clock: self.clock,
+            watched: (0..self.cores).map(|_| Arc::default()).collect(),
         }))
     }
 }
@@ -193,7 +211,8 @@ impl TopologyBuilder {
 impl Topology {
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
-        TopologyBuilder { classes: Vec::new(), cores: 1, limits: StackLimits::PRODUCTION }
+        let (classes, limits, clock) = (Vec::new(), StackLimits::PRODUCTION, None);
+        TopologyBuilder { classes, cores: 1, limits, clock }
     }
 
     /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
@@ -246,6 +265,37 @@ impl Topology {
         }
     }
 
+    /// What an object says of itself; none if it is not in memory.
+    ///
+    /// Errors: `Overloaded` (its core's mailbox is full), `Closed`.
+    pub(crate) async fn resident(&self, id: &Id) -> Result<Option<Resident>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(id.object(), Mail::Resident { id: id.object(), reply })
+            .map_err(|(_, error)| error)?;
+        answer.await.map_err(|_| closed())
+    }
+
+    /// The first `max` objects in memory whose ids are behind `after`, in the order of ids; for the next page give
+    /// the last one's id. Each core looks through its map once, some milliseconds for a hundred thousand objects.
+    ///
+    /// Errors: `Overloaded` (a core's mailbox is full), `Closed`.
+    pub async fn residents(&self, after: Option<&Id>, max: usize) -> Result<Vec<Resident>> {
+        let mut answers = Vec::new();
+        for core in 0..self.cores() {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Residents { after: after.map(Id::object), max, reply };
+            self.send_to(core, mail).map_err(|(_, error)| error)?;
+            answers.push(answer);
+        }
+        let mut all = Vec::new();
+        for answer in answers {
+            all.extend(answer.await.map_err(|_| closed())?);
+        }
+        all.sort_by_key(|resident: &Resident| resident.id.object());
+        all.truncate(max);
+        Ok(all)
+    }
+
     /// Lets all cores end: no new calls; those that are there are answered.
     pub fn shutdown(&self) {
         self.0.mailboxes.iter().for_each(Sender::close);
@@ -253,6 +303,11 @@ impl Topology {
 
     pub(crate) fn limits(&self) -> &StackLimits {
         &self.0.limits
+    }
+
+    /// What core `core` tells.
+    pub(crate) fn watched(&self, core: usize) -> &Arc<CoreShared> {
+        &self.0.watched[core]
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -283,7 +338,7 @@ impl Topology {
         if let Err((Mail::Call { call, .. }, error)) =
             self.send(object, Mail::Call { id, class, call })
         {
-            call.refuse(error.into());
+            call.refuse(error);
         }
         Call::new(receiver)
     }
@@ -294,19 +349,28 @@ impl Topology {
     }
 
     /// Puts mail into the mailbox of the object's core.
-    pub(crate) fn send(&self, id: ObjectId, mail: Mail) -> Result<(), (Mail, engine::Error)> {
+    ///
+    /// Errors: the mail, and why it was not taken.
+    pub(crate) fn send(&self, id: ObjectId, mail: Mail) -> Result<(), (Mail, Error)> {
         let Some(shards) = self.0.shards.get() else {
             let error = engine::Error::new(engine::Kind::Retry, "the store is not open yet");
-            return Err((mail, error));
+            return Err((mail, error.into()));
         };
-        let core = usize::from(id.shard(*shards)) % self.cores();
+        self.send_to(usize::from(id.shard(*shards)) % self.cores(), mail)
+    }
+
+    fn send_to(&self, core: usize, mail: Mail) -> Result<(), (Mail, Error)> {
         self.0.mailboxes[core].send(mail).map_err(|refused| match refused {
             Refused::Full(mail) => {
-                let text = format!("the mailbox of core {core} is full");
-                (mail, engine::Error::coded(engine::Kind::Overloaded, "mailbox-full", text))
+                let empty = self.0.watched[core].mailbox_empty();
+                let oldest = self.0.clock.map(|clock| clock().saturating_sub(empty));
+                let overload = Overload { depth: self.0.limits.mailbox, oldest };
+                let what = format!("the mailbox of core {core}");
+                (mail, Error::overloaded("mailbox-full", &what, overload))
             }
             Refused::Closed(mail) => {
-                (mail, engine::Error::new(engine::Kind::Closed, "the runtime is shut down"))
+                let text = "the runtime is shut down";
+                (mail, engine::Error::new(engine::Kind::Closed, text).into())
             }
         })
     }
