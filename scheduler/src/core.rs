@@ -28,7 +28,7 @@ use crate::residency::{self, Place, Residency};
 use crate::shards::Shards;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
-use crate::watch::{Awake, Reasons, Resident, Watch};
+use crate::watch::{Awake, Count, Reasons, Resident, Spread, Watch};
 
 /// Messages that a core takes before its objects have a turn.
 const MAIL_MAX: usize = 256;
@@ -71,7 +71,7 @@ pub(crate) struct Inner {
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
     pub(crate) residency: Rc<Residency>,
-    watch: Rc<Watch>,
+    pub(crate) watch: Rc<Watch>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -93,10 +93,11 @@ impl Core {
         superblock: Superblock,
         limits: Limits,
     ) -> Result<Self> {
-        let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
-        let residency = Residency::new(topology.limits());
         let host = CoreHost::new(env);
-        let watch = Watch::new(host.clone(), topology.watched(core).clone());
+        let watch = Watch::new(host.clone(), topology.clone(), core);
+        let cores = topology.cores();
+        let shards = Shards::open(env, core, cores, superblock, limits, &watch).await?;
+        let residency = Residency::new(topology.limits());
         let inner = Rc::new(Inner {
             host,
             watch,
@@ -133,7 +134,7 @@ impl Core {
 impl Inner {
     /// Takes mail until the mailbox is closed and empty; [`MAIL_MAX`] at a time.
     fn poll_mail(self: &Rc<Self>, mail: &Receiver<Mail>, cx: &mut Context<'_>) -> Poll<()> {
-        let _turn = self.watch.turn();
+        let _mail = self.watch.mail();
         for _ in 0..MAIL_MAX {
             match mail.poll_recv(cx) {
                 Poll::Ready(Some(mail)) => self.take(mail),
@@ -204,6 +205,7 @@ impl Inner {
             Some(Slot::Live(instance)) => {
                 return match work {
                     Work::Call(call) if instance.calls() >= calls_max => {
+                        self.watch.of(class).add(Count::Overloads, 1);
                         let (depth, since) = (instance.calls(), instance.oldest_call());
                         call.refuse(overloaded(&id, self.overload(depth, since)));
                     }
@@ -213,6 +215,7 @@ impl Inner {
             Some(Slot::Starting(Starting { queue, .. })) => {
                 return match work {
                     Work::Call(call) if queue.len() >= calls_max => {
+                        self.watch.of(class).add(Count::Overloads, 1);
                         call.refuse(overloaded(&id, self.waiting(queue)));
                     }
                     work => queue.push_back((self.watch.now(), work)),
@@ -232,6 +235,7 @@ impl Inner {
         // In a box of its own: an idle object does not keep room for how it was started.
         if let Some(instance) = self.clone().start(id, class).boxed_local().await {
             instance.clone().run(self.topology.class(class)).await;
+            self.count_end(&instance);
             self.residency.leave(&instance);
             self.objects.borrow_mut().remove(&object);
             self.keep_sockets(&instance);
@@ -239,11 +243,27 @@ impl Inner {
         self.moved.notify();
     }
 
+    /// Counts an instance that has ended.
+    fn count_end(&self, instance: &Instance) {
+        let counts = self.watch.of(instance.class);
+        counts.subtract(Count::Residents, 1);
+        match instance.reset_reason() {
+            None => {
+                counts.add(Count::Evictions, 1);
+                counts.add(Count::Hibernations, u64::from(instance.sockets.count() > 0));
+            }
+            Some(reason) => {
+                counts.add(Count::Resets, 1);
+                counts.add(Count::Panics, u64::from(reason.is_panic()));
+            }
+        }
+    }
+
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
         let mut read = self.read(object).await;
-        while matches!(&read, Err(error) if self.frames_wait(&id, error)) {
+        while matches!(&read, Err(error) if self.frames_wait(&id, class, error)) {
             self.host.sleep(ROOM_PAUSE).await;
             read = self.read(object).await;
         }
@@ -255,13 +275,21 @@ impl Inner {
         let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
-                self.refuse(&id, queue, error);
+                self.refuse(&id, class, queue, error);
                 return None;
             }
         };
+        let counts = self.watch.of(class);
+        counts.add(Count::Activations, 1);
+        counts.add(Count::Residents, 1);
+        let first = queue.front().map(|(since, _)| *since);
+        first
+            .into_iter()
+            .for_each(|since| self.watch.took(class, Spread::ActivationSeconds, since));
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
-        let home = Home { shard, id: object, bell, poisoned };
+        let watch = self.watch.clone();
+        let home = Home { shard, id: object, class, bell, poisoned, watch };
         let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
         let sockets = self.sockets_of(object, class);
         let watch = self.watch.clone();
@@ -277,7 +305,7 @@ impl Inner {
 
     /// Whether there is no room for an object to which a socket has something to say: that waits, as the
     /// client then does, and only calls are refused.
-    fn frames_wait(&self, id: &Id, error: &engine::Error) -> bool {
+    fn frames_wait(&self, id: &Id, class: usize, error: &engine::Error) -> bool {
         if error.code() != Some(residency::FULL) {
             return false;
         }
@@ -290,15 +318,23 @@ impl Inner {
         *queue = frames;
         let waits = !queue.is_empty();
         drop(objects);
-        self.refuse(id, others, error.clone());
+        self.refuse(id, class, others, error.clone());
         waits
     }
 
     /// Answers calls to an object that could not be brought to life.
-    fn refuse(&self, id: &Id, queue: VecDeque<(Duration, Work)>, error: engine::Error) {
+    fn refuse(
+        &self,
+        id: &Id,
+        class: usize,
+        queue: VecDeque<(Duration, Work)>,
+        error: engine::Error,
+    ) {
         let overload = self.waiting(&queue);
         let error = match error.code() {
             Some(residency::FULL) => {
+                let calls = queue.iter().filter(|(_, work)| matches!(work, Work::Call(_))).count();
+                self.watch.of(class).add(Count::Overloads, calls as u64);
                 let what = format!("the memory of the core of object {id}");
                 Error::overloaded(residency::FULL, &what, overload)
             }
@@ -420,9 +456,9 @@ impl Inner {
     /// of the objects that ended last.
     fn keep_sockets(&self, instance: &Instance) {
         let (object, sockets) = (instance.id.object(), &instance.sockets);
-        match instance.was_reset() {
-            true => sockets.disconnect(),
-            false => sockets.drop_leaving(),
+        match instance.reset_reason() {
+            Some(_) => sockets.disconnect(),
+            None => sockets.drop_leaving(),
         }
         if sockets.is_empty() {
             self.sockets.borrow_mut().remove(&object);

@@ -39,6 +39,7 @@ struct Inner {
     message: String,
     engine: Option<engine::Error>,
     overload: Option<Overload>,
+    panicked: bool,
 }
 
 /// What stood before a call that was refused.
@@ -53,7 +54,7 @@ pub struct Overload {
 
 impl Error {
     fn build(kind: Kind, message: String, engine: Option<engine::Error>) -> Self {
-        Self(Arc::new(Inner { kind, message, engine, overload: None }))
+        Self(Arc::new(Inner { kind, message, engine, overload: None, panicked: false }))
     }
 
     /// The call was refused with this code, for so much was waiting; `what` is overloaded.
@@ -68,6 +69,7 @@ impl Error {
             message: error.to_string(),
             engine: Some(error),
             overload: Some(overload),
+            panicked: false,
         }))
     }
 
@@ -109,7 +111,13 @@ impl Error {
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
         let text = panic.downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        Self::object_reset(format!("the object panicked: {}", text.unwrap_or("no message")))
+        Self(Arc::new(Inner {
+            kind: Kind::ObjectReset,
+            message: format!("the object panicked: {}", text.unwrap_or("no message")),
+            engine: None,
+            overload: None,
+            panicked: true,
+        }))
     }
 
     /// What happened.
@@ -144,6 +152,11 @@ impl Error {
     /// (`memory-full`).
     pub fn overload(&self) -> Option<Overload> {
         self.0.overload
+    }
+
+    /// Whether the object's code panicked.
+    pub(crate) fn is_panic(&self) -> bool {
+        self.0.panicked
     }
 
     /// Whether storage failed, through no fault of the object's: neither its code nor a limit

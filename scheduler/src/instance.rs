@@ -27,6 +27,7 @@ use futures_channel::oneshot;
 use futures_util::StreamExt;
 use futures_util::future::{Either, FutureExt, LocalBoxFuture, select};
 use futures_util::stream::FuturesUnordered;
+use tracing::Span;
 
 use crate::error::{Error, Result};
 use crate::event::{Deliver, Verdict};
@@ -39,7 +40,9 @@ use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::Class;
-use crate::watch::{Activity, Awake, Budget, List, Reasons, Resident, Watch};
+use crate::watch::{
+    Activity, Awake, Budget, Count, List, Reasons, Resident, Spread, Watch, of_event,
+};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -209,9 +212,13 @@ impl Instance {
             Work::Call(call) => {
                 call.bind(&self.verdict);
                 self.calls.set(self.calls.get() + 1);
+                let counts = self.watch.of(self.class);
+                counts.add(Count::Calls, 1);
+                counts.add(Count::CallsInProgress, 1);
             }
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
-            Work::Socket(_) | Work::Task(..) => {}
+            Work::Socket(_) => self.watch.of(self.class).add(Count::SocketEvents, 1),
+            Work::Task(..) => {}
         }
         let why = work.why();
         if why.is_event() {
@@ -233,17 +240,19 @@ impl Instance {
         self.watch.activities.oldest_call(&self.activities)
     }
 
-    fn ended(&self, activity: Activity) {
-        let (why, _) = self.watch.activities.end(&self.activities, activity);
+    fn ended(&self, activity: &Activity) {
+        let (why, since) = self.watch.activities.end(&self.activities, activity);
         if why.is_call() {
             self.calls.set(self.calls.get() - 1);
+            self.watch.of(self.class).subtract(Count::CallsInProgress, 1);
+            self.watch.took(self.class, Spread::CallSeconds, since);
         }
     }
 
     /// What it has to do: one thing more, until the result is dropped.
     pub(crate) fn busy_with(self: &Rc<Self>, why: Awake) -> Busy {
         let activity = self.watch.activities.begin(&self.activities, why, self.watch.now());
-        Busy { instance: self.clone(), activity: Some(activity) }
+        Busy { instance: self.clone(), activity }
     }
 
     /// Something came that it has to look at.
@@ -366,9 +375,9 @@ impl Instance {
         Err(engine::Error::coded(engine::Kind::Closed, "object-evicted", text).into())
     }
 
-    /// Whether it ended by a reset.
-    pub(crate) fn was_reset(&self) -> bool {
-        self.verdict.get().is_some()
+    /// Why it was reset, if it was.
+    pub(crate) fn reset_reason(&self) -> Option<&Error> {
+        self.verdict.get()
     }
 
     async fn empty_outbox(self: Rc<Self>) {
@@ -402,7 +411,7 @@ impl Instance {
                 .map(|reason| reason.factor_first().0);
         poll_fn(|cx| {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
-            let _turn = self.watch.turn();
+            let turn = self.watch.turn(&self.id, self.class);
             self.budget.renew();
             loop {
                 if self.verdict.get().is_some() {
@@ -414,9 +423,10 @@ impl Instance {
                 }
                 let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
                 for (activity, work) in arrived {
+                    let span = of_event(&self.watch, work.why(), &self.id, self.class);
                     let task = self.clone().work(object.clone(), class.clone(), work);
-                    let busy = Busy { instance: self.clone(), activity: Some(activity) };
-                    tasks.push(Event { busy, task });
+                    let busy = Busy { instance: self.clone(), activity };
+                    tasks.push(Event { busy, span, task });
                 }
                 match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
                     Ok(Poll::Ready(Some(()))) => {}
@@ -426,8 +436,11 @@ impl Instance {
                     }
                     Ok(_) => {
                         let idle = tasks.is_empty();
-                        let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
-                        self.place.residency.had_turn(&self, now, idle, bytes);
+                        let (now, bytes) = (turn.now(), self.cache.memory_bytes());
+                        let residency = &self.place.residency;
+                        residency.had_turn(&self, now, idle, bytes);
+                        let bytes = residency.bytes() as u64;
+                        self.watch.of_core().set(Count::ResidentBytes, bytes);
                         if self.budget.is_used_up() {
                             cx.waker().wake_by_ref();
                         }
@@ -438,6 +451,7 @@ impl Instance {
             }
         })
         .await;
+        let _turn = self.watch.turn(&self.id, self.class);
         self.ended.set(true);
         drop_quietly(tasks);
         drop_quietly(object);
@@ -448,7 +462,9 @@ impl Instance {
         let event = self.new_event();
         assert!(self.gate.try_enter(event), "nothing was let in before the constructor");
         let built = {
-            let _turn = self.watch.turn();
+            let _turn = self.watch.turn(&self.id, self.class);
+            let span = of_event(&self.watch, Awake::Starting, &self.id, self.class);
+            let _span = span.as_ref().map(|span| span.enter());
             let _scope = Scope::enter(self, event);
             catch_unwind(AssertUnwindSafe(|| (class.build)(State::new(self.clone()))))
         };
@@ -463,7 +479,7 @@ impl Instance {
         self.cache.shutdown(gone);
         drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
         for (activity, work) in std::mem::take(&mut *self.inbox.borrow_mut()) {
-            self.ended(activity);
+            self.ended(&activity);
             drop_quietly(work);
         }
     }
@@ -526,6 +542,9 @@ impl Instance {
             };
             if let Err(error) = result {
                 tracing::warn!(object = %this.id, %error, last, "an alarm handler failed");
+            }
+            if outcome == Outcome::Abandoned {
+                this.watch.of(this.class).add(Count::AlarmsAbandoned, 1);
             }
             this.cache.alarm_end(outcome);
             (done, end)
@@ -590,6 +609,7 @@ impl Instance {
 /// this one.
 struct Event {
     busy: Busy,
+    span: Option<Box<Span>>,
     task: LocalBoxFuture<'static, ()>,
 }
 
@@ -600,7 +620,10 @@ impl Future for Event {
         let this = &mut *self;
         let instance = &this.busy.instance;
         match instance.budget.allows(&instance.watch, cx.waker()) {
-            true => this.task.as_mut().poll(cx),
+            true => {
+                let _span = this.span.as_ref().map(|span| span.enter());
+                this.task.as_mut().poll(cx)
+            }
             false => Poll::Pending,
         }
     }
@@ -609,22 +632,19 @@ impl Future for Event {
 /// Something that an object has to do, until it is dropped.
 pub(crate) struct Busy {
     instance: Rc<Instance>,
-    /// None once it is dropped.
-    activity: Option<Activity>,
+    activity: Activity,
 }
 
 impl Busy {
     /// It is over, and that woke the object.
     pub(crate) fn ends_with_a_wake(self) {
-        let activity = self.activity.as_ref().expect("not dropped yet");
-        self.instance.woken_by(self.instance.watch.activities.why(activity));
+        self.instance.woken_by(self.instance.watch.activities.why(&self.activity));
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let activity = self.activity.take().expect("dropped once");
-        self.instance.ended(activity);
+        self.instance.ended(&self.activity);
     }
 }
 

@@ -68,7 +68,7 @@ pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
 pub use stub::{Call, Namespace, Stub};
 pub use topology::{StackLimits, Topology, TopologyBuilder};
-pub use watch::{Awake, Reason, Resident};
+pub use watch::{Awake, Metric, MetricKind, MetricLabel, Reason, Resident, all_metrics};
 
 /// All that a program of objects names.
 pub mod prelude {

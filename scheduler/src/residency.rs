@@ -151,6 +151,11 @@ impl Residency {
         }
     }
 
+    /// Bytes that all of them take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+
     /// Whether what is in use takes twice of what is allowed.
     fn is_full(&self) -> bool {
         self.bytes.get() > self.bytes_max.saturating_mul(2)

@@ -22,7 +22,7 @@ use crate::server::{self, Drained, Router, Server, ServerOptions};
 use crate::stub::Call;
 use crate::stub::Namespace;
 use crate::topology::{StackLimits, Topology, TopologyBuilder};
-use crate::watch::Resident;
+use crate::watch::{Resident, WatchThread};
 
 /// Builds a [`Runtime`].
 pub struct RuntimeBuilder {
@@ -76,6 +76,7 @@ impl RuntimeBuilder {
         let mut runtime = Runtime {
             topology,
             threads: Vec::new(),
+            watch: None,
             #[cfg(feature = "server")]
             servers: Mutex::default(),
         };
@@ -84,6 +85,8 @@ impl RuntimeBuilder {
         for core in 1..cores {
             runtime.start_core(&first, core, cores, Some(superblock))?;
         }
+        let watch = WatchThread::start(runtime.topology.clone(), real::clock).map_err(io)?;
+        runtime.watch = Some(watch);
         Ok(runtime)
     }
 }
@@ -104,6 +107,7 @@ struct Start {
 pub struct Runtime {
     topology: Topology,
     threads: Vec<CoreThread<Result<()>>>,
+    watch: Option<WatchThread>,
     #[cfg(feature = "server")]
     servers: Mutex<Vec<Server>>,
 }
@@ -146,6 +150,12 @@ impl Runtime {
     /// Errors: `Overloaded` (a core's mailbox is full), `Closed`.
     pub async fn residents(&self, after: Option<&Id>, max: usize) -> Result<Vec<Resident>> {
         self.topology.residents(after, max).await
+    }
+
+    /// Tells the recorder of metrics that is installed what has changed since the last time. This happens once
+    /// a second by itself.
+    pub fn publish_metrics(&self) {
+        self.topology.publish_metrics();
     }
 
     /// Serves HTTP and WebSockets on `address`: `/<namespace>/<name>/…` goes to the object of that
@@ -192,6 +202,7 @@ impl Runtime {
         self.topology.shutdown();
         let threads = std::mem::take(&mut self.threads).into_iter();
         let ended: Vec<_> = threads.map(CoreThread::join).collect();
+        self.watch.take().into_iter().for_each(WatchThread::join);
         #[cfg(feature = "server")]
         servers.into_iter().for_each(Drained::join);
         ended.into_iter().try_for_each(|end| end.map_err(io)?)

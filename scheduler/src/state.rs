@@ -9,6 +9,7 @@ use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::future::{Either, FutureExt, select};
+use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::id::Id;
@@ -100,7 +101,7 @@ impl State {
                     }
                 }
             };
-            instance.push(Work::Task(Awake::Section, section.boxed_local()));
+            instance.push(Work::Task(Awake::Section, section.in_current_span().boxed_local()));
         }
         async move {
             if let Some(error) = refused {
@@ -123,7 +124,8 @@ impl State {
             instance.gate.adopt(event, parent);
         }
         let gated = instance.gated(event, task);
-        instance.push(Work::Task(Awake::WaitUntil, gated.map(drop).boxed_local()));
+        instance
+            .push(Work::Task(Awake::WaitUntil, gated.map(drop).in_current_span().boxed_local()));
     }
 
     /// Ends this instance at once: what this turn wrote is lost, callers get `reason`, and the

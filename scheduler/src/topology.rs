@@ -27,7 +27,7 @@ use crate::state::State;
 #[cfg(feature = "server")]
 use crate::stub::Call;
 use crate::stub::Namespace;
-use crate::watch::{CoreShared, Resident};
+use crate::watch::{CoreShared, Count, Labelled, MetricLabel, Published, Resident, publish};
 
 /// Bounds of one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct StackLimits {
     /// longest first. At twice of it no further object is started: calls that would need one are refused
     /// (`Overloaded`).
     pub resident_bytes: usize,
+    /// A turn of an object that takes so long blocks its core: it is named in a warning, and counted.
+    pub blocked: Duration,
     /// Of WebSockets.
     pub sockets: SocketLimits,
 }
@@ -60,6 +62,7 @@ impl StackLimits {
         alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
+        blocked: Duration::from_millis(50),
         sockets: SocketLimits::PRODUCTION,
     };
 }
@@ -141,6 +144,8 @@ struct Shared {
     clock: Option<fn() -> Duration>,
     /// What each core tells.
     watched: Vec<Arc<CoreShared>>,
+    /// What recorders of metrics were told.
+    published: Mutex<Published>,
 }
 
 /// All namespaces and cores of one store. Cheap to clone; `Send + Sync`.
@@ -195,6 +200,7 @@ impl TopologyBuilder {
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
             (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
+        let watched = (0..self.cores).map(|_| CoreShared::new(self.classes.len())).collect();
         Topology(Arc::new(Shared {
             classes: self.classes,
             mailboxes,
@@ -203,7 +209,8 @@ impl TopologyBuilder {
             limits: self.limits,
             entropy: Box::new(entropy),
             clock: self.clock,
-            watched: (0..self.cores).map(|_| Arc::default()).collect(),
+            watched,
+            published: Mutex::default(),
         }))
     }
 }
@@ -296,6 +303,24 @@ impl Topology {
         Ok(all)
     }
 
+    /// Tells the recorder of metrics that is installed what has changed since the last time (docs/metrics.md).
+    pub fn publish_metrics(&self) {
+        let Shared { classes, watched, mailboxes, .. } = &*self.0;
+        let of_class = |(number, class): (usize, &Class)| Labelled {
+            label: MetricLabel::Namespace,
+            value: class.name.clone(),
+            scopes: watched.iter().map(|core| core.namespace(number)).collect(),
+        };
+        let mut labels: Vec<_> = classes.iter().enumerate().map(of_class).collect();
+        for (number, (core, mailbox)) in watched.iter().zip(mailboxes).enumerate() {
+            core.own().set(Count::MailboxMessages, mailbox.len() as u64);
+            let (label, value) = (MetricLabel::Core, number.to_string().into());
+            labels.push(Labelled { label, value, scopes: vec![core.own()] });
+        }
+        let mut published = self.0.published.lock().expect("no code panics under it");
+        publish(&mut published, &labels);
+    }
+
     /// Lets all cores end: no new calls; those that are there are answered.
     pub fn shutdown(&self) {
         self.0.mailboxes.iter().for_each(Sender::close);
@@ -362,6 +387,7 @@ impl Topology {
     fn send_to(&self, core: usize, mail: Mail) -> Result<(), (Mail, Error)> {
         self.0.mailboxes[core].send(mail).map_err(|refused| match refused {
             Refused::Full(mail) => {
+                self.0.watched[core].own().add_from_outside(Count::MailboxOverloads);
                 let empty = self.0.watched[core].mailbox_empty();
                 let oldest = self.0.clock.map(|clock| clock().saturating_sub(empty));
                 let overload = Overload { depth: self.0.limits.mailbox, oldest };

@@ -1,5 +1,8 @@
 //! What a runtime tells of itself: how full its queues were, why its objects are awake, how they share a core.
 
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse_cache::Write;
@@ -253,5 +256,116 @@ fn residents_come_in_pages() {
         }
     }
     assert_eq!(seen, expected);
+    runtime.close().unwrap();
+}
+
+/// Counts what it is asked for, in their order.
+struct Busy {
+    state: State,
+    asked: RefCell<Vec<u64>>,
+}
+
+impl DurableObject for Busy {
+    fn new(state: State) -> Self {
+        Self { state, asked: RefCell::default() }
+    }
+}
+
+/// The `n`th of many: takes a while, and some of them wait.
+struct Nth(u64, Arc<AtomicU64>);
+
+impl Handler<Nth> for Busy {
+    type Reply = ();
+
+    async fn handle(&self, Nth(number, done): Nth) -> Result<()> {
+        self.asked.borrow_mut().push(number);
+        block(Duration::from_micros(20));
+        done.fetch_add(1, Ordering::Relaxed);
+        if number.is_multiple_of(7) {
+            self.state.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+}
+
+/// In which order they came.
+struct Asked;
+
+impl Handler<Asked> for Busy {
+    type Reply = Vec<u64>;
+
+    async fn handle(&self, _: Asked) -> Result<Vec<u64>> {
+        Ok(self.asked.borrow().clone())
+    }
+}
+
+/// How much was done when its turn came.
+struct Look(Arc<AtomicU64>);
+
+impl Handler<Look> for Worker {
+    type Reply = u64;
+
+    async fn handle(&self, Look(done): Look) -> Result<u64> {
+        Ok(done.load(Ordering::Relaxed))
+    }
+}
+
+/// Starts tasks that start tasks, each ready at once.
+struct Hog(Arc<AtomicU64>);
+
+impl Handler<Hog> for Busy {
+    type Reply = ();
+
+    async fn handle(&self, Hog(count): Hog) -> Result<()> {
+        hog(self.state.clone(), count);
+        Ok(())
+    }
+}
+
+fn hog(state: State, count: Arc<AtomicU64>) {
+    count.fetch_add(1, Ordering::Relaxed);
+    state.clone().wait_until(async move { hog(state, count) });
+}
+
+fn busy_runtime(dir: &tempfile::TempDir) -> Runtime {
+    let runtime = Runtime::builder(dir.path()).cores(1);
+    let runtime = runtime.namespace::<Busy>("busy").namespace::<Worker>("workers");
+    runtime.start().expect("a runtime")
+}
+
+/// What is left over of a turn goes on in the next, in its order, and others have a turn between.
+#[test]
+fn calls_of_one_object_leave_turns_to_others_and_stay_in_order() {
+    const CALLS: u64 = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = busy_runtime(&dir);
+    let (hot, other) = (runtime.namespace::<Busy>().get_by_name("hot"), worker(&runtime, "other"));
+    other.call(Do::Nothing).wait().unwrap();
+    let done = Arc::new(AtomicU64::new(0));
+    // They wait together until the core goes on.
+    let blocked = other.call(Do::Block(Duration::from_millis(300)));
+    let calls: Vec<_> = (0..CALLS).map(|number| hot.call(Nth(number, done.clone()))).collect();
+    let seen = other.call(Look(done));
+    blocked.wait().unwrap();
+    // Eight batches of mail and the turns between them, 64 polls at most each; all calls without a bound.
+    let seen = seen.wait().unwrap();
+    assert!(seen <= 10 * 64, "{seen} calls of the hot one came before one of the other");
+    calls.into_iter().for_each(|call| call.wait().unwrap());
+    let asked = hot.call(Asked).wait().unwrap();
+    assert_eq!(asked, (0..CALLS).collect::<Vec<_>>(), "calls through one stub come in their order");
+    runtime.close().unwrap();
+}
+
+/// Between two calls of another object the hog has some turns, and no more.
+#[test]
+fn an_object_whose_tasks_never_end_leaves_turns_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = busy_runtime(&dir);
+    let (hot, other) = (runtime.namespace::<Busy>().get_by_name("hot"), worker(&runtime, "other"));
+    let count = Arc::new(AtomicU64::new(0));
+    hot.call(Hog(count.clone())).wait().unwrap();
+    (0..20).for_each(|_| other.call(Do::Nothing).wait().unwrap());
+    assert!(count.load(Ordering::Relaxed) > 1000, "it goes on meanwhile");
+    wait(runtime.abort(hot.id(), "enough"));
     runtime.close().unwrap();
 }

@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Role, Seal};
 use crate::ids::{SegmentNumber, Sequence};
 use crate::io::write_all_at;
-use crate::shard::{Inner, Life};
+use crate::shard::{Inner, Life, Written};
 
 /// The longest pause between two tries to write a close record.
 const QUIET_MAX: Duration = Duration::from_secs(10);
@@ -216,7 +216,7 @@ fn settle<E: Env>(
     state.tail.last_crc = crc;
     state.tail.vouched = batch.role == Role::Close;
     state.log_bytes += bytes as u64;
-    let frames_bytes = batch.frames_bytes();
+    let (frames_bytes, commits) = (batch.frames_bytes(), batch.updates.len());
     let segment = state.segments.get_mut(&state.tail.segment.0).expect("it was written to");
     segment.frames_bytes += frames_bytes;
     for Update { id, existed, entry, origin } in batch.updates {
@@ -232,6 +232,10 @@ fn settle<E: Env>(
         start_spare(inner);
     }
     checkpoint::start_if_due(inner);
+    if batch.role == Role::Commits {
+        let observer = inner.observer.get();
+        observer.into_iter().for_each(|observer| observer(Written { commits, bytes }));
+    }
     batch.outcome.resolve(Ok(()));
     inner.changed.notify();
 }

@@ -71,8 +71,9 @@ impl Activities {
         Activity(number)
     }
 
-    /// Takes one off its object's list; why and since when it was there.
-    pub(crate) fn end(&self, list: &List, Activity(number): Activity) -> (Awake, Duration) {
+    /// Takes one off its object's list, once; why and since when it was there.
+    pub(crate) fn end(&self, list: &List, activity: &Activity) -> (Awake, Duration) {
+        let number = activity.0;
         let mut slots = self.slots.borrow_mut();
         let Slot { why, since, before, after } = slots[number as usize];
         match before {
@@ -139,7 +140,7 @@ mod tests {
                 let known = &mut model[object];
                 if which < known.len() {
                     let (activity, began) = known.remove(which);
-                    let ended = activities.end(&lists[object], activity);
+                    let ended = activities.end(&lists[object], &activity);
                     prop_assert_eq!(ended, (Awake::Timer, since(began)));
                 } else {
                     known.push((activities.begin(&lists[object], Awake::Timer, since(n)), n));
@@ -165,8 +166,8 @@ mod tests {
         let first = activities.begin(&list, Awake::Call, since(2));
         let _second = activities.begin(&list, Awake::Request, since(3));
         assert_eq!(activities.oldest_call(&list), Some(since(2)));
-        activities.end(&list, first);
-        activities.end(&list, task);
+        activities.end(&list, &first);
+        activities.end(&list, &task);
         assert_eq!(activities.oldest_call(&list), Some(since(3)));
     }
 }
