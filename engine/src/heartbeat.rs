@@ -136,7 +136,10 @@ mod models {
     use super::*;
 
     fn watch(look: impl Fn(&Heartbeat) -> Option<Beat> + Send + Sync + 'static) {
-        loom::model(move || {
+        // Old values are tried at each load, whatever the order: with every order it takes a minute.
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(2);
+        model.check(move || {
             let seen = Arc::new(Heartbeat::new());
             // Its count is in no atomic: loom would take its own load for the last one of all.
             let core = Heart::new(seen.clone());

@@ -178,6 +178,24 @@ impl Runtime {
         Call::new(address_is)
     }
 
+    /// Serves the process's metrics at `/metrics` on `address`, as Prometheus reads them: this runtime's
+    /// (docs/metrics.md), and what objects tell the `metrics` facade. They have no place on an address that clients can
+    /// reach. Gives the address, as [`serve`](Self::serve) does.
+    ///
+    /// Errors: `Invalid`, code `recorder-there` (another recorder of metrics is installed); `Retry`: the
+    /// address can't be had.
+    #[cfg(feature = "server")]
+    pub fn serve_metrics(&self, address: impl ToSocketAddrs) -> Call<SocketAddr> {
+        match server::metrics_router(&self.topology) {
+            Ok(router) => self.serve_router(address, router),
+            Err(error) => {
+                let (refused, answer) = oneshot::channel();
+                let _it_is_there = refused.send(Err(error));
+                Call::new(answer)
+            }
+        }
+    }
+
     /// What [`serve`](Self::serve) serves, as a tower `Service`, to be mounted elsewhere.
     #[cfg(feature = "server")]
     pub fn router(&self, options: ServerOptions) -> Router {

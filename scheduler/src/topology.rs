@@ -319,6 +319,9 @@ impl Topology {
         }
         let mut published = self.0.published.lock().expect("no code panics under it");
         publish(&mut published, &labels);
+        drop(published);
+        #[cfg(feature = "server")]
+        crate::server::metrics_upkeep();
     }
 
     /// Lets all cores end: no new calls; those that are there are answered.

@@ -16,12 +16,14 @@ mod bridge;
 mod frames;
 mod handshake;
 mod listen;
+mod metrics;
 mod router;
 
 use std::time::Duration;
 
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
+pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
 pub use router::Router;
 
 /// Bounds of a server.
