@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
+use dormouse_cache::{ActorCache, AlarmRun, EventId, Gated, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
@@ -323,7 +323,7 @@ impl Instance {
         self: &Rc<Self>,
         event: EventId,
         task: impl Future<Output = T> + 'static,
-    ) -> impl Future<Output = engine::Result<T>> + 'static {
+    ) -> Gated<T> {
         let scoped = Scoped { instance: self.clone(), event, task: Box::pin(task) };
         self.gate.gated(event, Box::pin(scoped))
     }
@@ -498,7 +498,12 @@ impl Instance {
         }
     }
 
-    async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
+    /// Not an `async fn`, which would keep room for what it is given beside what it makes of it.
+    fn call(
+        self: Rc<Self>,
+        object: Rc<dyn Any>,
+        call: Box<dyn Deliver>,
+    ) -> impl Future<Output = ()> + 'static {
         let is_fetch = call.is_fetch();
         let event = self.new_event();
         let (this, work) = (self.clone(), call.start(object));
@@ -508,17 +513,20 @@ impl Instance {
             }
             work.await
         };
-        // A broken gate resets the instance, and the dropped reply says so.
-        let Ok(done) = self.gated(event, work).await else { return };
-        let mut result = self.cache.output_gate().wait().await;
-        if is_fetch && result.is_ok() {
-            let event = self.new_event();
-            result = self.gated(event, async {}).await;
-        }
-        let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
-        // Of an instance that has ended nothing is said but the verdict.
-        if self.verdict.get().is_none() {
-            done(result);
+        let gated = self.gated(event, work);
+        async move {
+            // A broken gate resets the instance, and the dropped reply says so.
+            let Ok(done) = gated.await else { return };
+            let mut result = self.cache.output_gate().wait().await;
+            if is_fetch && result.is_ok() {
+                let event = self.new_event();
+                result = self.gated(event, async {}).await;
+            }
+            let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
+            // Of an instance that has ended nothing is said but the verdict.
+            if self.verdict.get().is_none() {
+                done(result);
+            }
         }
     }
 
