@@ -7,7 +7,8 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_channel::oneshot;
 use tokio::net::UnixStream;
@@ -121,12 +122,12 @@ impl File for RealFile {
     }
 }
 
-/// What [`Host::now`] of every real core says, for threads that are no cores. A turn looks at it twice and more, and
-/// `Instant` would take twice as long.
+/// The start of [`clock`].
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// What [`Host::now`] of every real core says, for threads that are no cores.
 pub fn clock() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    // The kernel's is never negative.
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    STARTED.elapsed()
 }
 
 /// [`Env`] of a real core.

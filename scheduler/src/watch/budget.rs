@@ -25,18 +25,16 @@ pub(crate) const TIME: Duration = Duration::from_micros(200);
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     polls: Cell<u32>,
-    /// Events that were ready when nothing was left.
-    left_over: RefCell<Vec<Waker>>,
+    /// Events that were ready when nothing was left; nearly always none, of an object that may be one of many.
+    left_over: RefCell<Option<Box<Vec<Waker>>>>,
 }
 
 impl Budget {
     /// A new turn: those that were left over are ready again.
     pub(crate) fn renew(&self) {
         self.polls.set(0);
-        if !self.left_over.borrow().is_empty() {
-            let left_over = std::mem::take(&mut *self.left_over.borrow_mut());
-            left_over.into_iter().for_each(Waker::wake);
-        }
+        let left_over = self.left_over.take();
+        left_over.into_iter().for_each(|left_over| left_over.into_iter().for_each(Waker::wake));
     }
 
     /// Whether an event may be polled now; if not, it is woken in the next turn.
@@ -48,12 +46,12 @@ impl Budget {
             return true;
         }
         self.polls.set(EVENTS);
-        self.left_over.borrow_mut().push(waker.clone());
+        self.left_over.borrow_mut().get_or_insert_default().push(waker.clone());
         false
     }
 
     /// Whether the object needs another turn at once.
     pub(crate) fn is_used_up(&self) -> bool {
-        !self.left_over.borrow().is_empty()
+        self.left_over.borrow().is_some()
     }
 }
