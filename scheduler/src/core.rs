@@ -7,9 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use dormouse_cache::Budget;
 use dormouse_engine as engine;
 use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
@@ -20,12 +22,14 @@ use futures_util::FutureExt;
 use futures_util::future::select;
 
 use crate::alarm::Alarms;
+use crate::deletion::{self, Deletion};
 use crate::error::{Error, Overload, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
-use crate::residency::{self, Place, Residency};
+use crate::residency::{self, Budgets, Place};
 use crate::shards::Shards;
+use crate::socket::connection::SocketBudget;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
 use crate::watch::{Awake, Count, Reasons, Resident, Spread, Watch};
@@ -46,36 +50,45 @@ const UNUSED_SOCKETS_MAX: usize = 1024;
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where an object is on its way into memory.
-enum Slot {
-    /// Being read and built; what comes meanwhile waits. Next: live, gone.
+pub(crate) enum Slot {
+    /// Being read and built; what comes meanwhile waits. Next: live, deleting, gone.
     Starting(Starting),
-    /// Next: gone.
+    /// Next: deleting, gone.
     Live(Rc<Instance>),
+    /// Next: starting, gone.
+    Deleting(Box<Deletion>),
 }
 
-/// What waits for an object that is not live yet, and since when by the core's clock.
-struct Starting {
+/// What waits for an object that is not live, and since when by the core's clock.
+pub(crate) type Waiting = VecDeque<(Duration, Work)>;
+
+/// An object that is not live yet.
+pub(crate) struct Starting {
     id: Id,
     class: usize,
-    queue: VecDeque<(Duration, Work)>,
+    pub(crate) queue: Waiting,
 }
 
 pub(crate) struct Inner {
     pub(crate) topology: Topology,
     pub(crate) host: CoreHost,
     pub(crate) shards: Shards,
-    objects: RefCell<IdMap<Slot>>,
+    pub(crate) objects: RefCell<IdMap<Slot>>,
     /// The connections of each object that has some: kept while it sleeps.
-    sockets: RefCell<IdMap<Rc<Sockets>>>,
+    pub(crate) sockets: RefCell<IdMap<Rc<Sockets>>>,
+    /// What all connections hold, asleep or not.
+    pub(crate) socket_budget: Rc<SocketBudget>,
     /// Objects that ended with settings for connections and without any, the newest last.
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
-    pub(crate) residency: Rc<Residency>,
+    residency: Budgets,
+    /// What the objects may have dirty.
+    budget: Budget,
     pub(crate) watch: Rc<Watch>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
-    moved: Signal,
+    pub(crate) moved: Signal,
 }
 
 /// One core's objects and shards.
@@ -97,21 +110,28 @@ impl Core {
         let watch = Watch::new(host.clone(), topology.clone(), core);
         let cores = topology.cores();
         let shards = Shards::open(env, core, cores, superblock, limits, &watch).await?;
-        let residency = Residency::new(topology.limits());
+        let residency = Budgets::new(&topology, &watch);
         let inner = Rc::new(Inner {
             host,
             watch,
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
+            socket_budget: SocketBudget::new(topology.limits().sockets.core_bytes),
             unused_sockets: RefCell::default(),
             alarms: Alarms::new(topology.limits().alarms),
             residency,
+            budget: Budget::new(topology.limits().dirty_bytes),
             topology,
             draining: Cell::default(),
             moved: Signal::default(),
         });
         Ok(Self { inner, mail })
+    }
+
+    /// What its objects have dirty together, to watch.
+    pub fn budget(&self) -> Budget {
+        self.inner.budget.clone()
     }
 
     /// Serves calls and alarms until [`Topology::shutdown`]; then answers what is there, makes
@@ -122,7 +142,7 @@ impl Core {
         let inner = self.inner;
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
         inner.host.spawn("shards", Shards::run(inner.clone()));
-        inner.host.spawn("residency", Residency::run(inner.clone()));
+        inner.residency.start(&inner.host);
         poll_fn(|cx| inner.poll_mail(&self.mail, cx)).await;
         inner.alarms.stop();
         inner.residency.stop();
@@ -152,6 +172,8 @@ impl Inner {
     fn take(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
+            Mail::Delete { id, class, reply } => deletion::begin(self, id, class, reply),
+            Mail::Settle { done } => self.host.spawn("settle", Alarms::settle(self.clone(), done)),
             Mail::Resident { id, reply } => {
                 let resident = self.objects.borrow().get(&id).map(|slot| self.resident(slot));
                 let _nobody_waits = reply.send(resident);
@@ -200,7 +222,7 @@ impl Inner {
     /// is refused.
     pub(crate) fn deliver(self: &Rc<Self>, id: Id, class: usize, work: Work) {
         let object = id.object();
-        let calls_max = self.topology.limits().calls;
+        let calls_max = self.topology.bounds(class).calls;
         match self.objects.borrow_mut().get_mut(&object) {
             Some(Slot::Live(instance)) => {
                 return match work {
@@ -221,24 +243,33 @@ impl Inner {
                     work => queue.push_back((self.watch.now(), work)),
                 };
             }
+            Some(Slot::Deleting(deletion)) => {
+                if let Some(Work::Call(call)) = deletion.push(self.watch.now(), work, calls_max) {
+                    self.watch.of(class).add(Count::Overloads, 1);
+                    call.refuse(overloaded(&id, self.waiting(deletion.queue())));
+                }
+                return;
+            }
             None => {}
         }
-        let queue = VecDeque::from([(self.watch.now(), work)]);
+        let since = self.watch.now();
+        self.begin_life(id, class, VecDeque::from([(since, work)]));
+    }
+
+    pub(crate) fn begin_life(self: &Rc<Self>, id: Id, class: usize, queue: Waiting) {
         let starting = Starting { id: id.clone(), class, queue };
-        self.objects.borrow_mut().insert(object, Slot::Starting(starting));
+        self.objects.borrow_mut().insert(id.object(), Slot::Starting(starting));
         self.host.spawn("object", self.clone().live_through(id, class));
     }
 
     /// One life of an object.
     async fn live_through(self: Rc<Self>, id: Id, class: usize) {
-        let object = id.object();
         // In a box of its own: an idle object does not keep room for how it was started.
         if let Some(instance) = self.clone().start(id, class).boxed_local().await {
             instance.clone().run(self.topology.class(class)).await;
             self.count_end(&instance);
-            self.residency.leave(&instance);
-            self.objects.borrow_mut().remove(&object);
-            self.keep_sockets(&instance);
+            instance.place.leave();
+            self.leave(&instance);
         }
         self.moved.notify();
     }
@@ -262,16 +293,12 @@ impl Inner {
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
-        let mut read = self.read(object).await;
+        let mut read = self.read(object, class).await;
         while matches!(&read, Err(error) if self.frames_wait(&id, class, error)) {
             self.host.sleep(ROOM_PAUSE).await;
-            read = self.read(object).await;
+            read = self.read(object, class).await;
         }
-        let Some(Slot::Starting(Starting { queue, .. })) =
-            self.objects.borrow_mut().remove(&object)
-        else {
-            unreachable!("only this task starts the object");
-        };
+        let queue = self.end_start(object)?;
         let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -290,10 +317,10 @@ impl Inner {
         let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
         let watch = self.watch.clone();
         let home = Home { shard, id: object, class, bell, poisoned, watch };
-        let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
+        let bounds = self.topology.bounds(class);
+        let cache = Cache::new(&self.host, home, contents, bounds.cache, &self.budget);
         let sockets = self.sockets_of(object, class);
-        let watch = self.watch.clone();
-        let instance = Instance::new(id, class, self.host.clone(), cache, place, sockets, watch);
+        let instance = Instance::new(id, class, &self, cache, place, sockets);
         queue.into_iter().for_each(|(since, work)| instance.push_since(since, work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
@@ -323,13 +350,7 @@ impl Inner {
     }
 
     /// Answers calls to an object that could not be brought to life.
-    fn refuse(
-        &self,
-        id: &Id,
-        class: usize,
-        queue: VecDeque<(Duration, Work)>,
-        error: engine::Error,
-    ) {
+    fn refuse(&self, id: &Id, class: usize, queue: Waiting, error: engine::Error) {
         let overload = self.waiting(&queue);
         let error = match error.code() {
             Some(residency::FULL) => {
@@ -340,17 +361,11 @@ impl Inner {
             }
             _ => Error::from(error),
         };
-        for (_, work) in queue {
-            match work {
-                Work::Call(call) => call.refuse(error.clone()),
-                // Its sender sees that it was dropped.
-                Work::Alarm(_) | Work::Socket(_) | Work::Task(..) => {}
-            }
-        }
+        refuse(queue, &error);
     }
 
     /// What waits for an object that is not live yet.
-    fn waiting(&self, queue: &VecDeque<(Duration, Work)>) -> Overload {
+    fn waiting(&self, queue: &Waiting) -> Overload {
         let oldest = queue.iter().find(|(_, work)| matches!(work, Work::Call(_)));
         self.overload(queue.len(), oldest.map(|(since, _)| *since))
     }
@@ -382,30 +397,51 @@ impl Inner {
         match slot {
             Slot::Live(instance) => instance.resident(name(instance.class)),
             Slot::Starting(Starting { id, class, queue }) => {
-                let Overload { depth, oldest } = self.waiting(queue);
-                let now = self.host.now();
-                let since = queue.front().map_or(now, |(since, _)| *since);
-                let age = now.saturating_sub(since);
-                let mut reasons = Reasons::default();
-                reasons.add(Awake::Starting, 1, Some(age));
-                Resident {
-                    id: id.clone(),
-                    namespace: name(*class),
-                    awake: reasons.into_vec(),
-                    woken_by: Awake::Starting,
-                    woken: age,
-                    last_turn: age,
-                    calls: oldest.map_or(0, |_| depth),
-                    sockets: 0,
-                    bytes: 0,
-                }
+                let since = queue.front().map(|(since, _)| *since);
+                self.not_live(id, name(*class), Awake::Starting, queue, since)
+            }
+            Slot::Deleting(deletion) => {
+                let (id, class, began) = deletion.of();
+                self.not_live(id, name(class), Awake::Deleting, deletion.queue(), Some(began))
             }
         }
     }
 
-    /// Reads an object once there is room for it, and its shard is open.
-    async fn read(&self, object: ObjectId) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
-        let place = self.residency.place(self.host.now()).await?;
+    /// What is to be said of an object that is not live, `why`, and since when.
+    fn not_live(
+        &self,
+        id: &Id,
+        namespace: Arc<str>,
+        why: Awake,
+        queue: &Waiting,
+        since: Option<Duration>,
+    ) -> Resident {
+        let Overload { depth, oldest } = self.waiting(queue);
+        let age = since.map_or(Duration::ZERO, |since| self.host.now().saturating_sub(since));
+        let mut reasons = Reasons::default();
+        reasons.add(why, 1, Some(age));
+        Resident {
+            id: id.clone(),
+            namespace,
+            awake: reasons.into_vec(),
+            woken_by: why,
+            woken: age,
+            last_turn: age,
+            calls: oldest.map_or(0, |_| depth),
+            sockets: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Reads an object once there is room for it, not too much is dirty, and its shard is open.
+    async fn read(
+        &self,
+        object: ObjectId,
+        class: usize,
+    ) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
+        let idle = self.topology.bounds(class).idle;
+        let place = self.residency.place(class, self.host.now(), idle).await?;
+        self.budget.room().await;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
             let contents = shard.load(object).await;
@@ -454,7 +490,7 @@ impl Inner {
     /// What becomes of the connections of an instance that has ended: dropped by a reset,
     /// else kept if there are any. What it set for them, and there is none, is kept for a while:
     /// of the objects that ended last.
-    fn keep_sockets(&self, instance: &Instance) {
+    pub(crate) fn keep_sockets(&self, instance: &Instance) {
         let (object, sockets) = (instance.id.object(), &instance.sockets);
         match instance.reset_reason() {
             Some(_) => sockets.disconnect(),
@@ -524,7 +560,7 @@ impl Inner {
         let objects = self.objects.borrow();
         let live = objects.values().filter_map(|slot| match slot {
             Slot::Live(instance) => Some(instance.clone()),
-            Slot::Starting(_) => None,
+            Slot::Starting(_) | Slot::Deleting(_) => None,
         });
         let mut live: Vec<_> = live.collect();
         live.sort_by_key(|instance| instance.id.object());
@@ -535,4 +571,15 @@ impl Inner {
 /// Why a call is refused: so many are there.
 fn overloaded(id: &Id, overload: Overload) -> Error {
     Error::overloaded("object-overloaded", &format!("object {id}"), overload)
+}
+
+/// Answers calls that are not to be delivered.
+pub(crate) fn refuse(queue: Waiting, error: &Error) {
+    for (_, work) in queue {
+        match work {
+            Work::Call(call) => call.refuse(error.clone()),
+            // Its sender sees that it was dropped.
+            Work::Alarm(_) | Work::Socket(_) | Work::Task(..) => {}
+        }
+    }
 }

@@ -112,13 +112,37 @@ impl<T: DurableObject> Stub<T> {
         self.namespace.topology.resident(&self.id).await
     }
 
+    /// What a router needs to bring requests to it.
+    #[cfg(feature = "server")]
+    pub(crate) fn address(&self) -> (Topology, usize, Id) {
+        (self.namespace.topology.clone(), self.namespace.class, self.id.clone())
+    }
+
+    /// Deletes the object for good: its instance ends, its keys, alarm and name are removed in one
+    /// atomic step, and its sockets are closed (1001). Calls made before, and not answered, fail with
+    /// code `object-deleted`; those made later, through this stub or another one, meet an object that
+    /// never was. Resolves when it is durable; also for an object that does not exist, and for one that
+    /// can't be read.
+    ///
+    /// [`Storage::delete_all`](crate::Storage::delete_all) is something else: an operation of the object's own, which goes on
+    /// living with what it has in memory, its sockets, and whatever it writes next.
+    ///
+    /// Errors: of the storage engine; the instance has ended all the same. `Unknown`: it may have happened.
+    pub fn delete(&self) -> Call<()> {
+        let (reply, receiver) = Reply::new();
+        let (id, class) = (self.id.clone(), self.namespace.class);
+        self.post(Mail::Delete { id, class, reply }, receiver)
+    }
+
     fn send<R>(&self, call: Box<dyn Deliver>, reply: oneshot::Receiver<Result<R>>) -> Call<R> {
-        let (topology, id) = (self.namespace.topology.clone(), self.id.clone());
-        let mail = Mail::Call { id, class: self.namespace.class, call };
-        let object = self.id.object();
+        self.post(Mail::Call { id: self.id.clone(), class: self.namespace.class, call }, reply)
+    }
+
+    fn post<R>(&self, mail: Mail, reply: oneshot::Receiver<Result<R>>) -> Call<R> {
+        let (topology, object) = (self.namespace.topology.clone(), self.id.object());
         let send = move || {
-            if let Err((Mail::Call { call, .. }, error)) = topology.send(object, mail) {
-                call.refuse(error);
+            if let Err((mail, error)) = topology.send(object, mail) {
+                mail.refuse(error);
             }
         };
         // What an object says waits at its output gate.

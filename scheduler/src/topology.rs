@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
+use dormouse_engine::clock::Clock;
 use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
 use dormouse_engine::{Env, Limits, ObjectId, Origin, Superblock};
 use futures_channel::oneshot;
@@ -14,13 +15,16 @@ use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::core::Core;
 use crate::error::{Error, Overload, Result};
-use crate::event::{Deliver, closed};
 #[cfg(feature = "server")]
-use crate::event::{Fetch, Reply};
+use crate::event::Fetch;
+use crate::event::{Deliver, Reply, closed};
 #[cfg(feature = "server")]
 use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
+use crate::options::{Bounds, NamespaceOptions};
+#[cfg(feature = "server")]
+use crate::outside::{Network, Outside, OutsideLimits};
 use crate::socket::event::SocketEvent;
 use crate::socket::{SocketLimits, WebSocket};
 use crate::state::State;
@@ -47,6 +51,9 @@ pub struct StackLimits {
     /// longest first. At twice of it no further object is started: calls that would need one are refused
     /// (`Overloaded`).
     pub resident_bytes: usize,
+    /// Bytes that live objects have written together and are not durable yet, beyond which writes are
+    /// answered and turns start only after a flush; `cache` has each object's own bound.
+    pub dirty_bytes: usize,
     /// A turn of an object that takes so long blocks its core: it is named in a warning, and counted.
     pub blocked: Duration,
     /// Of WebSockets.
@@ -62,6 +69,7 @@ impl StackLimits {
         alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
+        dirty_bytes: 64 << 20,
         blocked: Duration::from_millis(50),
         sockets: SocketLimits::PRODUCTION,
     };
@@ -76,6 +84,7 @@ pub(crate) struct Class {
     pub(crate) name: Arc<str>,
     pub(crate) key: NamespaceKey,
     type_id: TypeId,
+    pub(crate) options: NamespaceOptions,
     pub(crate) build: fn(State) -> Rc<dyn Any>,
     #[cfg(feature = "server")]
     pub(crate) fetch: fn(Request, Reply<Response>) -> Box<dyn Deliver>,
@@ -84,11 +93,12 @@ pub(crate) struct Class {
 }
 
 impl Class {
-    fn new<T: DurableObject>(name: &str) -> Self {
+    fn new<T: DurableObject>(name: &str, options: NamespaceOptions) -> Self {
         Self {
             name: name.into(),
             key: NamespaceKey::new(name),
             type_id: TypeId::of::<T>(),
+            options,
             build: |state| Rc::new(T::new(state)),
             #[cfg(feature = "server")]
             fetch: |request, reply| {
@@ -125,23 +135,70 @@ impl Class {
 
 /// What a core is told.
 pub(crate) enum Mail {
-    Call { id: Id, class: usize, call: Box<dyn Deliver> },
-    Evict { id: ObjectId, done: oneshot::Sender<()> },
-    Abort { id: ObjectId, reason: String, done: oneshot::Sender<()> },
-    Resident { id: ObjectId, reply: oneshot::Sender<Option<Resident>> },
-    Residents { after: Option<ObjectId>, max: usize, reply: oneshot::Sender<Vec<Resident>> },
+    Call {
+        id: Id,
+        class: usize,
+        call: Box<dyn Deliver>,
+    },
+    Delete {
+        id: Id,
+        class: usize,
+        reply: Reply<()>,
+    },
+    Evict {
+        id: ObjectId,
+        done: oneshot::Sender<()>,
+    },
+    Abort {
+        id: ObjectId,
+        reason: String,
+        done: oneshot::Sender<()>,
+    },
+    /// To be told when no alarm is due or runs.
+    Settle {
+        done: oneshot::Sender<()>,
+    },
+    Resident {
+        id: ObjectId,
+        reply: oneshot::Sender<Option<Resident>>,
+    },
+    Residents {
+        after: Option<ObjectId>,
+        max: usize,
+        reply: oneshot::Sender<Vec<Resident>>,
+    },
+}
+
+impl Mail {
+    /// Answers what could not be sent.
+    pub(crate) fn refuse(self, error: Error) {
+        match self {
+            Self::Call { call, .. } => call.refuse(error),
+            Self::Delete { reply, .. } => reply.send(Err(error)),
+            // Whoever waits sees that it was dropped.
+            Self::Evict { .. }
+            | Self::Abort { .. }
+            | Self::Settle { .. }
+            | Self::Resident { .. }
+            | Self::Residents { .. } => {}
+        }
+    }
 }
 
 struct Shared {
     classes: Vec<Class>,
+    /// Of the objects of each class.
+    bounds: Vec<Bounds>,
     mailboxes: Vec<Sender<Mail>>,
     receivers: Mutex<Vec<Option<Receiver<Mail>>>>,
     /// Known once the first core has opened the store.
     shards: OnceLock<u16>,
     limits: StackLimits,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
     /// The clock of the cores, for callers that are no cores.
-    clock: Option<fn() -> Duration>,
+    clock: Option<Clock>,
     /// What each core tells.
     watched: Vec<Arc<CoreShared>>,
     /// What recorders of metrics were told.
@@ -153,11 +210,14 @@ struct Shared {
 pub struct Topology(Arc<Shared>);
 
 /// Builds a [`Topology`].
+#[derive(Clone)]
 pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
     limits: StackLimits,
-    clock: Option<fn() -> Duration>,
+    clock: Option<Clock>,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
 }
 
 impl TopologyBuilder {
@@ -166,8 +226,21 @@ impl TopologyBuilder {
     /// # Panics
     /// If the name or the type is there already.
     #[must_use]
-    pub fn namespace<T: DurableObject>(mut self, name: &str) -> Self {
-        let class = Class::new::<T>(name);
+    pub fn namespace<T: DurableObject>(self, name: &str) -> Self {
+        self.namespace_with::<T>(name, NamespaceOptions::DEFAULT)
+    }
+
+    /// See [`namespace`](Self::namespace).
+    ///
+    /// # Panics
+    /// Likewise.
+    #[must_use]
+    pub fn namespace_with<T: DurableObject>(
+        mut self,
+        name: &str,
+        options: NamespaceOptions,
+    ) -> Self {
+        let class = Class::new::<T>(name, options);
         let taken = |other: &Class| *other.name == *name || other.type_id == class.type_id;
         assert!(!self.classes.iter().any(taken), "namespace {name} or its type is there already");
         self.classes.push(class);
@@ -188,10 +261,18 @@ impl TopologyBuilder {
         self
     }
 
-    /// A clock that any thread can read and that says what those of all cores say. Without one, a full mailbox
-    /// can't say for how long it has been.
+    /// What objects reach the outside by; nothing unless said.
+    #[cfg(feature = "server")]
     #[must_use]
-    pub fn clock(mut self, clock: fn() -> Duration) -> Self {
+    pub fn outside(mut self, network: impl Network, limits: OutsideLimits) -> Self {
+        self.outside = Some(Outside { network: Arc::new(network), limits });
+        self
+    }
+
+    /// The clock of the cores, for callers that are no cores. Without one, a full mailbox can't say for how
+    /// long it has been.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = Some(clock);
         self
     }
@@ -201,12 +282,16 @@ impl TopologyBuilder {
         let (mailboxes, receivers) =
             (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
         let watched = (0..self.cores).map(|_| CoreShared::new(self.classes.len())).collect();
+        let bounds = |class: &Class| Bounds::new(&class.options, &self.limits);
         Topology(Arc::new(Shared {
+            bounds: self.classes.iter().map(bounds).collect(),
             classes: self.classes,
             mailboxes,
             receivers: Mutex::new(receivers.into_iter().map(Some).collect()),
             shards: OnceLock::new(),
             limits: self.limits,
+            #[cfg(feature = "server")]
+            outside: self.outside,
             entropy: Box::new(entropy),
             clock: self.clock,
             watched,
@@ -218,8 +303,14 @@ impl TopologyBuilder {
 impl Topology {
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
-        let (classes, limits, clock) = (Vec::new(), StackLimits::PRODUCTION, None);
-        TopologyBuilder { classes, cores: 1, limits, clock }
+        TopologyBuilder {
+            classes: Vec::new(),
+            cores: 1,
+            limits: StackLimits::PRODUCTION,
+            clock: None,
+            #[cfg(feature = "server")]
+            outside: None,
+        }
     }
 
     /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
@@ -270,6 +361,13 @@ impl Topology {
         if self.send(id.object(), mail).is_ok() {
             let _dropped_is_gone_too = gone.await;
         }
+    }
+
+    pub(crate) fn settle_core(&self, core: usize) -> oneshot::Receiver<()> {
+        let (done, settled) = oneshot::channel();
+        // A mailbox that does not take it drops it.
+        let _dropped = self.0.mailboxes[core].send(Mail::Settle { done }).is_err();
+        settled
     }
 
     /// What an object says of itself; none if it is not in memory.
@@ -333,6 +431,22 @@ impl Topology {
         &self.0.limits
     }
 
+    #[cfg(feature = "server")]
+    pub(crate) fn outside(&self) -> Option<&Outside> {
+        self.0.outside.as_ref()
+    }
+
+    /// The bounds of the objects of a class.
+    pub(crate) fn bounds(&self, class: usize) -> &Bounds {
+        &self.0.bounds[class]
+    }
+
+    /// How much memory the live objects of each class may take, where they have a budget of their
+    /// own.
+    pub(crate) fn budgets(&self) -> impl Iterator<Item = Option<usize>> {
+        self.0.classes.iter().map(|class| class.options.resident_bytes)
+    }
+
     /// What core `core` tells.
     pub(crate) fn watched(&self, core: usize) -> &Arc<CoreShared> {
         &self.0.watched[core]
@@ -362,11 +476,8 @@ impl Topology {
     pub(crate) fn fetch(&self, class: usize, id: Id, request: Request) -> Call<Response> {
         let (reply, receiver) = Reply::new();
         let call = (self.class(class).fetch)(request, reply);
-        let object = id.object();
-        if let Err((Mail::Call { call, .. }, error)) =
-            self.send(object, Mail::Call { id, class, call })
-        {
-            call.refuse(error);
+        if let Err((mail, error)) = self.send(id.object(), Mail::Call { id, class, call }) {
+            mail.refuse(error);
         }
         Call::new(receiver)
     }
@@ -392,7 +503,7 @@ impl Topology {
             Refused::Full(mail) => {
                 self.0.watched[core].own().add_from_outside(Count::MailboxOverloads);
                 let empty = self.0.watched[core].mailbox_empty();
-                let oldest = self.0.clock.map(|clock| clock().saturating_sub(empty));
+                let oldest = self.0.clock.as_ref().map(|clock| clock.now().saturating_sub(empty));
                 let overload = Overload { depth: self.0.limits.mailbox, oldest };
                 let what = format!("the mailbox of core {core}");
                 (mail, Error::overloaded("mailbox-full", &what, overload))

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use dormouse_cache::Write;
@@ -50,6 +51,10 @@ enum Do {
     Section,
     WaitUntil,
     SetAlarm,
+    /// Works beside the core until the other end is dropped.
+    Blocking(Receiver<()>),
+    /// Sends a body that never ends.
+    Body,
 }
 
 impl Handler<Do> for Worker {
@@ -71,6 +76,13 @@ impl Handler<Do> for Worker {
             }
             Do::WaitUntil => self.state.wait_until(std::future::pending()),
             Do::SetAlarm => self.state.storage().set_alarm(In(Duration::ZERO)).await?,
+            Do::Blocking(until) => {
+                self.state.spawn_blocking(move || drop(until.recv())).await?;
+            }
+            Do::Body => {
+                let (_sender, _body) = Body::stream();
+                std::future::pending::<()>().await;
+            }
         }
         Ok(())
     }
@@ -192,6 +204,9 @@ fn objects_say_why_they_are_awake() {
     awake("section", Do::Section, section);
     let task = awake("task", Do::WaitUntil, &[(Awake::WaitUntil, 1)]);
     assert_eq!(task.calls, 0);
+    let (until, ended) = mpsc::channel();
+    awake("blocking", Do::Blocking(ended), &[(Awake::Call, 1), (Awake::Blocking, 1)]);
+    awake("body", Do::Body, &[(Awake::Call, 1), (Awake::Body, 1)]);
     let alarm = awake("alarm", Do::SetAlarm, &[(Awake::Alarm, 1), (Awake::Timer, 1)]);
     assert_eq!(alarm.woken_by, Awake::Alarm);
 
@@ -217,6 +232,7 @@ fn objects_say_why_they_are_awake() {
     assert!(text.contains("(\"socket\"): awake for 1 request (for "), "{text}");
     assert!(text.contains("; last woken by a request, "), "{text}");
     wait(runtime.abort(socket.id(), "enough"));
+    drop(until);
     runtime.close().unwrap();
 }
 

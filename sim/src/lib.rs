@@ -10,4 +10,4 @@ pub mod trace;
 pub mod world;
 
 pub use disk::{Damage, DiskFaults, DiskImage, Fate, Plain, SimDisk};
-pub use world::{Process, SimEnv, World};
+pub use world::{Process, SimEnv, Step, World};

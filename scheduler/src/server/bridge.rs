@@ -1,4 +1,5 @@
-//! Between a client's connection and its [`ClientSocket`]: one task that reads and writes.
+//! Between a connection and its [`ClientSocket`]: one task that reads and writes. The connection is a
+//! client's, or the object's own to the outside; the comments speak of the first.
 //!
 //! Invariants:
 //!
@@ -11,7 +12,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -21,7 +22,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use super::ServerOptions;
-use super::frames::{Decoder, Inbound, Violation, put_close, put_message, put_ping, put_pong};
+use super::frames::{
+    self, Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
+};
 use crate::error::Error;
 use crate::socket::{ClientSocket, CloseFrame, Received, SocketLimits};
 
@@ -54,25 +57,56 @@ impl Shared {
 }
 
 /// The bounds of all connections: one copy, since most of what a silent one holds is its task.
-pub(super) struct Bounds {
-    pub(super) options: ServerOptions,
-    pub(super) limits: SocketLimits,
+pub(crate) struct Bounds {
+    pub(crate) options: ServerOptions,
+    pub(crate) limits: SocketLimits,
+    /// What messages hold that have not come whole: [`ServerOptions::partial_bytes`].
+    pub(crate) partial: AtomicUsize,
+}
+
+/// One connection's part of [`Bounds::partial`].
+struct Held<'a> {
+    bounds: &'a Bounds,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Whether it may hold so much; if it may not, it must end.
+    fn may(&mut self, bytes: usize) -> bool {
+        // A read's worth is each one's to have.
+        let bytes = if bytes > 2 * frames::CHUNK_BYTES { bytes } else { 0 };
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let all = &self.bounds.partial;
+        if bytes <= before {
+            all.fetch_sub(before - bytes, Ordering::Relaxed);
+            return true;
+        }
+        let more = bytes - before;
+        all.fetch_add(more, Ordering::Relaxed) + more <= self.bounds.options.partial_bytes
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.bounds.partial.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Carries frames until one side ends. `going_away` says that the server is being shut down: then
 /// a client whose object hangs up is told so (1001), instead of nothing.
-pub(super) async fn run(
+pub(crate) async fn run(
     io: impl AsyncRead + AsyncWrite,
     client: ClientSocket,
     bounds: Arc<Bounds>,
+    side: impl Side,
     going_away: impl Fn() -> bool,
 ) {
-    let Bounds { options, limits } = &*bounds;
+    let options = &bounds.options;
     let (mut input, mut output) = tokio::io::split(io);
     let shared = Shared::default();
     let ended = {
-        let reading = pin!(read(&mut input, &client, &shared, options, limits));
-        let writing = pin!(write(&mut output, &client, &shared, options, &going_away));
+        let reading = pin!(read(&mut input, &client, &shared, &side, &bounds));
+        let writing = pin!(write(&mut output, &client, &shared, &side, options, &going_away));
         match select(reading, writing).await {
             Either::Left((ended, _)) => ended,
             Either::Right(((), _)) => Ended::Gone,
@@ -86,7 +120,7 @@ pub(super) async fn run(
     if !Shared::is(&shared.close_sent) && !Shared::is(&shared.cut) {
         let (code, reason) = (Some(violation.code), violation.text.to_owned());
         let mut out = Vec::new();
-        put_close(&mut out, &CloseFrame { code, reason });
+        put_close(&mut out, &CloseFrame { code, reason }, &side);
         let last = async {
             if output.write_all(&out).await.is_ok() {
                 output.shutdown().await.ok();
@@ -108,13 +142,16 @@ async fn read(
     input: &mut (impl AsyncRead + Unpin),
     client: &ClientSocket,
     shared: &Shared,
-    options: &ServerOptions,
-    limits: &SocketLimits,
+    side: &impl Side,
+    bounds: &Bounds,
 ) -> Ended {
-    let mut decoder = Decoder::new(limits.message_bytes);
+    let options = &bounds.options;
+    let mut decoder = Decoder::new(bounds.limits.message_bytes, side);
+    let mut held = Held { bounds, bytes: 0 };
     loop {
         let inbound = match decoder.next() {
             Ok(Some(inbound)) => inbound,
+            Ok(None) if !held.may(decoder.held()) => return Ended::Broken(frames::TOO_MUCH),
             Ok(None) => match fill(input, &mut decoder, shared, options).await {
                 true => continue,
                 false => return Ended::Gone,
@@ -176,15 +213,16 @@ async fn write(
     output: &mut (impl AsyncWrite + Unpin),
     client: &ClientSocket,
     shared: &Shared,
+    side: &impl Side,
     options: &ServerOptions,
     going_away: &impl Fn() -> bool,
 ) {
     let mut out = Vec::new();
     loop {
-        let hung_up = gather(client, shared, &mut out).await;
+        let hung_up = gather(client, shared, side, &mut out).await;
         if hung_up && going_away() && !Shared::is(&shared.close_sent) {
             let reason = "the server is shut down".to_owned();
-            put_close(&mut out, &CloseFrame { code: Some(1001), reason });
+            put_close(&mut out, &CloseFrame { code: Some(1001), reason }, side);
         }
         let sent = async {
             output.write_all(&out).await?;
@@ -207,7 +245,12 @@ async fn write(
 }
 
 /// Waits for something to write, and takes what is there; whether the object has hung up.
-async fn gather(client: &ClientSocket, shared: &Shared, out: &mut Vec<u8>) -> bool {
+async fn gather(
+    client: &ClientSocket,
+    shared: &Shared,
+    side: &impl Side,
+    out: &mut Vec<u8>,
+) -> bool {
     let mut changed = pin!(shared.changed.notified());
     poll_fn(|cx| {
         loop {
@@ -216,15 +259,15 @@ async fn gather(client: &ClientSocket, shared: &Shared, out: &mut Vec<u8>) -> bo
                 continue;
             }
             if shared.ping.swap(false, Ordering::AcqRel) {
-                put_ping(out);
+                put_ping(out, side);
             }
             match client.poll_recv(cx) {
                 Poll::Ready(Some(received)) => {
                     match received {
-                        Received::Message(message) => put_message(out, &message),
-                        Received::Pong(bytes) => put_pong(out, bytes),
+                        Received::Message(message) => put_message(out, &message, side),
+                        Received::Pong(bytes) => put_pong(out, &bytes, side),
                         Received::Close(close) => {
-                            put_close(out, &close);
+                            put_close(out, &close, side);
                             shared.close_sent.store(true, Ordering::Release);
                         }
                     }

@@ -63,7 +63,7 @@ pub(crate) fn upkeep() {
 pub(crate) fn router(topology: &Topology) -> Result<Router> {
     let handle = install()?;
     let published = topology.clone();
-    let answer = move |request: &Parts| {
+    let answer = move |request: &mut Parts| {
         let is_asked = request.uri.path() == "/metrics" && request.method == Method::GET;
         let mut response = Response::new(String::new().into());
         if is_asked {
@@ -74,7 +74,7 @@ pub(crate) fn router(topology: &Topology) -> Result<Router> {
         } else {
             *response.status_mut() = StatusCode::NOT_FOUND;
         }
-        Some(response)
+        Some(response.into())
     };
     Ok(Router::new(topology.clone(), ServerOptions::PRODUCTION).before(answer))
 }

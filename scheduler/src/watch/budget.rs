@@ -26,6 +26,7 @@ pub(crate) const TIME: Duration = Duration::from_micros(200);
 pub(crate) struct Budget {
     polls: Cell<u32>,
     /// Events that were ready when nothing was left; nearly always none, of an object that may be one of many.
+    #[expect(clippy::box_collection, reason = "a word of an idle object instead of three")]
     left_over: RefCell<Option<Box<Vec<Waker>>>>,
 }
 

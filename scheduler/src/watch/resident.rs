@@ -12,6 +12,8 @@ use crate::id::Id;
 pub enum Awake {
     /// It is being read, or waits for room in memory.
     Starting,
+    /// It is being deleted; what comes meanwhile waits.
+    Deleting,
     /// An HTTP request that waits or is being answered.
     Request,
     /// A typed call that waits or is being answered.
@@ -30,6 +32,12 @@ pub enum Awake {
     Timer,
     /// A call to another object that it made and whose reply it has not taken.
     OutsideCall,
+    /// A request to the outside (`State::fetch`) that is not over.
+    OutsideRequest,
+    /// Work beside the core (`State::spawn_blocking`) that is not over.
+    Blocking,
+    /// A body that it sends piece by piece, and that has not ended.
+    Body,
     /// A WebSocket that it reads itself, and that is open.
     Socket,
     /// What it said to others waits until its writes are durable.
@@ -55,6 +63,7 @@ impl Awake {
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Starting => ("start", "starts"),
+            Self::Deleting => ("deletion", "deletions"),
             Self::Request => ("request", "requests"),
             Self::Call => ("call", "calls"),
             Self::Alarm => ("alarm", "alarms"),
@@ -64,6 +73,9 @@ impl Awake {
             Self::WaitUntil => ("task", "tasks"),
             Self::Timer => ("timer", "timers"),
             Self::OutsideCall => ("call to another object", "calls to other objects"),
+            Self::OutsideRequest => ("request to the outside", "requests to the outside"),
+            Self::Blocking => ("work beside the core", "works beside the core"),
+            Self::Body => ("body", "bodies"),
             Self::Socket => ("socket of its own", "sockets of its own"),
             Self::Saying => ("outbox", "outboxes"),
             Self::Leaving => ("order to leave", "orders to leave"),

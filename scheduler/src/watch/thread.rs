@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use dormouse_engine::clock::Clock;
 use dormouse_engine::heartbeat::Beat;
 
 use super::{Count, describe, micros};
@@ -23,10 +24,10 @@ pub(crate) struct WatchThread {
 }
 
 impl WatchThread {
-    /// Watches the cores of `topology` by `clock`.
+    /// Watches the cores of `topology`; by the system's clock, whatever theirs is.
     ///
     /// Errors: the thread can't be started.
-    pub(crate) fn start(topology: Topology, clock: fn() -> Duration) -> io::Result<Self> {
+    pub(crate) fn start(topology: Topology) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let run = move || {
@@ -34,7 +35,7 @@ impl WatchThread {
             let mut pause = PAUSE_MIN;
             while !stopped.load(Ordering::Acquire) {
                 std::thread::park_timeout(pause);
-                pause = looks.look(clock());
+                pause = looks.look(Clock::System.now());
             }
             looks.topology.publish_metrics();
         };
