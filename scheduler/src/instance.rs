@@ -44,9 +44,7 @@ use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::{Class, Topology};
-use crate::watch::{
-    Activity, Awake, Budget, Count, List, Reasons, Resident, Spread, Watch, of_event,
-};
+use crate::watch::{Activity, Awake, Budget, Count, List, Reasons, Resident, Watch, of_event};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -257,7 +255,7 @@ impl Instance {
         if why.is_call() {
             self.calls.set(self.calls.get() - 1);
             self.watch.of(self.class).subtract(Count::CallsInProgress, 1);
-            self.watch.took(self.class, Spread::CallSeconds, since);
+            self.watch.call_ended(self.class, since);
         }
     }
 
@@ -334,9 +332,9 @@ impl Instance {
     pub(crate) fn gated<T: 'static>(
         self: &Rc<Self>,
         event: EventId,
-        task: impl Future<Output = T> + 'static,
+        task: LocalBoxFuture<'static, T>,
     ) -> Gated<T> {
-        let scoped = Scoped { instance: self.clone(), event, room: None, task: Box::pin(task) };
+        let scoped = Scoped { instance: self.clone(), event, room: None, task };
         self.gate.gated(event, Box::pin(scoped))
     }
 
@@ -567,7 +565,7 @@ impl Instance {
             (done, end)
         };
         // A broken gate resets the instance, and the dropped reply says what that means.
-        let Ok((done, end)) = self.gated(event, handler).await else { return };
+        let Ok((done, end)) = self.gated(event, handler.boxed_local()).await else { return };
         // Told only when the deletion of the alarm is durable.
         if let Err(reason) = self.cache.output_gate().wait().await {
             self.reset(Error::reset_by(reason));
@@ -610,7 +608,7 @@ impl Instance {
             limit
         };
         let event = self.new_event();
-        let handled = self.gated(event, handler).boxed_local();
+        let handled = self.gated(event, handler.boxed_local()).boxed_local();
         match select(handled, too_long.boxed_local()).await {
             Either::Left((Ok(Err(error)), _)) => {
                 tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
@@ -715,7 +713,7 @@ struct Scoped<T> {
     event: EventId,
     /// Its next turn waits until less is dirty.
     room: Option<LocalBoxFuture<'static, ()>>,
-    task: Pin<Box<dyn Future<Output = T>>>,
+    task: LocalBoxFuture<'static, T>,
 }
 
 impl<T> Future for Scoped<T> {

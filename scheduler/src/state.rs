@@ -94,7 +94,7 @@ impl State {
             let this = instance.clone();
             let section = async move {
                 let Ok(section) = wait.await else { return };
-                let task = this.gated(body, async move { work().await });
+                let task = this.gated(body, async move { work().await }.boxed_local());
                 let result =
                     match select(task.boxed_local(), this.host.sleep(SECTION_MAX).boxed_local())
                         .await
@@ -134,7 +134,7 @@ impl State {
         if let Some(parent) = instance.current() {
             instance.gate.adopt(event, parent);
         }
-        let gated = instance.gated(event, task);
+        let gated = instance.gated(event, task.boxed_local());
         instance
             .push(Work::Task(Awake::WaitUntil, gated.map(drop).in_current_span().boxed_local()));
     }

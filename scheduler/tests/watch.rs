@@ -77,7 +77,7 @@ impl Handler<Do> for Worker {
             Do::WaitUntil => self.state.wait_until(std::future::pending()),
             Do::SetAlarm => self.state.storage().set_alarm(In(Duration::ZERO)).await?,
             Do::Blocking(until) => {
-                self.state.spawn_blocking(move || drop(until.recv())).await?;
+                self.state.spawn_blocking(move || until.recv().is_ok()).await?;
             }
             Do::Body => {
                 let (_sender, _body) = Body::stream();

@@ -68,7 +68,7 @@ pub(super) fn start<T: 'static, W: Future<Output = Result<T>> + 'static>(
         if let Some(caller) = instance.current() {
             instance.gate.adopt(event, caller);
         }
-        let let_in = instance.gated(event, async {});
+        let let_in = instance.gated(event, async {}.boxed_local());
         let this = instance.clone();
         let task = async move {
             // Broken gates reset the instance.

@@ -100,7 +100,7 @@ metrics! {
 metrics! {
     /// Distributions.
     Spread:
-    CallSeconds = "dormouse_call_seconds", Histogram, Seconds, Namespace, "from a call's arrival at its core to its reply";
+    CallSeconds = "dormouse_call_seconds", Histogram, Seconds, Namespace, "from a call's arrival at its core to the end of the turn that replies";
     ActivationSeconds = "dormouse_activation_seconds", Histogram, Seconds, Namespace, "from the first call for an object to its being in memory";
     AlarmLateSeconds = "dormouse_alarm_late_seconds", Histogram, Seconds, Namespace, "from the time an alarm was set for to its first run";
     CommitSeconds = "dormouse_commit_seconds", Histogram, Seconds, Namespace, "from a commit to its being durable";

@@ -20,7 +20,7 @@ mod resident;
 mod span;
 mod thread;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,14 +88,16 @@ pub(crate) struct Watch {
     pub(crate) activities: Activities,
     /// When the turn or the batch of mail began that is under way.
     began: Cell<Option<Duration>>,
+    /// Calls that ended in this turn: of which namespace, and since when they were there.
+    ended: RefCell<Vec<(usize, Duration)>>,
 }
 
 impl Watch {
     pub(crate) fn new(host: CoreHost, topology: Topology, core: usize) -> Rc<Self> {
         let shared = topology.watched(core).clone();
         let heart = Heart::new(shared.heartbeat.clone());
-        let (activities, began) = Default::default();
-        Rc::new(Self { host, topology, shared, heart, activities, began })
+        let (activities, began, ended) = Default::default();
+        Rc::new(Self { host, topology, shared, heart, activities, began, ended })
     }
 
     /// The core's clock, as it was when this turn began: enough for what waits for longer than turns take.
@@ -147,6 +149,20 @@ impl Watch {
         self.of(class).see(which, nanos(self.host.now().saturating_sub(since)));
     }
 
+    /// A call has ended that was there since then: seen at the turn's end, which spares a look at the clock.
+    pub(crate) fn call_ended(&self, class: usize, since: Duration) {
+        match self.began.get() {
+            Some(_) => self.ended.borrow_mut().push((class, since)),
+            None => self.took(class, Spread::CallSeconds, since),
+        }
+    }
+
+    fn see_calls(&self, now: Duration) {
+        for (class, since) in self.ended.borrow_mut().drain(..) {
+            self.of(class).see(Spread::CallSeconds, nanos(now.saturating_sub(since)));
+        }
+    }
+
     pub(crate) fn namespace(&self, class: usize) -> &Arc<str> {
         &self.topology.class(class).name
     }
@@ -157,7 +173,8 @@ pub(crate) struct Mail<'a>(&'a Watch);
 
 impl Drop for Mail<'_> {
     fn drop(&mut self) {
-        self.0.began.set(None);
+        let began = self.0.began.take().expect("set when it began");
+        self.0.see_calls(began);
     }
 }
 
@@ -184,6 +201,7 @@ impl Drop for Turn<'_> {
         watch.heart.end();
         let now = self.ended.get().unwrap_or_else(|| watch.host.now());
         let began = watch.began.take().expect("set when it began");
+        watch.see_calls(now);
         let took = now.saturating_sub(began);
         watch.of(class).see(Spread::TurnSeconds, nanos(took));
         if took >= watch.topology.limits().blocked {
