@@ -32,10 +32,12 @@
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
 
 mod append;
+mod audit;
 pub mod batch;
 mod blocking;
 pub mod call;
 mod checkpoint;
+mod clean;
 pub mod clock;
 mod consolidate;
 pub mod contents;
@@ -50,6 +52,7 @@ pub mod ids;
 pub mod io;
 pub mod limits;
 pub mod list;
+mod live;
 mod load;
 mod log;
 pub mod mailbox;

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
@@ -48,11 +49,15 @@ pub enum Mark {
     DamageRefused,
     DamageContained,
     DamageHarmless,
+    SegmentCleaned,
+    SegmentRecycled,
+    MoveOvertaken,
+    CrashWhileCleaning,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 36] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -85,11 +90,36 @@ impl Mark {
         Self::DamageRefused,
         Self::DamageContained,
         Self::DamageHarmless,
+        Self::SegmentCleaned,
+        Self::SegmentRecycled,
+        Self::MoveOvertaken,
+        Self::CrashWhileCleaning,
     ];
 }
 
-/// How often a life was in each [`Mark`].
-pub type Marks = [u64; Mark::ALL.len()];
+/// How often a life was in each [`Mark`], by its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks([u64; Mark::ALL.len()]);
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self([0; Mark::ALL.len()])
+    }
+}
+
+impl Deref for Marks {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl DerefMut for Marks {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        &mut self.0
+    }
+}
 
 pub(super) struct Shared {
     pub(super) world: World,
@@ -143,7 +173,7 @@ impl Shared {
             wall_max_ms: Cell::new(0),
             operations: Cell::new(0),
             writes: Cell::new(0),
-            marks: RefCell::new([0; Mark::ALL.len()]),
+            marks: RefCell::default(),
             failure: RefCell::new(None),
             log: keep_log.then(RefCell::default),
         })
