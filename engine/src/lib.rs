@@ -46,6 +46,7 @@ pub mod env;
 pub mod error;
 pub mod executor;
 pub mod format;
+pub mod heartbeat;
 pub mod history;
 pub mod ids;
 pub mod io;
@@ -75,7 +76,7 @@ pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
-pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket};
+pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket, Written};
 pub use store::{
     Durability, Filter, Keys, Object, ObjectInfo, Objects, Options, Page, Store, StoreStats,
 };

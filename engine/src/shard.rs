@@ -4,7 +4,7 @@
 //! durable. What has been appended but is not durable yet is *pending*: later commits build on
 //! it, reads wait for it, the directory does not know it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -99,6 +99,20 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) space: Signal,
     /// A batch was settled, a spare made, the shard closed: for everybody else.
     pub(crate) changed: Signal,
+    /// Told of each batch.
+    pub(crate) observer: OnceCell<Observer>,
+}
+
+/// See [`Shard::observe`].
+pub(crate) type Observer = Box<dyn Fn(Written)>;
+
+/// A batch of commits that was written, and is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Commits in it.
+    pub commits: usize,
+    /// Bytes of it in the log.
+    pub bytes: usize,
 }
 
 impl<E: Env> Inner<E> {
@@ -213,6 +227,7 @@ impl<E: Env> Shard<E> {
             work: Signal::default(),
             space: Signal::default(),
             changed: Signal::default(),
+            observer: OnceCell::new(),
         });
         let shard = Self(inner);
         if opening.read_only {
@@ -506,6 +521,15 @@ impl<E: Env> Shard<E> {
     /// Whether [`Shard::close`] was called.
     pub fn is_closed(&self) -> bool {
         matches!(self.0.state.borrow().life, Life::Closing | Life::Closed)
+    }
+
+    /// Has `observer` told of each batch of commits once it is durable. It must not call the shard back.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn observe(&self, observer: impl Fn(Written) + 'static) {
+        let set = self.0.observer.set(Box::new(observer));
+        assert!(set.is_ok(), "a shard has one observer");
     }
 
     /// Counters, and what opening found.

@@ -19,7 +19,7 @@ use crate::format::batch::{Role, Seal};
 use crate::ids::{SegmentNumber, Sequence};
 use crate::io::{File, write_all_at};
 use crate::limits::Limits;
-use crate::shard::{Inner, Life, State};
+use crate::shard::{Inner, Life, State, Written};
 
 /// The longest pause between two tries to write a close record.
 const QUIET_MAX: Duration = Duration::from_secs(10);
@@ -220,6 +220,7 @@ fn settle<E: Env>(
     state.tail.last_crc = crc;
     state.tail.vouched = batch.role == Role::Close;
     state.log_bytes += bytes as u64;
+    let commits = batch.updates.len();
     let segment = state.tail.segment.0;
     state.unfinished = match (batch.ends_with_part, state.unfinished) {
         (false, _) => None,
@@ -255,6 +256,10 @@ fn settle<E: Env>(
         start_spare(inner);
     }
     checkpoint::start_if_due(inner);
+    if batch.role == Role::Commits {
+        let observer = inner.observer.get();
+        observer.into_iter().for_each(|observer| observer(Written { commits, bytes }));
+    }
     batch.outcome.resolve(Ok(()));
     inner.changed.notify();
 }

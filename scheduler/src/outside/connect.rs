@@ -30,6 +30,7 @@ use crate::server::bridge::{self, Bounds};
 use crate::server::frames::Client;
 use crate::socket::{LiveSocket, UpgradeRequest, names, wire};
 use crate::state::State;
+use crate::watch::Awake;
 
 impl State {
     /// Opens a WebSocket to the outside: `Request::get("ws://host/…").body(())`, with headers of
@@ -68,7 +69,7 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     let upgraded = within_limits(&instance, &outside, &target, shake).await?;
     let (core_end, client) = wire();
     let (connection, over) = instance.sockets.accept_live(core_end)?;
-    instance.push(Work::Task(over.boxed_local()));
+    instance.push(Work::Task(Awake::Socket, over.boxed_local()));
     let options =
         ServerOptions { silence_time: outside.limits.silence_time, ..ServerOptions::PRODUCTION };
     let limits = *instance.sockets.limits();

@@ -17,6 +17,7 @@ pub(crate) mod frames;
 mod handshake;
 mod hostile;
 mod listen;
+mod metrics;
 mod patience;
 mod router;
 mod upload;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use hostile::hostile;
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
+pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
 pub use router::{ClientAddress, Route, Router};
 
 /// Bounds of a server.
