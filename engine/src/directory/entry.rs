@@ -9,7 +9,7 @@ use crate::ids::Version;
 /// Addresses that one entry holds at most.
 pub const CHAIN_MAX: usize = 4;
 /// Segments that one entry names for what is nested in its frames. What lies in further ones counts as
-/// live for good ([`crate::live`]): only an object that is too large to be consolidated comes so far.
+/// live for good (`live`): only an object that is too large to be consolidated comes so far.
 pub const SHARES_MAX: usize = 63;
 
 /// What a commit says of its object, besides where it lies.

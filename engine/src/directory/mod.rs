@@ -2,7 +2,7 @@
 //!
 //! What changed since the last checkpoint is an overlay in memory; the rest lies in immutable sorted
 //! runs on disk ([`crate::format::run`]). A checkpoint freezes the overlay and writes it as a run. Runs
-//! are merged in the background, so that their number stays small ([`crate::merges`]).
+//! are merged in the background, so that their number stays small (`merges`).
 //!
 //! Invariants:
 //!

@@ -51,7 +51,7 @@ pub struct SegmentRef {
     pub number: SegmentNumber,
     /// Its file's bytes.
     pub bytes: u32,
-    /// Bytes of the frames in it that an object needs ([`crate::live`]).
+    /// Bytes of the frames in it that an object needs (`live`).
     pub live_bytes: u32,
     /// Whether it is kept whatever is live: it holds batches that recovery gave up, which a repair may
     /// want.

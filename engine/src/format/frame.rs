@@ -39,7 +39,7 @@
 //! An address is segment number (4 bytes), offset in the segment (4) and bytes of the frame (4). A *share* says
 //! how many bytes of a segment belong together: those of a delta are what the frames amount to that are
 //! nested in the chain it builds on, those of an image all that the object needed before, which is dead
-//! with it. So live bytes stay exact without a look at any older frame ([`crate::live`]). *Scattered*: the
+//! with it. So live bytes stay exact without a look at any older frame (`live`). *Scattered*: the
 //! shares of the entry before are not all ([`crate::directory::SHARES_MAX`]).
 
 use super::{Rejected, all_zero, get, get_u16, get_u32, get_u64, len_u32, put};
