@@ -38,6 +38,8 @@ mod host;
 mod http;
 mod id;
 mod instance;
+#[cfg(feature = "net")]
+pub mod net;
 mod object;
 mod residency;
 mod runtime;

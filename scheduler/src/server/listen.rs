@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
-use super::bridge::within;
+use super::tokio_net::within;
 use super::{Router, ServerOptions};
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 //!
 //! [`Router`] brings a request to the object that its path names, and is a `tower` service, so that
 //! it can stand behind another server too. A WebSocket's frames go between the client's connection
-//! and the object's core ([`bridge`]); what protocol they have is decided by [`frames`].
+//! and the object's core by [`net::carry`](crate::net::carry).
 //!
 //! TLS is the proxy's in front of it.
 //!
@@ -12,11 +12,10 @@
 //! asked for, and no longer than [`ServerOptions::drain_time`].
 
 mod body;
-mod bridge;
-mod frames;
 mod handshake;
 mod listen;
 mod router;
+mod tokio_net;
 
 use std::time::Duration;
 

@@ -19,11 +19,12 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
-use super::bridge::{self, Bounds, within};
+use super::tokio_net::{TokioNet, within};
 use super::{ServerOptions, handshake};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
+use crate::net::{CarryLimits, carry};
 use crate::socket::{ClientSocket, UpgradeResponse};
 use crate::topology::Topology;
 
@@ -43,7 +44,8 @@ type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
 #[derive(Clone)]
 pub struct Router {
     topology: Topology,
-    bounds: Arc<Bounds>,
+    options: Arc<ServerOptions>,
+    carry: Arc<CarryLimits>,
     sockets: Arc<Bridges>,
     /// Asked before a path is held for an object's.
     own: Option<Own>,
@@ -60,9 +62,13 @@ struct Bridges {
 
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
-        let limits = topology.limits().sockets;
-        let bounds = Arc::new(Bounds { options, limits });
-        Self { topology, bounds, sockets: Arc::default(), own: None }
+        let carry = CarryLimits {
+            silence_time: options.silence_time,
+            close_time: options.close_time,
+            message_bytes: topology.limits().sockets.message_bytes,
+        };
+        let (options, carry) = (Arc::new(options), Arc::new(carry));
+        Self { topology, options, carry, sockets: Arc::default(), own: None }
     }
 
     /// Asks `own` first, with a request's method, path and headers: what it answers no object sees.
@@ -77,7 +83,7 @@ impl Router {
     }
 
     pub(super) fn options(&self) -> ServerOptions {
-        self.bounds.options
+        *self.options
     }
 
     /// From now on a client whose object hangs up is told that the server goes away.
@@ -106,10 +112,8 @@ impl Router {
         }
         let mut request = http::Request::from_parts(parts, body);
         let (class, id, rest) = self.route(request.uri())?;
-        let accept = handshake::accept_key(&request, self.bounds.options.origins)?;
-        if accept.is_some()
-            && self.sockets.open.load(Ordering::Acquire) >= self.bounds.options.sockets
-        {
+        let accept = handshake::accept_key(&request, self.options.origins)?;
+        if accept.is_some() && self.sockets.open.load(Ordering::Acquire) >= self.options.sockets {
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
         let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
@@ -117,7 +121,7 @@ impl Router {
         parts.uri = rest;
         let body = self.collect(body).await?;
         let call = self.topology.fetch(class, id, Request::from_parts(parts, body.into()));
-        let answer = within(self.bounds.options.answer_time, call).await;
+        let answer = within(self.options.answer_time, call).await;
         let answer = answer.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
         let mut response = answer.map_err(|error| status(&error))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -157,11 +161,11 @@ impl Router {
         B: http_body::Body<Error: Into<BoxError>>,
     {
         // Refused before it comes, where its length is said.
-        if body.size_hint().lower() > self.bounds.options.body_bytes as u64 {
+        if body.size_hint().lower() > self.options.body_bytes as u64 {
             return Err(StatusCode::PAYLOAD_TOO_LARGE);
         }
-        let limited = Limited::new(body, self.bounds.options.body_bytes);
-        let collected = within(self.bounds.options.body_time, limited.collect()).await;
+        let limited = Limited::new(body, self.options.body_bytes);
+        let collected = within(self.options.body_time, limited.collect()).await;
         match collected.ok_or(StatusCode::REQUEST_TIMEOUT)? {
             Ok(body) => Ok(body.to_bytes()),
             Err(error) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
@@ -172,13 +176,13 @@ impl Router {
     /// Carries the socket's frames once hyper has sent the response.
     #[expect(clippy::disallowed_methods, reason = "on tokio, beside the request's own task")]
     fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket) {
-        let bounds = self.bounds.clone();
+        let limits = self.carry.clone();
         let open = Open::new(self.sockets.clone());
         tokio::spawn(async move {
             // If it fails the client has gone, and its end is dropped here.
             if let Ok(upgraded) = upgrade.await {
                 let going_away = || open.0.closing.load(Ordering::Acquire);
-                bridge::run(TokioIo::new(upgraded), client, bounds, going_away).await;
+                carry(TokioNet, TokioIo::new(upgraded), client, limits, going_away).await;
             }
         });
     }

@@ -20,10 +20,10 @@ use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::ServerOptions;
 use super::frames::{Decoder, Inbound, Violation, put_close, put_message, put_ping, put_pong};
+use super::{CarryLimits, Net};
 use crate::error::Error;
-use crate::socket::{ClientSocket, CloseFrame, Received, SocketLimits};
+use crate::socket::{ClientSocket, CloseFrame, Received};
 
 /// Bytes that are written at once, about.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -53,26 +53,24 @@ impl Shared {
     }
 }
 
-/// The bounds of all connections: one copy, since most of what a silent one holds is its task.
-pub(super) struct Bounds {
-    pub(super) options: ServerOptions,
-    pub(super) limits: SocketLimits,
-}
-
-/// Carries frames until one side ends. `going_away` says that the server is being shut down: then
-/// a client whose object hangs up is told so (1001), instead of nothing.
-pub(super) async fn run(
-    io: impl AsyncRead + AsyncWrite,
+/// Carries a WebSocket's frames between a connection and its object, until one side ends. It is
+/// past its opening handshake. `going_away` says that the server is being shut down: then a client
+/// whose object hangs up is told so (1001), instead of nothing.
+///
+/// Cancel: the connection is cut, and the object is told that it is lost.
+pub async fn carry<N: Net>(
+    net: N,
+    io: N::Stream,
     client: ClientSocket,
-    bounds: Arc<Bounds>,
+    // One copy for all: most of what a silent connection holds is its task.
+    limits: Arc<CarryLimits>,
     going_away: impl Fn() -> bool,
 ) {
-    let Bounds { options, limits } = &*bounds;
     let (mut input, mut output) = tokio::io::split(io);
     let shared = Shared::default();
     let ended = {
-        let reading = pin!(read(&mut input, &client, &shared, options, limits));
-        let writing = pin!(write(&mut output, &client, &shared, options, &going_away));
+        let reading = pin!(read(&net, &mut input, &client, &shared, &limits));
+        let writing = pin!(write(&net, &mut output, &client, &shared, &limits, &going_away));
         match select(reading, writing).await {
             Either::Left((ended, _)) => ended,
             Either::Right(((), _)) => Ended::Gone,
@@ -94,7 +92,7 @@ pub(super) async fn run(
                 while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             }
         };
-        Box::pin(within(options.close_time.min(Duration::from_secs(2)), last)).await;
+        Box::pin(net.within(limits.close_time.min(Duration::from_secs(2)), last)).await;
     }
 }
 
@@ -104,18 +102,18 @@ enum Ended {
     Broken(Violation),
 }
 
-async fn read(
+async fn read<N: Net>(
+    net: &N,
     input: &mut (impl AsyncRead + Unpin),
     client: &ClientSocket,
     shared: &Shared,
-    options: &ServerOptions,
-    limits: &SocketLimits,
+    limits: &CarryLimits,
 ) -> Ended {
     let mut decoder = Decoder::new(limits.message_bytes);
     loop {
         let inbound = match decoder.next() {
             Ok(Some(inbound)) => inbound,
-            Ok(None) => match fill(input, &mut decoder, shared, options).await {
+            Ok(None) => match fill(net, input, &mut decoder, shared, limits).await {
                 true => continue,
                 false => return Ended::Gone,
             },
@@ -129,7 +127,7 @@ async fn read(
             Inbound::Close(close) => {
                 let taken = client.close_with(close);
                 return match taken {
-                    Ok(()) => Box::pin(until_closed(input, options)).await,
+                    Ok(()) => Box::pin(until_closed(net, input, limits)).await,
                     Err(_) => std::future::pending().await,
                 };
             }
@@ -142,22 +140,24 @@ async fn read(
 }
 
 /// Reads more; false if the client is gone, or silent for too long, ping and all.
-async fn fill(
+async fn fill<N: Net>(
+    net: &N,
     input: &mut (impl AsyncRead + Unpin),
     decoder: &mut Decoder,
     shared: &Shared,
-    options: &ServerOptions,
+    limits: &CarryLimits,
 ) -> bool {
     let buffer = decoder.buffer();
     for pinged in [false, true] {
         let limit = match Shared::is(&shared.close_sent) {
-            true => options.close_time,
-            false => options.silence_time,
+            true => limits.close_time,
+            false => limits.silence_time,
         };
-        match within(limit, input.read_buf(buffer)).await {
+        match net.within(limit, input.read_buf(buffer)).await {
             Some(Ok(read)) => return read > 0,
             Some(Err(_)) => return false,
-            None if pinged => {}
+            // Nothing follows a close frame, a ping neither.
+            None if pinged || Shared::is(&shared.close_sent) => return false,
             None => shared.set(&shared.ping),
         }
     }
@@ -166,17 +166,22 @@ async fn fill(
 
 /// After its close frame a client sends nothing; it is waited for until it goes, or the object has
 /// had its time to close as well.
-async fn until_closed(input: &mut (impl AsyncRead + Unpin), options: &ServerOptions) -> Ended {
+async fn until_closed<N: Net>(
+    net: &N,
+    input: &mut (impl AsyncRead + Unpin),
+    limits: &CarryLimits,
+) -> Ended {
     let gone = async { while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
-    within(options.close_time, gone).await;
+    net.within(limits.close_time, gone).await;
     Ended::Gone
 }
 
-async fn write(
+async fn write<N: Net>(
+    net: &N,
     output: &mut (impl AsyncWrite + Unpin),
     client: &ClientSocket,
     shared: &Shared,
-    options: &ServerOptions,
+    limits: &CarryLimits,
     going_away: &impl Fn() -> bool,
 ) {
     let mut out = Vec::new();
@@ -191,8 +196,8 @@ async fn write(
             output.flush().await
         };
         shared.cut.store(true, Ordering::Release);
-        let time = options.silence_time.saturating_mul(2);
-        if Box::pin(within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
+        let time = limits.silence_time.saturating_mul(2);
+        if Box::pin(net.within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
             return;
         }
         shared.cut.store(false, Ordering::Release);
@@ -200,7 +205,7 @@ async fn write(
         out.shrink_to(IDLE_BYTES);
         if hung_up {
             // After both closes the server ends the connection (RFC 6455 §7.1.1).
-            Box::pin(within(options.close_time, output.shutdown())).await;
+            Box::pin(net.within(limits.close_time, output.shutdown())).await;
             return;
         }
     }
@@ -239,9 +244,4 @@ async fn gather(client: &ClientSocket, shared: &Shared, out: &mut Vec<u8>) -> bo
         }
     })
     .await
-}
-
-#[expect(clippy::disallowed_methods, reason = "the server's tasks live on tokio, not on a core")]
-pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(limit, future).await.ok()
 }
