@@ -91,7 +91,7 @@ fn add(totals: &mut Totals, report: &Report) {
     totals.report.crashes += report.crashes;
     totals.report.crashes_in_flight += report.crashes_in_flight;
     totals.report.crashes_in_recovery += report.crashes_in_recovery;
-    for (total, count) in totals.report.marks.iter_mut().zip(report.marks) {
+    for (total, count) in totals.report.marks.iter_mut().zip(report.marks.iter()) {
         *total += count;
     }
     totals.failures += u64::from(report.failure.is_some());

@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use dormouse_scheduler::Error;
+use dormouse_scheduler::{Error, SocketLimits};
 
 use super::ghost::Ghost;
+use super::lines::Lines;
 use crate::plan::{Plan, Turn};
 use crate::world::World;
 
@@ -48,11 +50,26 @@ pub enum Mark {
     DamageRefused,
     DamageContained,
     DamageHarmless,
+    OrdinarySocket,
+    SocketOutlivedItsObject,
+    EndOutlivedItsObject,
+    WokeWithSockets,
+    AutoResponse,
+    AnsweredForASleeper,
+    SocketClosed,
+    SocketLost,
+    LostInSilence,
+    SocketBroken,
+    SocketsReset,
+    SlowReader,
+    TooManySockets,
+    CutInsideAFrame,
+    FrameHeldInACrash,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 47] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -85,11 +102,51 @@ impl Mark {
         Self::DamageRefused,
         Self::DamageContained,
         Self::DamageHarmless,
+        Self::OrdinarySocket,
+        Self::SocketOutlivedItsObject,
+        Self::EndOutlivedItsObject,
+        Self::WokeWithSockets,
+        Self::AutoResponse,
+        Self::AnsweredForASleeper,
+        Self::SocketClosed,
+        Self::SocketLost,
+        Self::LostInSilence,
+        Self::SocketBroken,
+        Self::SocketsReset,
+        Self::SlowReader,
+        Self::TooManySockets,
+        Self::CutInsideAFrame,
+        Self::FrameHeldInACrash,
     ];
 }
 
-/// How often a life was in each [`Mark`].
-pub type Marks = [u64; Mark::ALL.len()];
+/// Bounds of a few frames, and of a few sockets.
+const TINY: SocketLimits =
+    SocketLimits { per_object: 3, message_bytes: 1000, incoming_bytes: 300, outgoing_bytes: 500 };
+
+/// How often a life was in each [`Mark`], by its number.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks([u64; Mark::ALL.len()]);
+
+impl Default for Marks {
+    fn default() -> Self {
+        Self([0; Mark::ALL.len()])
+    }
+}
+
+impl Deref for Marks {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        &self.0
+    }
+}
+
+impl DerefMut for Marks {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        &mut self.0
+    }
+}
 
 pub(super) struct Shared {
     pub(super) world: World,
@@ -110,6 +167,13 @@ pub(super) struct Shared {
     pub(super) evicting: RefCell<BTreeSet<String>>,
     /// The latest time that the wall clock showed.
     pub(super) wall_max_ms: Cell<u64>,
+    /// It was moved.
+    pub(super) jumped: Cell<bool>,
+    /// Whether the plan has any socket.
+    pub(super) sockets: bool,
+    pub(super) socket_limits: SocketLimits,
+    /// Those of the process that lives now.
+    pub(super) lines: RefCell<Lines>,
     pub(super) operations: Cell<u64>,
     pub(super) writes: Cell<u64>,
     pub(super) marks: RefCell<Marks>,
@@ -141,9 +205,13 @@ impl Shared {
             closing: Cell::new(false),
             evicting: RefCell::default(),
             wall_max_ms: Cell::new(0),
+            jumped: Cell::new(false),
+            sockets: plan.has_sockets(),
+            socket_limits: if plan.tiny_sockets { TINY } else { SocketLimits::PRODUCTION },
+            lines: RefCell::default(),
             operations: Cell::new(0),
             writes: Cell::new(0),
-            marks: RefCell::new([0; Mark::ALL.len()]),
+            marks: RefCell::default(),
             failure: RefCell::new(None),
             log: keep_log.then(RefCell::default),
         })
