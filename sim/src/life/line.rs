@@ -257,26 +257,25 @@ impl Line {
 
     fn answered(&mut self, bytes: &[u8], version: u64, set: Option<u8>) -> Result<()> {
         let arrived = self.arrived_total;
-        for item in self.items.iter_mut().filter(|item| !item.done) {
-            let Sent::Ask { which, version: then, is_set } = item.what else {
-                bail!("an automatic response before a message that was sent earlier began");
-            };
-            ensure!(bytes == pair(which).1.as_bytes(), "another response than that of ask {which}");
-            ensure!(
-                version != then || is_set && set == Some(which),
-                "ask {which} was answered, for which nothing is set"
-            );
-            ensure!(
-                item.said_before <= arrived,
-                "an automatic response overtook what the object said before: {arrived} of {} came",
-                item.said_before
-            );
-            item.done = true;
-            self.answered_ms = Some(item.wall_ms);
-            self.forget_done();
-            return Ok(());
-        }
-        bail!("an automatic response to nothing")
+        let item = self.items.iter_mut().find(|item| !item.done);
+        let item = item.context("an automatic response to nothing")?;
+        let Sent::Ask { which, version: then, is_set } = item.what else {
+            bail!("an automatic response before a message that was sent earlier began");
+        };
+        ensure!(bytes == pair(which).1.as_bytes(), "another response than that of ask {which}");
+        ensure!(
+            version != then || is_set && set == Some(which),
+            "ask {which} was answered, for which nothing is set"
+        );
+        ensure!(
+            item.said_before <= arrived,
+            "an automatic response overtook what the object said before: {arrived} of {} came",
+            item.said_before
+        );
+        item.done = true;
+        self.answered_ms = Some(item.wall_ms);
+        self.forget_done();
+        Ok(())
     }
 
     /// The client sees that the connection is over.
