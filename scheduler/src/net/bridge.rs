@@ -148,16 +148,15 @@ async fn fill<N: Net>(
     limits: &CarryLimits,
 ) -> bool {
     let buffer = decoder.buffer();
-    for pinged in [false, true] {
-        let limit = match Shared::is(&shared.close_sent) {
-            true => limits.close_time,
-            false => limits.silence_time,
-        };
+    for waited in [false, true] {
+        let closing = Shared::is(&shared.close_sent);
+        let limit = if closing { limits.close_time } else { limits.silence_time };
         match net.within(limit, input.read_buf(buffer)).await {
             Some(Ok(read)) => return read > 0,
             Some(Err(_)) => return false,
-            // Nothing follows a close frame, a ping neither.
-            None if pinged || Shared::is(&shared.close_sent) => return false,
+            None if waited || closing => return false,
+            // Sent meanwhile: its answer has its time, and nothing follows it, a ping neither.
+            None if Shared::is(&shared.close_sent) => {}
             None => shared.set(&shared.ping),
         }
     }
