@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use dormouse_benches::engine::{KEYS, key, object, value, with_shard};
 use dormouse_benches::scratch;
+use dormouse_engine::clock::Clock;
 use dormouse_engine::real::{CoreOptions, CoreThread, DiskChoice, RealEnv};
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{Batch, Host, Limits, Shard};
@@ -46,6 +47,7 @@ fn main() -> std::io::Result<()> {
         cpu: args.cpu,
         dir: dir.path().to_owned(),
         disk: DiskChoice::Auto,
+        clock: Clock::System,
     };
     let checkpoint_bytes = args.checkpoint << 10;
     let replay_bytes_max = 2 * checkpoint_bytes;

@@ -5,7 +5,7 @@ use std::future::{Ready, ready};
 use std::hint::black_box;
 
 use bytes::Bytes;
-use dormouse_cache::{ActorCache, Backing, CacheLimits, List, Read, Write};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, List, Read, Write};
 use dormouse_engine::{Batch, Contents, Env, Limits, Resident, Result, Shard, Ticket, Version};
 
 use crate::engine::{KEYS, key, object, value, with_shard};
@@ -35,7 +35,8 @@ pub async fn with_cache<E: Env, T>(
     with_shard(env, limits, async |shard| {
         let contents = shard.load(&object(0)).await.expect("an object");
         let home = Home(shard.clone());
-        let cache = ActorCache::new(env, home, contents, CacheLimits::PRODUCTION);
+        let budget = Budget::new(usize::MAX);
+        let cache = ActorCache::new(env, home, contents, CacheLimits::PRODUCTION, &budget);
         for number in 0..keys {
             put(&cache, number, Bytes::copy_from_slice(&value(u64::from(number)))).await;
         }
@@ -162,9 +163,10 @@ fn places() -> Vec<(usize, u32)> {
 
 /// Rounds of one get of one of the hot objects, another one each time.
 pub async fn gets_of_many<E: Env, R>(env: &E, rounds: Rounds, read: fn() -> R) -> Span<R> {
+    let budget = Budget::new(usize::MAX);
     let cache = |_| {
         let contents = Contents { map: map(KEYS), ..Contents::default() };
-        ActorCache::new(env, Nowhere, contents, CacheLimits::PRODUCTION)
+        ActorCache::new(env, Nowhere, contents, CacheLimits::PRODUCTION, &budget)
     };
     let caches: Vec<_> = (0..OBJECTS).map(cache).collect();
     let keys: Vec<_> = places().into_iter().map(|(object, number)| (object, key(number))).collect();

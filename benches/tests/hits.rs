@@ -12,7 +12,7 @@ use std::hint::black_box;
 use bytes::Bytes;
 use dormouse_benches::engine::{LIMITS, key, object, on_core, value, with_shard};
 use dormouse_benches::scratch;
-use dormouse_cache::{ActorCache, Backing, CacheLimits, Read, Write};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read, Write};
 use dormouse_engine::real::{DiskChoice, RealEnv};
 use dormouse_engine::{Batch, Contents, Resident, Shard, Ticket, Version};
 use dormouse_scheduler::prelude::*;
@@ -69,10 +69,15 @@ fn entries() -> impl Iterator<Item = (Bytes, Bytes)> {
     (0..KEYS).map(copied)
 }
 
+fn cache<B: Backing>(env: &RealEnv, home: B, contents: Contents) -> ActorCache<RealEnv, B> {
+    let budget = Budget::new(usize::MAX);
+    ActorCache::new(env, home, contents, CacheLimits::PRODUCTION, &budget)
+}
+
 /// Blocks of [`GETS`] gets of a key that is there and of one that is not.
 async fn blocks_of_gets(env: &RealEnv) -> (u64, u64) {
     let contents = Contents { map: entries().collect(), ..Contents::default() };
-    let cache = ActorCache::new(env, Nowhere, contents, CacheLimits::PRODUCTION);
+    let cache = cache(env, Nowhere, contents);
     let count = async |number: u32| {
         let key = key(number);
         // The first handle of a value in a buffer of its own makes the count that all share.
@@ -94,7 +99,7 @@ async fn blocks_of_gets(env: &RealEnv) -> (u64, u64) {
 /// Bytes beside key and value of an entry that was put, and is durable.
 async fn overhead_of_entries(env: &RealEnv) -> u64 {
     let before = heap();
-    let cache = ActorCache::new(env, Nowhere, Contents::default(), CacheLimits::PRODUCTION);
+    let cache = cache(env, Nowhere, Contents::default());
     for (key, value) in entries() {
         cache.put(&key, value, Write::default()).await.expect("put");
     }
@@ -119,7 +124,7 @@ impl Backing for Home {
 async fn commits_of_a_turn(env: &RealEnv) -> (usize, usize) {
     with_shard(env, LIMITS, async |shard| {
         let home = Home(shard.clone());
-        let cache = ActorCache::new(env, home, Contents::default(), CacheLimits::PRODUCTION);
+        let cache = cache(env, home, Contents::default());
         for (key, value) in entries().take(10) {
             cache.put(&key, value, Write::default()).await.expect("put");
         }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
 
 use crate::answer::Answer;
+use crate::budget::Budget;
 use crate::entries::Entries;
 use crate::flush::{self, Backing, Watch};
 use crate::gate::input::InputGate;
@@ -36,6 +37,7 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
     pub(crate) limits: CacheLimits,
+    pub(crate) budget: Budget,
     pub(crate) state: RefCell<State>,
     pub(crate) output: OutputGate,
     input: InputGate,
@@ -63,16 +65,23 @@ impl<E: Host, B: Backing> fmt::Debug for ActorCache<E, B> {
 }
 
 impl<E: Host, B: Backing> ActorCache<E, B> {
-    /// The cache of an object that holds `contents` durably. It must be the object's only way to
-    /// its storage from now on.
-    pub fn new(env: &E, backing: B, contents: Contents, limits: CacheLimits) -> Self {
+    /// The cache of an object that holds `contents` durably, with a part in its core's `budget`. It
+    /// must be the object's only way to its storage from now on.
+    pub fn new(
+        env: &E,
+        backing: B,
+        contents: Contents,
+        limits: CacheLimits,
+        budget: &Budget,
+    ) -> Self {
         limits.check();
         let output = OutputGate::default();
         Self(Rc::new(Inner {
             env: env.clone(),
             backing,
             limits,
-            state: RefCell::new(State::new(contents, output.clone())),
+            budget: budget.clone(),
+            state: RefCell::new(State::new(contents, output.clone(), budget)),
             output,
             input: InputGate::new(),
             terminal: RefCell::new(None),
@@ -229,8 +238,8 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         Transaction::begin(self.clone())
     }
 
-    /// Waits while more is dirty than [`CacheLimits::dirty_bytes_max`]: before a turn of the
-    /// object starts.
+    /// Waits while more is dirty than [`CacheLimits::dirty_bytes_max`], or in all objects of the core
+    /// more than their [`Budget`] allows: before a turn of the object starts.
     pub fn backpressure(&self) -> Answer<()> {
         self.backpressured(())
     }
@@ -305,6 +314,8 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     /// Sees to it that what was written is flushed, and answers with `value`.
     pub(crate) fn written<T: 'static>(&self, value: T) -> Answer<T> {
         self.0.schedule();
+        // A delete-all may have made room.
+        self.0.budget.let_in();
         match self.0.state.borrow().overlays.is_empty() {
             true => self.backpressured(value),
             false => Answer::ready(Ok(value)),
@@ -312,17 +323,23 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     }
 
     fn backpressured<T: 'static>(&self, value: T) -> Answer<T> {
-        let over =
-            |inner: &Inner<E, B>| inner.state.borrow().dirty_bytes() > inner.limits.dirty_bytes_max;
-        if !over(&self.0) {
+        if !self.0.is_over() && !self.0.budget.is_full() {
             return Answer::ready(Ok(value));
         }
         let inner = self.0.clone();
         Answer::waiting(async move {
-            while over(&inner) {
-                inner.output.wait_for_next().await?;
+            loop {
+                while inner.is_over() {
+                    inner.output.wait_for_next().await?;
+                }
+                inner.budget.room().await;
+                if let Some(reason) = inner.output.broken_reason() {
+                    return Err(reason);
+                }
+                if !inner.is_over() {
+                    return Ok(value);
+                }
             }
-            Ok(value)
         })
     }
 }
@@ -347,6 +364,12 @@ impl<E: Host, B: Backing> Inner<E, B> {
         Err(reason)
     }
 
+    /// Whether too much of this object is dirty.
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.state.borrow().dirty_bytes() > self.limits.dirty_bytes_max
+    }
+
     /// Whether a flush has something to do.
     pub(crate) fn flush_due(&self) -> bool {
         self.doomed.get() || self.state.borrow().is_dirty()
@@ -365,6 +388,7 @@ impl<E: Host, B: Backing> Inner<E, B> {
         self.state.borrow_mut().discard();
         self.doomed.set(false);
         self.output.break_with(reason);
+        self.budget.let_in();
     }
 
     pub(crate) fn flusher_ended(&self) {

@@ -3,6 +3,9 @@
 //! Handles of keys and values would cost two atomic counts for each entry when they are made, and
 //! two more when they go: of a thousand small entries that takes six times as long as to copy them
 //! into one buffer. So small values are copied, and only large ones are handles.
+//!
+//! Invariant: an entry of `large` is that of a place without a value in the buffer, and each such
+//! place has one, in the order of the places.
 
 use std::fmt;
 
@@ -19,48 +22,71 @@ pub struct Entries {
     /// Keys and copied values, one after the other.
     text: Bytes,
     places: Vec<Place>,
+    /// Values that were not copied, by the number of their place.
+    large: Vec<(usize, Bytes)>,
 }
 
-#[derive(Clone)]
+/// Where a key and its value end; the key begins where the place before ends.
+#[derive(Clone, Copy)]
 struct Place {
-    key_start: usize,
     key_end: usize,
-    value: Value,
+    end: usize,
 }
 
-#[derive(Clone)]
-enum Value {
-    /// Behind its key, up to there.
-    Copied(usize),
-    Shared(Bytes),
+/// How much room entries take.
+#[derive(Default)]
+pub(crate) struct Size {
+    places: usize,
+    bytes: usize,
+}
+
+impl Size {
+    #[inline]
+    pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.places += 1;
+        self.bytes += key.len() + if is_large(value) { 0 } else { value.len() };
+    }
+
+    /// Room for what was added, which is then to be pushed.
+    pub(crate) fn reserve(self) -> Builder {
+        let (text, places) = (Vec::with_capacity(self.bytes), Vec::with_capacity(self.places));
+        Builder { size: self, text, places, large: Vec::new() }
+    }
+}
+
+/// Entries that are being put together.
+pub(crate) struct Builder {
+    size: Size,
+    text: Vec<u8>,
+    places: Vec<Place>,
+    large: Vec<(usize, Bytes)>,
+}
+
+impl Builder {
+    #[inline]
+    pub(crate) fn push(&mut self, key: &Bytes, value: &Bytes) {
+        self.text.extend_from_slice(key);
+        let key_end = self.text.len();
+        match is_large(value) {
+            true => self.large.push((self.places.len(), value.clone())),
+            false => self.text.extend_from_slice(value),
+        }
+        self.places.push(Place { key_end, end: self.text.len() });
+    }
+
+    pub(crate) fn finish(self) -> Entries {
+        let Self { size, text, places, large } = self;
+        assert!((places.len(), text.len()) == (size.places, size.bytes), "what was added");
+        Entries { text: text.into(), places, large }
+    }
+}
+
+#[inline]
+fn is_large(value: &[u8]) -> bool {
+    value.len() > COPIED_MAX
 }
 
 impl Entries {
-    /// The entries that `walk` shows; it is asked twice, and shows the same.
-    pub(crate) fn collect(mut walk: impl FnMut(&mut dyn FnMut(&Bytes, &Bytes))) -> Self {
-        let (mut count, mut bytes) = (0, 0);
-        walk(&mut |key, value| {
-            count += 1;
-            bytes += key.len() + if value.len() > COPIED_MAX { 0 } else { value.len() };
-        });
-        let (mut text, mut places) = (Vec::with_capacity(bytes), Vec::with_capacity(count));
-        walk(&mut |key, value| {
-            let key_start = text.len();
-            text.extend_from_slice(key);
-            let key_end = text.len();
-            let value = match value.len() > COPIED_MAX {
-                true => Value::Shared(value.clone()),
-                false => {
-                    text.extend_from_slice(value);
-                    Value::Copied(text.len())
-                }
-            };
-            places.push(Place { key_start, key_end, value });
-        });
-        assert!(text.len() == bytes && places.len() == count, "the walk shows the same twice");
-        Self { text: text.into(), places }
-    }
-
     /// How many there are.
     pub fn len(&self) -> usize {
         self.places.len()
@@ -73,13 +99,28 @@ impl Entries {
 
     /// Each key and its value.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&[u8], &[u8])> + ExactSizeIterator {
-        self.places.iter().map(|place| {
-            let value = match &place.value {
-                Value::Copied(end) => &self.text[place.key_end..*end],
-                Value::Shared(value) => value,
+        self.places.iter().enumerate().map(|(number, place)| {
+            let key = &self.text[self.start(number)..place.key_end];
+            let value = match self.large_value(number) {
+                None => &self.text[place.key_end..place.end],
+                Some(value) => &value[..],
             };
-            (&self.text[place.key_start..place.key_end], value)
+            (key, value)
         })
+    }
+
+    #[inline]
+    fn start(&self, number: usize) -> usize {
+        number.checked_sub(1).map_or(0, |before| self.places[before].end)
+    }
+
+    #[inline]
+    fn large_value(&self, number: usize) -> Option<&Bytes> {
+        if self.large.is_empty() {
+            return None;
+        }
+        let found = self.large.binary_search_by_key(&number, |(place, _)| *place).ok()?;
+        Some(&self.large[found].1)
     }
 }
 
@@ -88,31 +129,31 @@ impl IntoIterator for Entries {
     type IntoIter = IntoIter;
 
     fn into_iter(self) -> IntoIter {
-        IntoIter { text: self.text, places: self.places.into_iter() }
+        IntoIter { entries: self, next: 0 }
     }
 }
 
 /// Handles of the keys and values of [`Entries`].
 pub struct IntoIter {
-    text: Bytes,
-    places: std::vec::IntoIter<Place>,
+    entries: Entries,
+    next: usize,
 }
 
 impl Iterator for IntoIter {
     type Item = (Bytes, Bytes);
 
     fn next(&mut self) -> Option<(Bytes, Bytes)> {
-        let place = self.places.next()?;
-        let key = self.text.slice(place.key_start..place.key_end);
-        let value = match place.value {
-            Value::Copied(end) => self.text.slice(place.key_end..end),
-            Value::Shared(value) => value,
-        };
-        Some((key, value))
+        let (entries, number) = (&self.entries, self.next);
+        let place = entries.places.get(number)?;
+        self.next += 1;
+        let key = entries.text.slice(entries.start(number)..place.key_end);
+        let value = entries.large_value(number).cloned();
+        Some((key, value.unwrap_or_else(|| entries.text.slice(place.key_end..place.end))))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        self.places.size_hint()
+        let left = self.entries.len() - self.next;
+        (left, Some(left))
     }
 }
 
@@ -134,6 +175,6 @@ impl fmt::Debug for Entries {
 
 impl fmt::Debug for IntoIter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("IntoIter").field("left", &self.places.len()).finish_non_exhaustive()
+        f.debug_struct("IntoIter").field("left", &self.len()).finish_non_exhaustive()
     }
 }

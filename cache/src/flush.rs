@@ -64,6 +64,7 @@ async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
             Ok(version) => {
                 cache.state.borrow_mut().finish_flush(version);
                 cache.output.finished();
+                cache.budget.let_in();
                 return Ok(());
             }
             Err(error)

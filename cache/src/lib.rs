@@ -17,6 +17,7 @@
 //! - No state is borrowed while a future is awaited or a waker runs.
 
 mod answer;
+mod budget;
 mod cache;
 mod entries;
 mod flush;
@@ -27,6 +28,7 @@ mod state;
 mod txn;
 
 pub use answer::Answer;
+pub use budget::Budget;
 pub use cache::ActorCache;
 pub use dormouse_engine::list::{Direction, List};
 pub use entries::{Entries, IntoIter};

@@ -14,7 +14,8 @@ pub struct CacheLimits {
     pub value_bytes_max: usize,
     /// Keys in one call.
     pub keys_max: usize,
-    /// Dirty bytes above which writes are answered only after a flush.
+    /// Dirty bytes of the object above which writes are answered, and turns start, only after a flush
+    /// . All objects of a core together have a [`Budget`](crate::Budget).
     pub dirty_bytes_max: usize,
     /// Tries of one flush while the engine says that nothing was written.
     pub flush_attempts_max: u32,

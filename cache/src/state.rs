@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //!
-//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for.
+//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for; `share` is the bytes of what
+//!   is dirty and of what is in flight.
 //! - The map holds no change of an open transaction; those are in `overlays`.
 //! - `alarm` is what storage will hold once all that is dirty is written, `durable_alarm` what it
 //!   holds now. While `deferred`, the alarm's handler runs and the object sees none.
@@ -18,7 +19,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
-use crate::entries::Entries;
+use crate::budget::{Budget, Share};
+use crate::entries::{Entries, Size};
 use crate::gate::output::OutputGate;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
 use crate::txn::Overlays;
@@ -53,6 +55,8 @@ pub(crate) struct State {
     version: Version,
     dirty: Dirty,
     in_flight: Option<InFlight>,
+    /// What is dirty or in flight, as the core counts it.
+    share: Share,
     gate: OutputGate,
     pub(crate) overlays: Overlays,
 }
@@ -101,7 +105,7 @@ impl Dirty {
 }
 
 impl State {
-    pub(crate) fn new(contents: Contents, gate: OutputGate) -> Self {
+    pub(crate) fn new(contents: Contents, gate: OutputGate, budget: &Budget) -> Self {
         Self {
             map_bytes: contents.bytes(),
             map: contents.map,
@@ -112,6 +116,7 @@ impl State {
             version: contents.version,
             dirty: Dirty::default(),
             in_flight: None,
+            share: Share::new(budget),
             gate,
             overlays: Overlays::default(),
         }
@@ -132,13 +137,19 @@ impl State {
     /// The keys that the object sees in a range.
     pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Entries> {
         let Some(range) = list.resolve()? else { return Ok(Entries::default()) };
+        let mut size = Size::default();
         if self.overlays.is_empty() {
-            return Ok(Entries::collect(|visit| range.visit(&self.map, visit)));
+            range.visit(&self.map, |key, value| size.add(key, value));
+            let mut entries = size.reserve();
+            range.visit(&self.map, |key, value| entries.push(key, value));
+            return Ok(entries.finish());
         }
         let overlay = self.overlays.flatten(&range);
-        Ok(Entries::collect(|visit| {
-            range.visit_under(&self.map, overlay.iter().copied(), visit);
-        }))
+        let over = || overlay.iter().copied();
+        range.visit_under(&self.map, over(), |key, value| size.add(key, value));
+        let mut entries = size.reserve();
+        range.visit_under(&self.map, over(), |key, value| entries.push(key, value));
+        Ok(entries.finish())
     }
 
     /// Sets a key or, with `None`, deletes it: in the innermost open transaction if there is one.
@@ -181,6 +192,7 @@ impl State {
         };
         self.map_bytes -= replaced.map_or(0, |value| key.len() + value.len());
         self.dirty.insert(owned, ENTRY_BYTES + key.len() + value_bytes);
+        self.share_dirty();
         self.gate.written(confirmation);
         existed
     }
@@ -213,6 +225,7 @@ impl State {
         self.dirty.keys.clear();
         self.dirty.bytes = 0;
         self.dirty.delete_all = true;
+        self.share_dirty();
         self.gate.written(confirmation);
     }
 
@@ -295,8 +308,15 @@ impl State {
     }
 
     /// What counts for backpressure.
+    #[inline]
     pub(crate) fn dirty_bytes(&self) -> usize {
-        self.dirty.bytes + self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes)
+        self.share.bytes()
+    }
+
+    /// What is dirty or in flight has changed.
+    fn share_dirty(&mut self) {
+        let in_flight = self.in_flight.as_ref().map_or(0, |flush| flush.taken.bytes);
+        self.share.set(self.dirty.bytes + in_flight);
     }
 
     /// What keys and values take, with what keeps them.
@@ -316,6 +336,7 @@ impl State {
     pub(crate) fn start_flush(&mut self) -> Batch {
         assert!(self.in_flight.is_none(), "one flush at a time (R-356)");
         assert!(!self.dirty.is_empty());
+        assert_eq!(self.share.bytes(), self.dirty.bytes);
         let taken = std::mem::take(&mut self.dirty);
         let mut batch = Batch::new();
         if taken.delete_all {
@@ -346,18 +367,21 @@ impl State {
         self.durable_alarm = flush.alarm;
         assert!(version > self.version, "every commit raises the version");
         self.version = version;
+        self.share_dirty();
     }
 
     /// The flush did not happen: what it took is dirty again, under what was written since.
     pub(crate) fn retake_flush(&mut self) {
         let flush = self.in_flight.take().expect("a flush is in flight");
         self.dirty.put_under(flush.taken);
+        self.share_dirty();
     }
 
     /// A flush failed for good: what was not written is lost by design.
     pub(crate) fn discard(&mut self) {
         self.dirty = Dirty::default();
         self.in_flight = None;
+        self.share_dirty();
     }
 }
 

@@ -224,7 +224,11 @@ impl<E: Host, B: Backing> Transaction<E, B> {
     /// a transaction inside it is open.
     pub fn rollback(&self) -> Result<()> {
         match self.phase() {
-            Phase::RolledBack => Ok(()),
+            // One that was lost with the one around it is from now on one that was rolled back.
+            Phase::RolledBack => {
+                self.phase.set(Phase::RolledBack);
+                Ok(())
+            }
             Phase::Committed => Err(self.ended()),
             Phase::Open => {
                 self.check_innermost()?;
@@ -236,15 +240,17 @@ impl<E: Host, B: Backing> Transaction<E, B> {
 
     /// Makes all changes part of what is around: of the outer transaction, or of the object's
     /// state, where the next flush writes them together. The answer waits for
-    /// backpressure only; durable they are when the output gate says so. After a rollback
-    /// it does nothing.
+    /// backpressure only; durable they are when the output gate says so. After a
+    /// [`rollback`](Self::rollback) it does nothing.
     ///
-    /// Errors: as [`rollback`](Self::rollback); the reason, after a shutdown.
+    /// Errors: as [`rollback`](Self::rollback); [`code::TRANSACTION_ROLLED_BACK`] if it was lost with
+    /// the one around it, and its changes with it; the reason, after a shutdown.
     pub fn commit(&self) -> Answer<()> {
-        match self.phase() {
-            Phase::RolledBack => return Answer::ready(Ok(())),
-            Phase::Committed => return Answer::ready(Err(self.ended())),
-            Phase::Open => {}
+        match (self.phase.get(), self.phase()) {
+            (Phase::RolledBack, _) => return Answer::ready(Ok(())),
+            (_, Phase::RolledBack) => return Answer::ready(Err(Self::rolled_back())),
+            (_, Phase::Committed) => return Answer::ready(Err(self.ended())),
+            (_, Phase::Open) => {}
         }
         if let Err(error) = self.check_innermost().and_then(|()| self.cache.0.check_open()) {
             return Answer::ready(Err(error));
@@ -258,11 +264,7 @@ impl<E: Host, B: Backing> Transaction<E, B> {
         match self.phase() {
             Phase::Open => operation(&self.cache),
             Phase::Committed => Answer::ready(Err(self.ended())),
-            Phase::RolledBack => Answer::ready(Err(Error::coded(
-                Kind::Invalid,
-                code::TRANSACTION_ROLLED_BACK,
-                "the transaction was rolled back",
-            ))),
+            Phase::RolledBack => Answer::ready(Err(Self::rolled_back())),
         }
     }
 
@@ -285,6 +287,11 @@ impl<E: Host, B: Backing> Transaction<E, B> {
     fn discard(&self) {
         self.phase.set(Phase::RolledBack);
         self.cache.0.state.borrow_mut().overlays.discard(self.number);
+    }
+
+    fn rolled_back() -> Error {
+        let text = "the transaction was rolled back, or the one around it ended without it";
+        Error::coded(Kind::Invalid, code::TRANSACTION_ROLLED_BACK, text)
     }
 
     fn ended(&self) -> Error {

@@ -6,7 +6,11 @@
 use std::future::Future;
 use std::time::Duration;
 
+use crate::error::Result;
 use crate::io::Disk;
+
+/// Work that may block its thread.
+pub type Work = Box<dyn FnOnce() + Send>;
 
 /// What a core offers its tasks, whatever it keeps data on. Cheap to clone; never leaves its core.
 pub trait Host: Clone + 'static {
@@ -29,6 +33,16 @@ pub trait Host: Clone + 'static {
     /// Returns when no other task of this core is ready, or the turn's budget is used up: the
     /// moment to do what all tasks of a turn share.
     fn turn_end(&self) -> impl Future<Output = ()> + 'static;
+
+    /// Runs `work`, which may block, where the core does not wait for it; it says by itself what came
+    /// of it. At the core's end it is dropped if it has not begun. A host without threads runs it as
+    /// a task.
+    ///
+    /// Errors: `Overloaded`, code `blocking-full`, if too much waits; `Retry`, if there is no thread.
+    fn spawn_blocking(&self, work: Work) -> Result<()> {
+        self.spawn("blocking", async move { work() });
+        Ok(())
+    }
 }
 
 /// A core's access to the world: its [`Host`], and the disk.

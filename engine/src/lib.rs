@@ -33,8 +33,10 @@
 
 mod append;
 pub mod batch;
+mod blocking;
 pub mod call;
 mod checkpoint;
+pub mod clock;
 mod consolidate;
 pub mod contents;
 pub mod directory;
@@ -64,7 +66,7 @@ mod sync;
 pub use batch::{AlarmChange, Batch, Op};
 pub use call::Call;
 pub use contents::{Contents, Origin, Resident};
-pub use env::{Env, Host};
+pub use env::{Env, Host, Work};
 pub use error::{Error, Kind, Result};
 pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};

@@ -7,12 +7,14 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use futures_channel::oneshot;
 use tokio::net::UnixStream;
 
-use crate::env::{Env, Host};
+use crate::blocking::BlockingPool;
+use crate::clock::{Clock, CoreClock};
+use crate::env::{Env, Host, Work};
 use crate::executor::Executor;
 use crate::io::posix::{PosixDisk, PosixFile};
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
@@ -128,15 +130,16 @@ pub struct RealEnv(Rc<Inner>);
 struct Inner {
     executor: Executor,
     disk: RealDisk,
-    started: Instant,
+    clock: CoreClock,
     entropy: RefCell<Vec<u64>>,
+    blocking: BlockingPool,
 }
 
 impl RealEnv {
-    fn new(disk: RealDisk) -> Self {
+    fn new(disk: RealDisk, clock: Clock) -> Self {
         let executor = Executor::new();
-        let entropy = RefCell::default();
-        Self(Rc::new(Inner { executor, disk, started: Instant::now(), entropy }))
+        let (entropy, blocking) = (RefCell::default(), BlockingPool::new());
+        Self(Rc::new(Inner { executor, disk, clock: CoreClock::new(clock), entropy, blocking }))
     }
 
     /// Turns that the core has made so far.
@@ -155,16 +158,15 @@ impl Env for RealEnv {
 
 impl Host for RealEnv {
     fn now(&self) -> Duration {
-        self.0.started.elapsed()
+        self.0.clock.now()
     }
 
     fn wall_ms(&self) -> u64 {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+        self.0.clock.wall_ms()
     }
 
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        tokio::time::sleep(duration)
+        self.0.clock.sleep(duration)
     }
 
     fn random(&self) -> u64 {
@@ -186,6 +188,10 @@ impl Host for RealEnv {
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.0.executor.turn_end()
     }
+
+    fn spawn_blocking(&self, work: Work) -> crate::error::Result<()> {
+        self.0.blocking.submit(work)
+    }
 }
 
 /// How to start a core.
@@ -199,6 +205,8 @@ pub struct CoreOptions {
     pub dir: PathBuf,
     /// How to reach the disk.
     pub disk: DiskChoice,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 /// A core's thread. It runs until the future that it was started with is done and nothing is in
@@ -254,13 +262,14 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
     main: impl FnOnce(RealEnv) -> F + 'static,
 ) -> io::Result<T> {
     options.cpu.into_iter().for_each(pin);
+    let clock = options.clock.clone();
     #[cfg(all(target_os = "linux", not(dormouse_loom)))]
     if options.disk != DiskChoice::Posix {
         match tokio_uring_runtime() {
             Ok(runtime) => {
                 let disk = UringDisk::new(&options.dir)?;
                 let core = async move {
-                    let value = turns(RealDisk::Uring(disk.clone()), main).await?;
+                    let value = turns(RealDisk::Uring(disk.clone()), clock, main).await?;
                     disk.drain().await;
                     Ok(value)
                 };
@@ -275,7 +284,7 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let disk = PosixDisk::new(&options.dir)?;
-    runtime.block_on(turns(RealDisk::Posix(disk), main))
+    runtime.block_on(turns(RealDisk::Posix(disk), clock, main))
 }
 
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
@@ -284,9 +293,10 @@ use crate::io::uring::{as_task, runtime as tokio_uring_runtime};
 /// The one task of the runtime: the core's run queue.
 async fn turns<T: 'static, F: Future<Output = T> + 'static>(
     disk: RealDisk,
+    clock: Clock,
     main: impl FnOnce(RealEnv) -> F,
 ) -> io::Result<T> {
-    let env = RealEnv::new(disk);
+    let env = RealEnv::new(disk, clock);
     let executor = env.0.executor.clone();
     let (kick, kicked) = UnixStream::pair()?;
     let main = main(env);
@@ -316,5 +326,7 @@ pub fn block_on<T: Send + 'static, F: Future<Output = T> + 'static>(
     main: impl FnOnce(RealEnv) -> F + Send + 'static,
 ) -> io::Result<T> {
     let name = "dormouse-core".to_owned();
-    CoreThread::spawn(CoreOptions { name, cpu: None, dir: dir.to_owned(), disk }, main)?.join()
+    let clock = Clock::System;
+    let options = CoreOptions { name, cpu: None, dir: dir.to_owned(), disk, clock };
+    CoreThread::spawn(options, main)?.join()
 }

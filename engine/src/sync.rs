@@ -6,12 +6,12 @@
 pub(crate) use crossbeam_queue::ArrayQueue;
 #[cfg(dormouse_loom)]
 pub(crate) use loom::sync::{
-    Mutex,
+    Condvar, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 #[cfg(not(dormouse_loom))]
 pub(crate) use std::sync::{
-    Mutex,
+    Condvar, Mutex,
     atomic::{AtomicBool, Ordering},
 };
 

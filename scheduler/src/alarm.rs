@@ -15,13 +15,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_engine::{Host, ObjectId};
+use futures_channel::oneshot;
 use futures_util::FutureExt;
-use futures_util::future::select;
+use futures_util::future::{Either, LocalBoxFuture, select};
 
 use crate::core::Inner;
-use crate::host::AlarmBell;
+use crate::error::{Error, Result};
+use crate::host::{AlarmBell, AnyShard};
 use crate::id::Id;
-use crate::instance::{AlarmCall, AlarmEnd, AlarmReply, Work};
+use crate::instance::{AlarmCall, AlarmEnd, AlarmReply, Instance, Work};
 use crate::object::AlarmInfo;
 
 /// Counted retries before an alarm is abandoned.
@@ -30,6 +32,8 @@ const RETRIES_MAX: u32 = 6;
 const DELAY_MS: u64 = 2000;
 /// The highest exponent of the delay.
 const EXPONENT_MAX: u32 = 9;
+/// How long a handler may take.
+const HANDLER_MAX: Duration = Duration::from_secs(15 * 60);
 /// A jump of the wall clock is noticed within this time.
 const LOOK_MS: u64 = 10_000;
 
@@ -67,6 +71,25 @@ impl Alarms {
     pub(crate) fn stop(&self) {
         self.stopped.set(true);
         self.ring();
+    }
+
+    /// Tells `done` when no handler runs and none is due, by the clocks as they are.
+    pub(crate) async fn settle(core: Rc<Inner>, done: oneshot::Sender<()>) {
+        let alarms = &core.alarms;
+        alarms.ring();
+        let settled = || {
+            let (now, now_ms) = (core.host.now(), core.host.wall_ms());
+            let runs = alarms.runs.borrow().len() > alarms.retries.borrow().len();
+            let again = alarms.first_retry().is_some_and(|(again, _)| again <= now);
+            let is_due = |shard: &Rc<dyn AnyShard>| {
+                let first = shard.alarms(1, &|alarm| alarms.knows(alarm));
+                first.first().is_some_and(|(at_ms, _)| *at_ms <= now_ms)
+            };
+            let due = runs || again || core.shards.all_open().iter().any(is_due);
+            (!due || alarms.stopped.get()).then_some(())
+        };
+        alarms.bell.signal.until(settled).await;
+        let _nobody_waits = done.send(());
     }
 
     /// Has the task look again.
@@ -147,6 +170,15 @@ impl Alarms {
         Some(run)
     }
 
+    /// Forgets the alarm of an object that has no instance, and gets none before this returns.
+    pub(crate) async fn forget(&self, host: &impl Host, id: ObjectId) {
+        // Its run has ended with its instance, and will be told of that.
+        while self.runs.borrow().get(&id).is_some_and(|run| run.again.is_none()) {
+            host.turn_end().await;
+        }
+        self.take(id);
+    }
+
     fn keep(&self, id: ObjectId, run: Run) {
         if let Some(again) = run.again {
             self.retries.borrow_mut().insert((again, id));
@@ -167,10 +199,11 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
     let is_retry = retry_count > 0;
     let info = AlarmInfo { scheduled_ms: run.scheduled_ms, retry_count, is_retry };
     let last = retry_count >= RETRIES_MAX;
+    let abandoned = retry_count > RETRIES_MAX;
     let (done, ended) = AlarmReply::new();
     run.again = None;
     core.alarms.keep(id, run);
-    core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, done }));
+    core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, abandoned, done }));
     let core = core.clone();
     core.host.clone().spawn("alarm", async move {
         let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: false });
@@ -186,10 +219,28 @@ fn ended_with(core: &Rc<Inner>, id: ObjectId, end: AlarmEnd) {
     if counted && run.counted == 0 {
         run.exponent = 0;
     }
-    let delay = DELAY_MS << run.exponent.min(EXPONENT_MAX);
+    run.counted += u32::from(counted);
+    let delay = match counted && run.counted > RETRIES_MAX {
+        // The last try reset its object, which is yet to clear the alarm.
+        true => 0,
+        false => DELAY_MS << run.exponent.min(EXPONENT_MAX),
+    };
     let jitter = core.host.random() % (delay / 4 + 1);
     run.again = Some(core.host.now() + Duration::from_millis(delay + jitter));
     run.exponent += 1;
-    run.counted += u32::from(counted);
     core.alarms.keep(id, run);
+}
+
+impl Instance {
+    /// What an alarm's handler gives; one that takes too long resets its object, which is a failure
+    /// that counts.
+    pub(crate) async fn in_time(&self, handler: LocalBoxFuture<'_, Result<()>>) -> Result<()> {
+        match select(handler, self.host.sleep(HANDLER_MAX).boxed_local()).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => {
+                self.reset(Error::alarm_timeout(HANDLER_MAX));
+                std::future::pending().await
+            }
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use dormouse_cache::Budget;
 use dormouse_engine as engine;
 use dormouse_engine::directory::IdMap;
 use dormouse_engine::mailbox::Receiver;
@@ -18,12 +19,14 @@ use futures_util::FutureExt;
 use futures_util::future::select;
 
 use crate::alarm::Alarms;
+use crate::deletion::{self, Deletion};
 use crate::error::{Error, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
-use crate::residency::{self, Place, Residency};
+use crate::residency::{self, Budgets, Place};
 use crate::shards::Shards;
+use crate::socket::connection::SocketBudget;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
 
@@ -40,28 +43,34 @@ const UNUSED_SOCKETS_MAX: usize = 1024;
 const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where an object is on its way into memory.
-enum Slot {
-    /// Being read and built; what comes meanwhile waits. Next: live, gone.
+pub(crate) enum Slot {
+    /// Being read and built; what comes meanwhile waits. Next: live, deleting, gone.
     Starting(VecDeque<Work>),
-    /// Next: gone.
+    /// Next: deleting, gone.
     Live(Rc<Instance>),
+    /// Next: starting, gone.
+    Deleting(Box<Deletion>),
 }
 
 pub(crate) struct Inner {
     pub(crate) topology: Topology,
     pub(crate) host: CoreHost,
     pub(crate) shards: Shards,
-    objects: RefCell<IdMap<Slot>>,
+    pub(crate) objects: RefCell<IdMap<Slot>>,
     /// The connections of each object that has some: kept while it sleeps.
-    sockets: RefCell<IdMap<Rc<Sockets>>>,
+    pub(crate) sockets: RefCell<IdMap<Rc<Sockets>>>,
+    /// What all connections hold, asleep or not.
+    pub(crate) socket_budget: Rc<SocketBudget>,
     /// Objects that ended with settings for connections and without any, the newest last.
     unused_sockets: RefCell<VecDeque<ObjectId>>,
     pub(crate) alarms: Alarms,
-    pub(crate) residency: Rc<Residency>,
+    residency: Budgets,
+    /// What the objects may have dirty.
+    budget: Budget,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
-    moved: Signal,
+    pub(crate) moved: Signal,
 }
 
 /// One core's objects and shards.
@@ -80,20 +89,27 @@ impl Core {
         limits: Limits,
     ) -> Result<Self> {
         let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
-        let residency = Residency::new(topology.limits());
+        let residency = Budgets::new(&topology);
         let inner = Rc::new(Inner {
             host: CoreHost::new(env),
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
+            socket_budget: SocketBudget::new(topology.limits().sockets.core_bytes),
             unused_sockets: RefCell::default(),
             alarms: Alarms::new(topology.limits().alarms),
             residency,
+            budget: Budget::new(topology.limits().dirty_bytes),
             topology,
             draining: Cell::default(),
             moved: Signal::default(),
         });
         Ok(Self { inner, mail })
+    }
+
+    /// What its objects have dirty together, to watch.
+    pub fn budget(&self) -> Budget {
+        self.inner.budget.clone()
     }
 
     /// Serves calls and alarms until [`Topology::shutdown`]; then answers what is there, makes
@@ -104,7 +120,7 @@ impl Core {
         let inner = self.inner;
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
         inner.host.spawn("shards", Shards::run(inner.clone()));
-        inner.host.spawn("residency", Residency::run(inner.clone()));
+        inner.residency.start(&inner.host);
         while let Some(mail) = self.mail.recv().await {
             inner.take(mail);
         }
@@ -119,6 +135,8 @@ impl Inner {
     fn take(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
+            Mail::Delete { id, class, reply } => deletion::begin(self, id, class, reply),
+            Mail::Settle { done } => self.host.spawn("settle", Alarms::settle(self.clone(), done)),
             Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
             Mail::Abort { id, reason, done } => {
                 self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));
@@ -160,7 +178,7 @@ impl Inner {
     /// is refused.
     pub(crate) fn deliver(self: &Rc<Self>, id: Id, class: usize, work: Work) {
         let object = id.object();
-        let calls_max = self.topology.limits().calls;
+        let calls_max = self.topology.bounds(class).calls;
         match self.objects.borrow_mut().get_mut(&object) {
             Some(Slot::Live(instance)) => {
                 return match work {
@@ -179,21 +197,29 @@ impl Inner {
                     work => queue.push_back(work),
                 };
             }
+            Some(Slot::Deleting(deletion)) => {
+                if let Some(Work::Call(call)) = deletion.push(work, calls_max) {
+                    call.refuse(overloaded(&id, deletion.len(), None));
+                }
+                return;
+            }
             None => {}
         }
-        self.objects.borrow_mut().insert(object, Slot::Starting(VecDeque::from([work])));
+        self.begin_life(id, class, VecDeque::from([work]));
+    }
+
+    pub(crate) fn begin_life(self: &Rc<Self>, id: Id, class: usize, work: VecDeque<Work>) {
+        self.objects.borrow_mut().insert(id.object(), Slot::Starting(work));
         self.host.spawn("object", self.clone().live_through(id, class));
     }
 
     /// One life of an object.
     async fn live_through(self: Rc<Self>, id: Id, class: usize) {
-        let object = id.object();
         // In a box of its own: an idle object does not keep room for how it was started.
         if let Some(instance) = self.clone().start(id, class).boxed_local().await {
             instance.clone().run(self.topology.class(class)).await;
-            self.residency.leave(&instance);
-            self.objects.borrow_mut().remove(&object);
-            self.keep_sockets(&instance);
+            instance.place.leave();
+            self.leave(&instance);
         }
         self.moved.notify();
     }
@@ -201,14 +227,12 @@ impl Inner {
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
-        let mut read = self.read(object).await;
+        let mut read = self.read(object, class).await;
         while matches!(&read, Err(error) if self.frames_wait(object, error)) {
             self.host.sleep(ROOM_PAUSE).await;
-            read = self.read(object).await;
+            read = self.read(object, class).await;
         }
-        let Some(Slot::Starting(queue)) = self.objects.borrow_mut().remove(&object) else {
-            unreachable!("only this task starts the object");
-        };
+        let queue = self.end_start(object)?;
         let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -219,9 +243,18 @@ impl Inner {
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
         let home = Home { shard, id: object, bell, poisoned };
-        let cache = Cache::new(&self.host, home, contents, self.topology.limits().cache);
+        let bounds = self.topology.bounds(class);
+        let cache = Cache::new(&self.host, home, contents, bounds.cache, &self.budget);
         let sockets = self.sockets_of(object, class);
-        let instance = Instance::new(id, self.host.clone(), cache, place, sockets);
+        let instance = Instance::new(
+            id,
+            self.host.clone(),
+            self.topology.clone(),
+            cache,
+            place,
+            sockets,
+            bounds.delete_all,
+        );
         queue.into_iter().for_each(|work| instance.push(work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
@@ -248,9 +281,15 @@ impl Inner {
         waits
     }
 
-    /// Reads an object once there is room for it, and its shard is open.
-    async fn read(&self, object: ObjectId) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
-        let place = self.residency.place(self.host.now()).await?;
+    /// Reads an object once there is room for it, not too much is dirty, and its shard is open.
+    async fn read(
+        &self,
+        object: ObjectId,
+        class: usize,
+    ) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
+        let idle = self.topology.bounds(class).idle;
+        let place = self.residency.place(class, self.host.now(), idle).await?;
+        self.budget.room().await;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
             let contents = shard.load(object).await;
@@ -299,7 +338,7 @@ impl Inner {
     /// What becomes of the connections of an instance that has ended: dropped by a reset,
     /// else kept if there are any. What it set for them, and there is none, is kept for a while:
     /// of the objects that ended last.
-    fn keep_sockets(&self, instance: &Instance) {
+    pub(crate) fn keep_sockets(&self, instance: &Instance) {
         let (object, sockets) = (instance.id.object(), &instance.sockets);
         match instance.was_reset() {
             true => sockets.disconnect(),
@@ -369,7 +408,7 @@ impl Inner {
         let objects = self.objects.borrow();
         let live = objects.values().filter_map(|slot| match slot {
             Slot::Live(instance) => Some(instance.clone()),
-            Slot::Starting(_) => None,
+            Slot::Starting(_) | Slot::Deleting(_) => None,
         });
         let mut live: Vec<_> = live.collect();
         live.sort_by_key(|instance| instance.id.object());
@@ -387,7 +426,7 @@ fn overloaded(id: &Id, calls: usize, busy: Option<Duration>) -> Error {
     engine::Error::coded(engine::Kind::Overloaded, "object-overloaded", text).into()
 }
 
-fn refuse(queue: VecDeque<Work>, error: &Error) {
+pub(crate) fn refuse(queue: VecDeque<Work>, error: &Error) {
     for work in queue {
         match work {
             Work::Call(call) => call.refuse(error.clone()),

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use dormouse_engine as engine;
 
+use crate::id::Id;
+
 /// `Result` with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -65,6 +67,19 @@ impl Error {
         Self::build(Kind::ObjectReset, format!("the object was reset: {cause}"), Some(cause))
     }
 
+    /// The instance was dropped because its alarm's handler took longer than it may.
+    pub(crate) fn alarm_timeout(limit: Duration) -> Self {
+        let text = format!("the alarm's handler took longer than {} s", limit.as_secs());
+        Self::reset_by(engine::Error::coded(engine::Kind::Overloaded, "alarm-timeout", text))
+    }
+
+    /// The object was deleted for good.
+    pub(crate) fn deleted(id: &Id) -> Self {
+        let text = format!("object {id} was deleted");
+        let cause = engine::Error::coded(engine::Kind::Closed, "object-deleted", text.clone());
+        Self::build(Kind::ObjectReset, text, Some(cause))
+    }
+
     /// The instance was dropped because a handler of a socket took longer than it may.
     pub(crate) fn event_timeout(limit: Duration) -> Self {
         let text = format!("a WebSocket's handler took longer than {} ms", limit.as_millis());
@@ -81,9 +96,12 @@ impl Error {
 
     /// The instance was dropped because its code panicked.
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
-        let text = panic.downcast_ref::<&str>().copied();
-        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        Self::object_reset(format!("the object panicked: {}", text.unwrap_or("no message")))
+        Self::object_reset(format!("the object panicked: {}", text_of(panic)))
+    }
+
+    /// Work beside the core panicked.
+    pub(crate) fn work_panicked(panic: &(dyn Any + Send)) -> Self {
+        Self::user(format!("blocking work panicked: {}", text_of(panic)))
     }
 
     /// What happened.
@@ -129,6 +147,13 @@ impl Error {
     pub fn reset(&self) -> bool {
         matches!(self.0.kind, Kind::ObjectAborted | Kind::ObjectReset)
     }
+}
+
+/// What a panic says.
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message")
 }
 
 impl From<engine::Error> for Error {

@@ -30,7 +30,7 @@ impl<R> Reply<R> {
         (Self { sender: Some(sender), verdict: None }, receiver)
     }
 
-    fn send(mut self, result: Result<R>) {
+    pub(crate) fn send(mut self, result: Result<R>) {
         if let Some(sender) = self.sender.take() {
             // The caller may have gone; that concerns only itself.
             let _gone = sender.send(result);

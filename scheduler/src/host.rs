@@ -10,7 +10,7 @@ use dormouse_cache::Backing;
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{
     AlarmChange, Batch, Contents, Env, Error, Host, Kind, ObjectId, Resident, Result, Shard,
-    Ticket, Version,
+    Ticket, Version, Work,
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
@@ -21,6 +21,7 @@ trait AnyHost {
     fn random(&self) -> u64;
     fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>);
     fn turn_end(&self) -> LocalBoxFuture<'static, ()>;
+    fn spawn_blocking(&self, work: Work) -> Result<()>;
 }
 
 impl<H: Host> AnyHost for H {
@@ -46,6 +47,10 @@ impl<H: Host> AnyHost for H {
 
     fn turn_end(&self) -> LocalBoxFuture<'static, ()> {
         Host::turn_end(self).boxed_local()
+    }
+
+    fn spawn_blocking(&self, work: Work) -> Result<()> {
+        Host::spawn_blocking(self, work)
     }
 }
 
@@ -82,6 +87,10 @@ impl Host for CoreHost {
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.0.turn_end()
+    }
+
+    fn spawn_blocking(&self, work: Work) -> Result<()> {
+        self.0.spawn_blocking(work)
     }
 }
 

@@ -3,7 +3,8 @@
 //! Invariants:
 //!
 //! - The runner, one task of the core, owns the user's object and all its events; with it they go.
-//! - Every event passes the input gate at each of its polls, in the order of delivery.
+//! - Every event passes the input gate at each of its polls, in the order of delivery, and is
+//!   polled only while not too much is dirty.
 //! - A reply leaves only through the output gate as it was when the handler returned.
 //! - The first reason that ends the instance is its verdict: storage stops at once, and every call
 //!   that is not answered yet gets it.
@@ -15,9 +16,9 @@ use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
-use dormouse_cache::{ActorCache, AlarmRun, EventId, InputGate, Outcome, OutputWait};
+use dormouse_cache::{ActorCache, AlarmRun, AlarmToo, EventId, InputGate, Outcome, OutputWait};
 use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
@@ -35,7 +36,7 @@ use crate::socket::WebSocket;
 use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
-use crate::topology::Class;
+use crate::topology::{Class, Topology};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -58,6 +59,8 @@ pub(crate) struct AlarmCall {
     pub(crate) info: AlarmInfo,
     /// Whether a failure is the last one.
     pub(crate) last: bool,
+    /// The last one has failed, and its object could not be told: the handler does not run.
+    pub(crate) abandoned: bool,
     pub(crate) done: AlarmReply,
 }
 
@@ -107,10 +110,14 @@ type Say = Box<dyn FnOnce()>;
 pub(crate) struct Instance {
     pub(crate) id: Id,
     pub(crate) host: CoreHost,
+    /// For the namespaces that the object calls.
+    pub(crate) topology: Topology,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
     /// The object's connections, which outlive this.
     pub(crate) sockets: Rc<Sockets>,
+    /// What `delete_all` does with the alarm, unless it is said.
+    pub(crate) delete_all: AlarmToo,
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
@@ -131,17 +138,21 @@ impl Instance {
     pub(crate) fn new(
         id: Id,
         host: CoreHost,
+        topology: Topology,
         cache: Cache,
         place: Place,
         sockets: Rc<Sockets>,
+        delete_all: AlarmToo,
     ) -> Rc<Self> {
         let gate = cache.input_gate();
         Rc::new(Self {
             id,
             host,
+            topology,
             cache,
             gate,
             sockets,
+            delete_all,
             verdict: Verdict::default(),
             current: Cell::new(None),
             next_event: Cell::new(0),
@@ -217,7 +228,7 @@ impl Instance {
         event: EventId,
         task: impl Future<Output = T> + 'static,
     ) -> impl Future<Output = engine::Result<T>> + 'static {
-        let scoped = Scoped { instance: self.clone(), event, task: Box::pin(task) };
+        let scoped = Scoped { instance: self.clone(), event, room: None, task: Box::pin(task) };
         self.gate.gated(event, Box::pin(scoped))
     }
 
@@ -266,6 +277,11 @@ impl Instance {
         }
         let text = "the instance left memory because nothing was happening";
         Err(engine::Error::coded(engine::Kind::Closed, "object-evicted", text).into())
+    }
+
+    /// Whether nothing of it runs any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// Whether it ended by a reset.
@@ -325,7 +341,7 @@ impl Instance {
                     Ok(_) => {
                         let idle = tasks.is_empty();
                         let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
-                        self.place.residency.had_turn(&self, now, idle, bytes);
+                        Place::had_turn(&self, now, idle, bytes);
                         return Poll::Pending;
                     }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),
@@ -377,19 +393,14 @@ impl Instance {
         let _one = InProgress(self.clone());
         let is_fetch = call.is_fetch();
         let event = self.new_event();
-        let (this, work) = (self.clone(), call.start(object));
-        let work = async move {
-            if let Some(room) = this.room(event) {
-                room.await;
-            }
-            work.await
-        };
+        let work = call.start(object);
         // A broken gate resets the instance, and the dropped reply says so.
         let Ok(done) = self.gated(event, work).await else { return };
         let mut result = self.cache.output_gate().wait().await;
         if is_fetch && result.is_ok() {
-            let event = self.new_event();
-            result = self.gated(event, async {}).await;
+            // Nothing of the object runs here.
+            let passed = self.gate.gated(self.new_event(), async {}.boxed_local());
+            result = passed.await;
         }
         let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
         // Of an instance that has ended nothing is said but the verdict.
@@ -399,18 +410,19 @@ impl Instance {
     }
 
     async fn alarm(self: Rc<Self>, object: Rc<dyn Any>, class: Class, call: AlarmCall) {
-        let AlarmCall { info, last, mut done } = call;
+        let AlarmCall { info, last, abandoned, mut done } = call;
         let this = self.clone();
         let event = self.new_event();
         let handler = async move {
-            if let Some(room) = this.room(event) {
-                room.await;
-            }
             if this.cache.alarm_begin(info.scheduled_ms) == AlarmRun::Cancelled {
                 return (done, AlarmEnd::Over);
             }
+            if abandoned {
+                this.cache.alarm_end(Outcome::Abandoned);
+                return (done, AlarmEnd::Over);
+            }
             done.began = true;
-            let result = (class.alarm)(object, info).await;
+            let result = this.in_time((class.alarm)(object, info)).await;
             let (outcome, end) = match result {
                 Ok(()) => (Outcome::Succeeded, AlarmEnd::Over),
                 Err(_) if last => (Outcome::Abandoned, AlarmEnd::Over),
@@ -432,8 +444,8 @@ impl Instance {
         }
     }
 
-    /// If too much is dirty, the wait for room, with the gate closed behind it: no event starts
-    /// then, and those that wait stay in order. If the flush fails, the reset ends it.
+    /// If too much is dirty, the wait for room, with the gate closed behind it: no turn starts then, and
+    /// those that wait stay in order. If the flush fails, the reset ends it.
     fn room(&self, event: EventId) -> Option<LocalBoxFuture<'static, ()>> {
         let room = self.cache.backpressure();
         if room.is_ready() {
@@ -525,6 +537,8 @@ impl Drop for Scope {
 struct Scoped<T> {
     instance: Rc<Instance>,
     event: EventId,
+    /// Its next turn waits until less is dirty.
+    room: Option<LocalBoxFuture<'static, ()>>,
     task: Pin<Box<dyn Future<Output = T>>>,
 }
 
@@ -537,6 +551,13 @@ impl<T> Future for Scoped<T> {
         // one that ended it.
         if this.instance.verdict.get().is_some() {
             return Poll::Pending;
+        }
+        if this.room.is_none() {
+            this.room = this.instance.room(this.event);
+        }
+        if let Some(room) = &mut this.room {
+            ready!(room.poll_unpin(cx));
+            this.room = None;
         }
         let _scope = Scope::enter(&this.instance, this.event);
         let task = &mut this.task;

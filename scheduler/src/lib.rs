@@ -31,7 +31,9 @@
 //! same code.
 
 mod alarm;
+mod blocking;
 mod core;
+mod deletion;
 mod error;
 mod event;
 mod host;
@@ -41,6 +43,9 @@ mod instance;
 #[cfg(feature = "net")]
 pub mod net;
 mod object;
+mod options;
+#[cfg(feature = "server")]
+mod outside;
 mod residency;
 mod runtime;
 #[cfg(feature = "server")]
@@ -49,25 +54,37 @@ mod shards;
 mod socket;
 mod state;
 mod storage;
+mod stream;
 mod stub;
+mod sync;
+mod test_runtime;
 mod topology;
+mod value;
 
 pub use core::Core;
 pub use error::{Error, Kind, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
+pub use options::NamespaceOptions;
+#[cfg(feature = "server")]
+pub use outside::{Network, OutsideLimits, Stream};
 pub use residency::OBJECT_BYTES;
 pub use runtime::{Runtime, RuntimeBuilder};
 #[cfg(feature = "server")]
-pub use server::{Origins, Router, ServerOptions, until_signal};
+#[doc(hidden)]
+pub use server::hostile;
+#[cfg(feature = "server")]
+pub use server::{ClientAddress, Origins, Route, Router, ServerOptions, until_signal};
 pub use socket::{
-    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SocketEvent,
-    SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
+    ClientSocket, CloseFrame, Closed, LiveSocket, Message, ReadyState, Received, SOCKET_BYTES,
+    SocketEvent, SocketLimits, Upgrade, UpgradeRequest, UpgradeResponse, WebSocket,
 };
 pub use state::State;
 pub use storage::{AlarmTime, Op, Storage, Transaction};
+pub use stream::BodySender;
 pub use stub::{Call, Namespace, Stub};
+pub use test_runtime::TestRuntime;
 pub use topology::{StackLimits, Topology, TopologyBuilder};
 
 /// All that a program of objects names.
@@ -76,9 +93,9 @@ pub mod prelude {
 
     pub use crate::AlarmTime::{At, In};
     pub use crate::{
-        AlarmInfo, Body, Closed, DurableObject, Error, Handler, Id, Message, Namespace, Request,
-        Respond, Response, Result, Runtime, State, Storage, Stub, Transaction, UpgradeRequest,
-        UpgradeResponse, WebSocket,
+        AlarmInfo, Body, BodySender, Closed, DurableObject, Error, Handler, Id, Message, Namespace,
+        Request, Respond, Response, Result, Runtime, State, Storage, Stub, TestRuntime,
+        Transaction, UpgradeRequest, UpgradeResponse, WebSocket,
     };
 }
 

@@ -1,10 +1,14 @@
 //! Residency: which objects of a core stay in memory, and for how long.
 //!
 //! An object that had nothing to do for [`StackLimits::idle`](crate::StackLimits::idle) leaves (R-748,
-//! R-829); earlier, the one that was idle for longest first, while all of them together take more than
-//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Idle is an object without an event or a task
+//! R-829); earlier, the one that would leave next first, while all of them together take more than
+//! [`StackLimits::resident_bytes`](crate::StackLimits::resident_bytes). Both may be another
+//! namespace's own ([`NamespaceOptions`](crate::NamespaceOptions)). Idle is an object without an event or a task
 //! of its own, and it leaves when all that it wrote is durable: nothing is lost but what its
 //! constructor makes anew.
+//!
+//! An object that takes more than half of this by itself is *large*. It does not push the others out: it
+//! counts as half where others are to leave for it, and is itself the first to leave once it is idle.
 //!
 //! Invariants:
 //!
@@ -12,7 +16,8 @@
 //!   for long enough: it may be too early, and is then put right, but never too late. One that is used
 //!   stays there until its turn comes; busy ones are then taken out, and come back when they are idle. So
 //!   being used costs a look at the clock, however many objects there are.
-//! - `bytes` is the sum of what the live objects count, `leaving` the part of those that were told to go.
+//! - `all` is the sum of what the live objects count, `leaving` the part of those that were told to go.
+//! - Every large object is in `large`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,9 +30,9 @@ use dormouse_engine::signal::Signal;
 use futures_util::FutureExt;
 use futures_util::future::select;
 
-use crate::core::Inner;
+use crate::host::CoreHost;
 use crate::instance::Instance;
-use crate::topology::StackLimits;
+use crate::topology::Topology;
 
 /// What a live object counts beside its keys and values: instance, gates, tasks, its place in maps. Held
 /// near the truth by a test (`benches/tests/residency.rs`).
@@ -36,14 +41,54 @@ pub const OBJECT_BYTES: usize = 2560;
 /// The code of the error of calls for which there is no room.
 pub(crate) const FULL: &str = "memory-full";
 
-/// The objects of one core, by when they are to be looked at.
+/// The budgets of one core: one for all namespaces but those that have their own.
+pub(crate) struct Budgets {
+    shared: Rc<Residency>,
+    own: Vec<Option<Rc<Residency>>>,
+}
+
+impl Budgets {
+    pub(crate) fn new(topology: &Topology) -> Self {
+        let shared = Residency::new(topology.limits().resident_bytes);
+        Self { shared, own: topology.budgets().map(|bytes| bytes.map(Residency::new)).collect() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Rc<Residency>> {
+        std::iter::once(&self.shared).chain(self.own.iter().flatten())
+    }
+
+    /// Starts the tasks that send objects away.
+    pub(crate) fn start(&self, host: &CoreHost) {
+        self.all().for_each(|budget| host.spawn("residency", budget.clone().run(host.clone())));
+    }
+
+    /// Nobody is sent away any more.
+    pub(crate) fn stop(&self) {
+        self.all().for_each(|budget| budget.stop());
+    }
+
+    /// The part of an object of this class that is to come to life, by the core's clock `now`. It
+    /// stays for `idle_max` with nothing to do. Waits for those that leave, if too much room is taken.
+    ///
+    /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
+    pub(crate) async fn place(
+        &self,
+        class: usize,
+        now: Duration,
+        idle_max: Duration,
+    ) -> engine::Result<Place> {
+        self.own[class].as_ref().unwrap_or(&self.shared).place(now, idle_max).await
+    }
+}
+
+/// Objects of one core that share a budget, by when they are to be looked at.
 pub(crate) struct Residency {
-    idle: Duration,
     bytes_max: usize,
     queue: RefCell<BTreeMap<Turn, Weak<Instance>>>,
     entered: Cell<u64>,
-    bytes: Cell<usize>,
-    leaving: Cell<usize>,
+    all: Sum,
+    leaving: Sum,
+    large: RefCell<Vec<Weak<Instance>>>,
     /// The task has something to do before the time it sleeps for.
     rung: Cell<bool>,
     bell: Signal,
@@ -54,13 +99,35 @@ pub(crate) struct Residency {
     stopped: Cell<bool>,
 }
 
+/// What some objects take.
+#[derive(Default)]
+struct Sum {
+    bytes: Cell<usize>,
+    /// The same with large objects as the half of what is allowed.
+    capped: Cell<usize>,
+}
+
+impl Sum {
+    fn add(&self, bytes: usize, cap: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+        self.capped.set(self.capped.get() + bytes.min(cap));
+    }
+
+    fn sub(&self, bytes: usize, cap: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.capped.set(self.capped.get() - bytes.min(cap));
+    }
+}
+
 /// A place in the queue: when by the core's clock, and which object.
 type Turn = (Duration, u64);
 
 /// One object's part. Dropped, it takes no room any more.
 pub(crate) struct Place {
-    pub(crate) residency: Rc<Residency>,
+    residency: Rc<Residency>,
     number: u64,
+    /// How long it stays with nothing to do.
+    idle_max: Duration,
     /// Its place in the queue, if it is there.
     turn: Cell<Option<Turn>>,
     /// When it last had something to do, by the core's clock.
@@ -72,17 +139,19 @@ pub(crate) struct Place {
     bytes: Cell<usize>,
     /// It was told to go, and nothing came since.
     leaving: Cell<bool>,
+    /// It is among the large ones.
+    listed: Cell<bool>,
 }
 
 impl Residency {
-    pub(crate) fn new(limits: &StackLimits) -> Rc<Self> {
+    fn new(bytes_max: usize) -> Rc<Self> {
         Rc::new(Self {
-            idle: limits.idle,
-            bytes_max: limits.resident_bytes,
+            bytes_max,
             queue: RefCell::default(),
             entered: Cell::new(0),
-            bytes: Cell::new(0),
-            leaving: Cell::new(0),
+            all: Sum::default(),
+            leaving: Sum::default(),
+            large: RefCell::default(),
             rung: Cell::new(false),
             bell: Signal::default(),
             looked: Cell::new(false),
@@ -91,22 +160,20 @@ impl Residency {
         })
     }
 
-    /// The part of an object that is to come to life, by the core's clock `now`. Waits for those that
-    /// leave, if too much room is taken.
-    ///
-    /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
-    pub(crate) async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {
+    async fn place(self: &Rc<Self>, now: Duration, idle_max: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
-        self.bytes.set(self.bytes.get() + OBJECT_BYTES);
+        self.all.add(OBJECT_BYTES, self.cap());
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
+            idle_max,
             turn: Cell::default(),
             last: Cell::new(now),
             idle: Cell::new(false),
             rested: Cell::new(now),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
+            listed: Cell::new(false),
         };
         if !self.is_full() {
             return Ok(place);
@@ -117,11 +184,11 @@ impl Residency {
             false => Some(Ok(())),
             // One that is in the queue has become idle since the look, and goes with the next one.
             true if self.looked.get()
-                && self.leaving.get() == 0
+                && self.leaving.bytes.get() == 0
                 && self.queue.borrow().is_empty() =>
             {
-                let bytes = self.bytes.get();
-                let text = format!("the objects of its core take {bytes} bytes, and none is idle");
+                let bytes = self.all.bytes.get();
+                let text = format!("its core's objects take {bytes} bytes, and none is idle");
                 Some(Err(engine::Error::coded(engine::Kind::Overloaded, FULL, text)))
             }
             true => None,
@@ -129,39 +196,46 @@ impl Residency {
         room.await.map(|()| place)
     }
 
-    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
-    /// [`OBJECT_BYTES`].
-    pub(crate) fn had_turn(&self, object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
+    fn had_turn(&self, object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
         let place = &object.place;
         place.last.set(now);
         place.idle.set(idle);
         place.set_bytes(OBJECT_BYTES + bytes);
+        if place.is_large() && !place.listed.replace(true) {
+            self.large.borrow_mut().push(Rc::downgrade(object));
+        }
         if !idle {
             return;
         }
         place.rested.set(now);
         if place.turn.get().is_none() {
-            let was_empty = self.queue.borrow().is_empty();
-            self.queue_up(object, now.saturating_add(self.idle));
-            self.ring_if(was_empty);
+            self.queue_up(object, now.saturating_add(place.idle_max));
+            // The task sleeps until the one that was the first before is due.
+            let first = self.queue.borrow().first_key_value().map(|(turn, _)| *turn);
+            self.ring_if(first == place.turn.get());
         }
-        self.ring_if(self.is_over());
-    }
-
-    /// An object is gone.
-    pub(crate) fn leave(&self, instance: &Instance) {
-        if let Some(turn) = instance.place.turn.take() {
-            self.queue.borrow_mut().remove(&turn);
-        }
+        self.ring_if(self.is_over() || (place.is_large() && self.is_over_for_large()));
     }
 
     /// Whether what is in use takes twice of what is allowed.
     fn is_full(&self) -> bool {
-        self.bytes.get() > self.bytes_max.saturating_mul(2)
+        self.all.bytes.get() > self.bytes_max.saturating_mul(2)
     }
 
+    /// Whether idle objects are to leave.
     fn is_over(&self) -> bool {
-        self.bytes.get() - self.leaving.get() > self.bytes_max
+        self.all.capped.get() - self.leaving.capped.get() > self.bytes_max
+            || (self.is_full() && self.is_over_for_large())
+    }
+
+    /// Whether idle large objects are to leave.
+    fn is_over_for_large(&self) -> bool {
+        self.all.bytes.get() - self.leaving.bytes.get() > self.bytes_max
+    }
+
+    /// What an object counts at most where others are to leave for it.
+    fn cap(&self) -> usize {
+        self.bytes_max / 2
     }
 
     fn ring_if(&self, due: bool) {
@@ -170,8 +244,7 @@ impl Residency {
         }
     }
 
-    /// Nobody is sent away any more.
-    pub(crate) fn stop(&self) {
+    fn stop(&self) {
         self.stopped.set(true);
         self.ring_if(true);
     }
@@ -182,19 +255,18 @@ impl Residency {
         self.queue.borrow_mut().insert(turn, Rc::downgrade(instance));
     }
 
-    /// The core's task that sends objects away.
-    pub(crate) async fn run(core: Rc<Inner>) {
-        let residency = &core.residency;
-        while !residency.stopped.get() {
-            residency.rung.set(false);
-            let wait = residency.sweep(core.host.now());
-            residency.looked.set(true);
-            residency.room.notify();
-            let rung = residency.bell.until(|| residency.rung.get().then_some(()));
+    /// The task that sends objects away.
+    async fn run(self: Rc<Self>, host: CoreHost) {
+        while !self.stopped.get() {
+            self.rung.set(false);
+            let wait = self.sweep(host.now());
+            self.looked.set(true);
+            self.room.notify();
+            let rung = self.bell.until(|| self.rung.get().then_some(()));
             match wait {
                 None => rung.await,
                 Some(wait) => {
-                    let sleep = core.host.sleep(wait).boxed_local();
+                    let sleep = host.sleep(wait).boxed_local();
                     select(rung.boxed_local(), sleep).map(drop).await;
                 }
             }
@@ -203,6 +275,7 @@ impl Residency {
 
     /// Sends away what is to go now. How long until the next look; none if nobody is there.
     fn sweep(&self, now: Duration) -> Option<Duration> {
+        self.send_large_away();
         // Each once: those that can't go stay, however much memory is wanted.
         let looks = self.queue.borrow().len();
         for _ in 0..looks {
@@ -217,13 +290,12 @@ impl Residency {
             if !instance.place.is_idle() {
                 continue;
             }
-            let due = instance.place.last.get().saturating_add(self.idle);
+            let due = instance.place.last.get().saturating_add(instance.place.idle_max);
             // The first whose place was right is the one that was idle for longest. What it wrote and
             // is not durable yet it still waits for.
             if due <= now || (over && due <= at) {
                 tracing::debug!(object = %instance.id, over, "an idle object leaves memory");
-                instance.evict();
-                instance.place.told_to_go();
+                send_away(&instance);
             } else {
                 self.queue_up(&instance, due);
             }
@@ -232,12 +304,52 @@ impl Residency {
         // A look that found none is not repeated at once.
         Some(at.saturating_sub(now).max(Duration::from_millis(1)))
     }
+
+    /// Sends away idle large objects while too much is taken, those that were idle for longest first.
+    fn send_large_away(&self) {
+        let stays = |one: &Weak<Instance>| {
+            one.upgrade().is_some_and(|one| {
+                one.place.listed.set(one.place.is_large());
+                one.place.is_large()
+            })
+        };
+        self.large.borrow_mut().retain(stays);
+        let mut idle: Vec<_> = self.large.borrow().iter().filter_map(Weak::upgrade).collect();
+        idle.retain(|instance| instance.place.is_idle() && !instance.place.leaving.get());
+        idle.sort_by_key(|instance| (instance.place.last.get(), instance.place.number));
+        for instance in idle {
+            if !self.is_over_for_large() {
+                return;
+            }
+            tracing::debug!(object = %instance.id, "an idle object that is large leaves memory");
+            instance.place.leave();
+            send_away(&instance);
+        }
+    }
+}
+
+fn send_away(instance: &Rc<Instance>) {
+    instance.evict();
+    instance.place.told_to_go();
 }
 
 impl Place {
+    /// The object had a turn, has nothing more to do if `idle`, and takes so many bytes beside
+    /// [`OBJECT_BYTES`].
+    pub(crate) fn had_turn(object: &Rc<Instance>, now: Duration, idle: bool, bytes: usize) {
+        object.place.residency.had_turn(object, now, idle, bytes);
+    }
+
+    /// The object is gone.
+    pub(crate) fn leave(&self) {
+        if let Some(turn) = self.turn.take() {
+            self.residency.queue.borrow_mut().remove(&turn);
+        }
+    }
+
     fn told_to_go(&self) {
         assert!(!self.leaving.replace(true));
-        self.residency.leaving.set(self.residency.leaving.get() + self.bytes.get());
+        self.residency.leaving.add(self.bytes.get(), self.residency.cap());
     }
 
     /// Something to do has come. Whoever was told to go still goes, but not before it is done: nobody
@@ -245,7 +357,7 @@ impl Place {
     pub(crate) fn wake(&self) {
         self.idle.set(false);
         if self.leaving.replace(false) {
-            self.residency.leaving.set(self.residency.leaving.get() - self.bytes.get());
+            self.residency.leaving.sub(self.bytes.get(), self.residency.cap());
             self.residency.room.notify();
         }
     }
@@ -262,10 +374,15 @@ impl Place {
 
     fn set_bytes(&self, bytes: usize) {
         let (residency, before) = (&self.residency, self.bytes.replace(bytes));
-        residency.bytes.set(residency.bytes.get() - before + bytes);
-        if self.leaving.get() {
-            residency.leaving.set(residency.leaving.get() - before + bytes);
+        let sums = [Some(&residency.all), self.leaving.get().then_some(&residency.leaving)];
+        for sum in sums.into_iter().flatten() {
+            sum.sub(before, residency.cap());
+            sum.add(bytes, residency.cap());
         }
+    }
+
+    fn is_large(&self) -> bool {
+        self.bytes.get() > self.residency.cap()
     }
 }
 

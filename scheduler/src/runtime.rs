@@ -8,14 +8,18 @@ use std::sync::Mutex;
 use std::sync::mpsc;
 
 use dormouse_engine as engine;
+use dormouse_engine::clock::Clock;
 use dormouse_engine::real::{CoreOptions, CoreThread, DiskChoice, RealEnv};
 use dormouse_engine::{Limits, StoreLock, Superblock};
-#[cfg(feature = "server")]
 use futures_channel::oneshot;
+use futures_util::future::{Either, FutureExt, select};
 
 use crate::error::Result;
 use crate::id::Id;
 use crate::object::DurableObject;
+use crate::options::NamespaceOptions;
+#[cfg(feature = "server")]
+use crate::outside::{OutsideLimits, TokioNetwork};
 #[cfg(feature = "server")]
 use crate::server::{self, Drained, Router, Server, ServerOptions};
 #[cfg(feature = "server")]
@@ -24,11 +28,13 @@ use crate::stub::Namespace;
 use crate::topology::{StackLimits, Topology, TopologyBuilder};
 
 /// Builds a [`Runtime`].
+#[derive(Clone)]
 pub struct RuntimeBuilder {
     dir: PathBuf,
     topology: TopologyBuilder,
     cores: Option<usize>,
     disk: DiskChoice,
+    clock: Clock,
 }
 
 impl RuntimeBuilder {
@@ -37,8 +43,21 @@ impl RuntimeBuilder {
     /// # Panics
     /// If the name or the type is there already.
     #[must_use]
-    pub fn namespace<T: DurableObject>(mut self, name: &str) -> Self {
-        self.topology = self.topology.namespace::<T>(name);
+    pub fn namespace<T: DurableObject>(self, name: &str) -> Self {
+        self.namespace_with::<T>(name, NamespaceOptions::DEFAULT)
+    }
+
+    /// [`namespace`](Self::namespace), with options.
+    ///
+    /// # Panics
+    /// Likewise.
+    #[must_use]
+    pub fn namespace_with<T: DurableObject>(
+        mut self,
+        name: &str,
+        options: NamespaceOptions,
+    ) -> Self {
+        self.topology = self.topology.namespace_with::<T>(name, options);
         self
     }
 
@@ -57,10 +76,23 @@ impl RuntimeBuilder {
         self
     }
 
+    /// The bounds of what objects open to the outside; [`OutsideLimits::PRODUCTION`] unless said.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub fn outside(mut self, limits: OutsideLimits) -> Self {
+        self.topology = self.topology.outside(TokioNetwork, limits);
+        self
+    }
+
     /// How to reach the disk.
     #[must_use]
     pub fn disk(mut self, disk: DiskChoice) -> Self {
         self.disk = disk;
+        self
+    }
+
+    pub(crate) fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
         self
     }
 
@@ -75,10 +107,11 @@ impl RuntimeBuilder {
         let mut runtime = Runtime {
             topology,
             threads: Vec::new(),
+            kills: Vec::new(),
             #[cfg(feature = "server")]
             servers: Mutex::default(),
         };
-        let first = Start { dir: self.dir, disk: self.disk, shards };
+        let first = Start { dir: self.dir, disk: self.disk, clock: self.clock, shards };
         let superblock = runtime.start_core(&first, 0, cores, None)?;
         for core in 1..cores {
             runtime.start_core(&first, core, cores, Some(superblock))?;
@@ -96,6 +129,7 @@ fn entropy() -> u64 {
 struct Start {
     dir: PathBuf,
     disk: DiskChoice,
+    clock: Clock,
     shards: u16,
 }
 
@@ -103,6 +137,8 @@ struct Start {
 pub struct Runtime {
     topology: Topology,
     threads: Vec<CoreThread<Result<()>>>,
+    /// Sent, they end the cores at once. Dropped, they do nothing.
+    kills: Vec<oneshot::Sender<()>>,
     #[cfg(feature = "server")]
     servers: Mutex<Vec<Server>>,
 }
@@ -110,12 +146,16 @@ pub struct Runtime {
 impl Runtime {
     /// A runtime on the store in `dir`, which is created if it is not there.
     pub fn builder(dir: impl AsRef<Path>) -> RuntimeBuilder {
-        RuntimeBuilder {
+        let builder = RuntimeBuilder {
             dir: dir.as_ref().to_owned(),
             topology: Topology::builder(),
             cores: None,
             disk: DiskChoice::Auto,
-        }
+            clock: Clock::System,
+        };
+        #[cfg(feature = "server")]
+        let builder = builder.outside(OutsideLimits::PRODUCTION);
+        builder
     }
 
     /// The namespace of the objects of type `T`.
@@ -173,6 +213,22 @@ impl Runtime {
         self.end()
     }
 
+    pub(crate) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Ends the cores at once, as the process's end would: what the disk has not been given by then
+    /// never reaches it.
+    pub(crate) fn kill(mut self) {
+        let kills = std::mem::take(&mut self.kills);
+        for kill in kills {
+            let _it_ended_before = kill.send(());
+        }
+        if let Err(error) = self.end() {
+            tracing::debug!(%error, "a killed runtime");
+        }
+    }
+
     fn end(&mut self) -> Result<()> {
         #[cfg(feature = "server")]
         let servers: Vec<_> = {
@@ -197,10 +253,21 @@ impl Runtime {
     ) -> Result<Superblock> {
         let cpu = (cores > 1).then_some(core);
         let name = format!("dormouse-{core}");
-        let options = CoreOptions { name, cpu, dir: start.dir.clone(), disk: start.disk };
+        let (dir, disk, clock) = (start.dir.clone(), start.disk, start.clock.clone());
+        let options = CoreOptions { name, cpu, dir, disk, clock };
         let (sender, receiver) = mpsc::channel();
         let (topology, shards) = (self.topology.clone(), start.shards);
-        let main = move |env| serve(env, topology, core, superblock, shards, sender);
+        let (kill, killed) = oneshot::channel();
+        self.kills.push(kill);
+        let main = move |env| {
+            let serving = serve(env, topology, core, superblock, shards, sender);
+            async move {
+                match select(Box::pin(serving), killed.then(only_if_sent).boxed_local()).await {
+                    Either::Left((ended, _)) => ended,
+                    Either::Right(_) => Ok(()),
+                }
+            }
+        };
         self.threads.push(CoreThread::spawn(options, main).map_err(io)?);
         match receiver.recv() {
             Ok(superblock) => Ok(superblock),
@@ -218,6 +285,12 @@ impl Drop for Runtime {
         if let Err(error) = self.end() {
             tracing::error!(%error, "closing the runtime");
         }
+    }
+}
+
+async fn only_if_sent(kill: Result<(), oneshot::Canceled>) {
+    if kill.is_err() {
+        std::future::pending().await
     }
 }
 

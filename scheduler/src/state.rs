@@ -13,7 +13,9 @@ use futures_util::future::{Either, FutureExt, select};
 use crate::error::{Error, Result};
 use crate::id::Id;
 use crate::instance::{Instance, Work, outside};
+use crate::object::DurableObject;
 use crate::storage::Storage;
+use crate::stub::Namespace;
 
 /// How long a critical section or a transaction may take.
 const SECTION_MAX: Duration = Duration::from_secs(30);
@@ -45,6 +47,15 @@ impl State {
     /// The object's storage.
     pub fn storage(&self) -> &Storage {
         &self.0.storage
+    }
+
+    /// The objects of another type, or of this one, of the same runtime. What is said to them waits
+    /// at the output gate.
+    ///
+    /// # Panics
+    /// If the runtime has no namespace of this type.
+    pub fn namespace<T: DurableObject>(&self) -> Namespace<T> {
+        self.0.instance.topology.namespace()
     }
 
     /// The wall clock, in milliseconds since 1970.

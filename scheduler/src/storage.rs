@@ -24,10 +24,13 @@ use crate::error::{Error, Result};
 use crate::host::{CoreHost, Home};
 use crate::instance::{Instance, Work, outside};
 use crate::state::{section_limit, took_too_long};
+use crate::value::{decode, encode};
 
 type Scope = dormouse_cache::Transaction<CoreHost, Home>;
 
-/// An object's storage. Values are any serde types, kept as JSON, or bytes as they are.
+/// An object's storage. Values are any serde types, kept as MessagePack with the names of their fields, or
+/// bytes as they are. A `Vec<u8>` is to serde a list of numbers; `serde_bytes` and `put_bytes` keep bytes. Of
+/// `Option<Option<T>>` and `Option<()>` serde's formats, this one too, keep only whether there is a `T`.
 pub struct Storage {
     instance: Rc<Instance>,
     /// The transaction that these operations belong to.
@@ -97,10 +100,6 @@ macro_rules! on {
 
 fn keys_of<'a>(keys: &'a [&'a str]) -> Vec<&'a [u8]> {
     keys.iter().map(|key| key.as_bytes()).collect()
-}
-
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    Ok(serde_json::from_slice(bytes)?)
 }
 
 /// Keys came in as text; one that a tool wrote otherwise is shown as near as can be.
@@ -222,9 +221,9 @@ impl Storage {
 
     /// See [`Storage::put`].
     pub fn put_with<T: Serialize + ?Sized>(&self, key: &str, value: &T, options: Write) -> Op<()> {
-        match serde_json::to_vec(value) {
+        match encode(value) {
             Ok(bytes) => self.put_bytes_with(key, bytes, options),
-            Err(error) => Self::failed(error.into()),
+            Err(error) => Self::failed(error),
         }
     }
 
@@ -243,9 +242,9 @@ impl Storage {
     pub fn put_many<T: Serialize>(&self, entries: &[(&str, T)]) -> Op<()> {
         let mut encoded = Vec::with_capacity(entries.len());
         for (key, value) in entries {
-            match serde_json::to_vec(value) {
-                Ok(bytes) => encoded.push((*key, Bytes::from(bytes))),
-                Err(error) => return Self::failed(error.into()),
+            match encode(value) {
+                Ok(bytes) => encoded.push((*key, bytes)),
+                Err(error) => return Self::failed(error),
             }
         }
         self.put_many_bytes(&encoded)
@@ -286,9 +285,10 @@ impl Storage {
         self.op(answer, options.allows_concurrency(), Ok)
     }
 
-    /// Removes all keys and the alarm, in one atomic step. Not in a transaction.
+    /// Removes all keys and the alarm, in one atomic step; the alarm stays if the
+    /// [namespace's options](crate::NamespaceOptions::delete_all) say so. Not in a transaction.
     pub fn delete_all(&self) -> Op<()> {
-        self.delete_all_with(AlarmToo::Clear, Write::default())
+        self.delete_all_with(self.instance.delete_all, Write::default())
     }
 
     /// See [`Storage::delete_all`].
@@ -332,9 +332,10 @@ impl Storage {
         self.op(on!(self, set_alarm(None, options)), options.allows_concurrency(), Ok)
     }
 
-    /// Waits until all that was written is durable.
+    /// Waits until all that was written is durable. Other events are let in meanwhile, unlike
+    /// while a read or a write is waited for.
     pub fn sync(&self) -> Op<()> {
-        self.op(self.instance.cache.sync(), false, Ok)
+        self.op(self.instance.cache.sync(), true, Ok)
     }
 
     /// Runs `work` with no other event let in, and makes its changes together, or, if it fails or

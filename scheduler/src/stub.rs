@@ -103,13 +103,38 @@ impl<T: DurableObject> Stub<T> {
         Call(receiver)
     }
 
+    /// What a router needs to bring requests to it.
+    #[cfg(feature = "server")]
+    pub(crate) fn address(&self) -> (Topology, usize, Id) {
+        (self.namespace.topology.clone(), self.namespace.class, self.id.clone())
+    }
+
+    /// Deletes the object for good: its instance ends, its keys, alarm and name are removed in one
+    /// atomic step, and its sockets are closed (1001). Calls made before, and not answered, fail with
+    /// code `object-deleted`; those made later, through this stub or another one, meet an object that
+    /// never was. Resolves when it is durable; also for an object that does not exist, and for one that
+    /// can't be read.
+    ///
+    /// [`Storage::delete_all`](crate::Storage::delete_all) is something else: an operation of the object's own, which goes on
+    /// living with what it has in memory, its sockets, and whatever it writes next.
+    ///
+    /// Errors: of the storage engine; the instance has ended all the same. `Unknown`: it may have happened.
+    pub fn delete(&self) -> Call<()> {
+        let (reply, receiver) = Reply::new();
+        let (id, class) = (self.id.clone(), self.namespace.class);
+        self.post(Mail::Delete { id, class, reply });
+        Call(receiver)
+    }
+
     fn send(&self, call: Box<dyn Deliver>) {
-        let (topology, id) = (self.namespace.topology.clone(), self.id.clone());
-        let mail = Mail::Call { id, class: self.namespace.class, call };
-        let object = self.id.object();
+        self.post(Mail::Call { id: self.id.clone(), class: self.namespace.class, call });
+    }
+
+    fn post(&self, mail: Mail) {
+        let (topology, object) = (self.namespace.topology.clone(), self.id.object());
         let send = move || {
-            if let Err((Mail::Call { call, .. }, error)) = topology.send(object, mail) {
-                call.refuse(error.into());
+            if let Err((mail, error)) = topology.send(object, mail) {
+                mail.refuse(error.into());
             }
         };
         // What an object says waits at its output gate.

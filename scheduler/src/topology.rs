@@ -13,14 +13,17 @@ use futures_channel::oneshot;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::core::Core;
-use crate::error::Result;
-use crate::event::Deliver;
+use crate::error::{Error, Result};
 #[cfg(feature = "server")]
-use crate::event::{Fetch, Reply};
+use crate::event::Fetch;
+use crate::event::{Deliver, Reply};
 #[cfg(feature = "server")]
 use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
+use crate::options::{Bounds, NamespaceOptions};
+#[cfg(feature = "server")]
+use crate::outside::{Network, Outside, OutsideLimits};
 use crate::socket::event::SocketEvent;
 use crate::socket::{SocketLimits, WebSocket};
 use crate::state::State;
@@ -46,6 +49,9 @@ pub struct StackLimits {
     /// longest first. At twice of it no further object is started: calls that would need one are refused
     /// (`Overloaded`).
     pub resident_bytes: usize,
+    /// Bytes that live objects have written together and are not durable yet, beyond which writes are
+    /// answered and turns start only after a flush; `cache` has each object's own bound.
+    pub dirty_bytes: usize,
     /// Of WebSockets.
     pub sockets: SocketLimits,
 }
@@ -59,6 +65,7 @@ impl StackLimits {
         alarms: 256,
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
+        dirty_bytes: 64 << 20,
         sockets: SocketLimits::PRODUCTION,
     };
 }
@@ -72,6 +79,7 @@ pub(crate) struct Class {
     pub(crate) name: Arc<str>,
     pub(crate) key: NamespaceKey,
     type_id: TypeId,
+    pub(crate) options: NamespaceOptions,
     pub(crate) build: fn(State) -> Rc<dyn Any>,
     #[cfg(feature = "server")]
     pub(crate) fetch: fn(Request, Reply<Response>) -> Box<dyn Deliver>,
@@ -80,11 +88,12 @@ pub(crate) struct Class {
 }
 
 impl Class {
-    fn new<T: DurableObject>(name: &str) -> Self {
+    fn new<T: DurableObject>(name: &str, options: NamespaceOptions) -> Self {
         Self {
             name: name.into(),
             key: NamespaceKey::new(name),
             type_id: TypeId::of::<T>(),
+            options,
             build: |state| Rc::new(T::new(state)),
             #[cfg(feature = "server")]
             fetch: |request, reply| {
@@ -121,18 +130,54 @@ impl Class {
 
 /// What a core is told.
 pub(crate) enum Mail {
-    Call { id: Id, class: usize, call: Box<dyn Deliver> },
-    Evict { id: ObjectId, done: oneshot::Sender<()> },
-    Abort { id: ObjectId, reason: String, done: oneshot::Sender<()> },
+    Call {
+        id: Id,
+        class: usize,
+        call: Box<dyn Deliver>,
+    },
+    Delete {
+        id: Id,
+        class: usize,
+        reply: Reply<()>,
+    },
+    Evict {
+        id: ObjectId,
+        done: oneshot::Sender<()>,
+    },
+    Abort {
+        id: ObjectId,
+        reason: String,
+        done: oneshot::Sender<()>,
+    },
+    /// To be told when no alarm is due or runs.
+    Settle {
+        done: oneshot::Sender<()>,
+    },
+}
+
+impl Mail {
+    /// Answers what could not be sent.
+    pub(crate) fn refuse(self, error: Error) {
+        match self {
+            Self::Call { call, .. } => call.refuse(error),
+            Self::Delete { reply, .. } => reply.send(Err(error)),
+            // Whoever waits sees that it was dropped.
+            Self::Evict { .. } | Self::Abort { .. } | Self::Settle { .. } => {}
+        }
+    }
 }
 
 struct Shared {
     classes: Vec<Class>,
+    /// Of the objects of each class.
+    bounds: Vec<Bounds>,
     mailboxes: Vec<Sender<Mail>>,
     receivers: Mutex<Vec<Option<Receiver<Mail>>>>,
     /// Known once the first core has opened the store.
     shards: OnceLock<u16>,
     limits: StackLimits,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
@@ -141,10 +186,13 @@ struct Shared {
 pub struct Topology(Arc<Shared>);
 
 /// Builds a [`Topology`].
+#[derive(Clone)]
 pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
     limits: StackLimits,
+    #[cfg(feature = "server")]
+    outside: Option<Outside>,
 }
 
 impl TopologyBuilder {
@@ -153,8 +201,21 @@ impl TopologyBuilder {
     /// # Panics
     /// If the name or the type is there already.
     #[must_use]
-    pub fn namespace<T: DurableObject>(mut self, name: &str) -> Self {
-        let class = Class::new::<T>(name);
+    pub fn namespace<T: DurableObject>(self, name: &str) -> Self {
+        self.namespace_with::<T>(name, NamespaceOptions::DEFAULT)
+    }
+
+    /// See [`namespace`](Self::namespace).
+    ///
+    /// # Panics
+    /// Likewise.
+    #[must_use]
+    pub fn namespace_with<T: DurableObject>(
+        mut self,
+        name: &str,
+        options: NamespaceOptions,
+    ) -> Self {
+        let class = Class::new::<T>(name, options);
         let taken = |other: &Class| *other.name == *name || other.type_id == class.type_id;
         assert!(!self.classes.iter().any(taken), "namespace {name} or its type is there already");
         self.classes.push(class);
@@ -175,16 +236,28 @@ impl TopologyBuilder {
         self
     }
 
+    /// What objects reach the outside by; nothing unless said.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub fn outside(mut self, network: impl Network, limits: OutsideLimits) -> Self {
+        self.outside = Some(Outside { network: Arc::new(network), limits });
+        self
+    }
+
     /// The topology. `entropy` gives the random bits of new unique ids.
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
             (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
+        let bounds = |class: &Class| Bounds::new(&class.options, &self.limits);
         Topology(Arc::new(Shared {
+            bounds: self.classes.iter().map(bounds).collect(),
             classes: self.classes,
             mailboxes,
             receivers: Mutex::new(receivers.into_iter().map(Some).collect()),
             shards: OnceLock::new(),
             limits: self.limits,
+            #[cfg(feature = "server")]
+            outside: self.outside,
             entropy: Box::new(entropy),
         }))
     }
@@ -193,7 +266,13 @@ impl TopologyBuilder {
 impl Topology {
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
-        TopologyBuilder { classes: Vec::new(), cores: 1, limits: StackLimits::PRODUCTION }
+        TopologyBuilder {
+            classes: Vec::new(),
+            cores: 1,
+            limits: StackLimits::PRODUCTION,
+            #[cfg(feature = "server")]
+            outside: None,
+        }
     }
 
     /// Opens the shards of core `core`: every shard whose number, modulo the number of cores, is
@@ -246,6 +325,13 @@ impl Topology {
         }
     }
 
+    pub(crate) fn settle_core(&self, core: usize) -> oneshot::Receiver<()> {
+        let (done, settled) = oneshot::channel();
+        // A mailbox that does not take it drops it.
+        let _dropped = self.0.mailboxes[core].send(Mail::Settle { done }).is_err();
+        settled
+    }
+
     /// Lets all cores end: no new calls; those that are there are answered.
     pub fn shutdown(&self) {
         self.0.mailboxes.iter().for_each(Sender::close);
@@ -253,6 +339,22 @@ impl Topology {
 
     pub(crate) fn limits(&self) -> &StackLimits {
         &self.0.limits
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn outside(&self) -> Option<&Outside> {
+        self.0.outside.as_ref()
+    }
+
+    /// The bounds of the objects of a class.
+    pub(crate) fn bounds(&self, class: usize) -> &Bounds {
+        &self.0.bounds[class]
+    }
+
+    /// How much memory the live objects of each class may take, where they have a budget of their
+    /// own.
+    pub(crate) fn budgets(&self) -> impl Iterator<Item = Option<usize>> {
+        self.0.classes.iter().map(|class| class.options.resident_bytes)
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -279,11 +381,8 @@ impl Topology {
     pub(crate) fn fetch(&self, class: usize, id: Id, request: Request) -> Call<Response> {
         let (reply, receiver) = Reply::new();
         let call = (self.class(class).fetch)(request, reply);
-        let object = id.object();
-        if let Err((Mail::Call { call, .. }, error)) =
-            self.send(object, Mail::Call { id, class, call })
-        {
-            call.refuse(error.into());
+        if let Err((mail, error)) = self.send(id.object(), Mail::Call { id, class, call }) {
+            mail.refuse(error.into());
         }
         Call::new(receiver)
     }

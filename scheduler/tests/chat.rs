@@ -1,16 +1,20 @@
 //! The chat of `cargo chat`, through its server, with a real WebSocket client.
 
 #![expect(clippy::disallowed_types, reason = "clients on a real network")]
+#![expect(clippy::disallowed_methods, reason = "tests on the real clock")]
 
-#[path = "../examples/chat/room.rs"]
-mod room;
+#[path = "../examples/chat/main.rs"]
+#[expect(dead_code, reason = "its own main")]
+mod chat;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use chat::{room, web};
 use dormouse_engine::call::wait;
 use dormouse_scheduler::prelude::Runtime;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use tungstenite::{Message, WebSocket};
 
@@ -21,9 +25,8 @@ struct Chat {
 
 impl Chat {
     fn start(dir: &tempfile::TempDir) -> Self {
-        let builder = Runtime::builder(dir).cores(1);
-        let runtime = builder.namespace::<room::Room>("rooms").start().unwrap();
-        let address = runtime.serve_router("127.0.0.1:0", room::router(&runtime)).wait().unwrap();
+        let runtime = web::start(dir, Duration::from_secs(10), Some(2)).unwrap();
+        let address = runtime.serve_router("127.0.0.1:0", web::router(&runtime)).wait().unwrap();
         Self { runtime, address }
     }
 
@@ -38,18 +41,26 @@ impl Chat {
         stream
     }
 
-    fn get(&self, path: &str) -> String {
+    /// The whole answer.
+    fn ask(&self, method: &str, path: &str) -> String {
         let mut stream = self.stream();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
     }
 
-    fn visit(&self, room: &str) -> Guest {
+    fn try_visit(&self, room: &str) -> Result<Guest, String> {
+        let room = utf8_percent_encode(room, NON_ALPHANUMERIC);
         let url = format!("ws://{}/rooms/{room}", self.address);
-        let (socket, _response) = tungstenite::client(url, self.stream()).unwrap();
-        Guest(socket)
+        match tungstenite::client(url, self.stream()) {
+            Ok((socket, _response)) => Ok(Guest(socket)),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn visit(&self, room: &str) -> Guest {
+        self.try_visit(room).unwrap()
     }
 
     /// Enters, and gives what was said before.
@@ -60,6 +71,7 @@ impl Chat {
         loop {
             let value = guest.hear();
             if value["ready"] == name {
+                assert!(value["now"].is_u64() && value["idle"] == 10_000, "{value}");
                 return (guest, heard);
             }
             heard.push(value);
@@ -67,11 +79,16 @@ impl Chat {
     }
 }
 
+#[derive(Debug)]
 struct Guest(WebSocket<TcpStream>);
 
 impl Guest {
+    fn send_text(&mut self, text: &str) {
+        self.0.send(Message::text(text)).unwrap();
+    }
+
     fn send(&mut self, value: &Value) {
-        self.0.send(Message::text(value.to_string())).unwrap();
+        self.send_text(&value.to_string());
     }
 
     fn say(&mut self, text: &str) {
@@ -97,7 +114,7 @@ fn people_talk_and_who_comes_later_is_told_what_was_said() {
     let chat = Chat::start(&dir);
     let (mut ann, heard) = chat.enter("lobby", "ann");
     assert_eq!(heard, [json!({ "members": ["ann"] })]);
-    let (mut ben, heard) = chat.enter("lobby", " ben ".trim());
+    let (mut ben, heard) = chat.enter("lobby", "ben");
     assert_eq!(heard, [json!({ "members": ["ann", "ben"] })]);
     assert_eq!(ann.hear(), json!({ "joined": "ben" }));
     let mut times = Vec::new();
@@ -117,13 +134,18 @@ fn people_talk_and_who_comes_later_is_told_what_was_said() {
     // It sleeps: sockets stay, names too, and times go on to rise.
     chat.sleep("lobby");
     ben.say("awake?");
-    assert_eq!(ann.hear(), json!({ "woke": true }));
+    assert_eq!(ann.hear(), json!({ "woke": 0 }), "it was put to sleep before its time");
     let (name, message, time) = ann.hear_said();
     assert_eq!((&*name, &*message), ("ben", "awake?"));
     times.push(time);
     assert!(times.is_sorted_by(|a, b| a < b), "{times:?}");
     drop(ben);
     assert_eq!(ann.hear(), json!({ "quit": "ben" }));
+    let (cat, _) = chat.enter("lobby", "cat");
+    assert_eq!(ann.hear(), json!({ "joined": "cat" }));
+    let Guest(mut cat) = cat;
+    cat.close(None).unwrap();
+    assert_eq!(ann.hear(), json!({ "left": "cat" }));
     let closing = tungstenite::protocol::CloseFrame { code: 4000.into(), reason: "bye".into() };
     ann.0.close(Some(closing)).unwrap();
     assert!(
@@ -148,8 +170,76 @@ fn a_ping_is_answered_without_waking_the_room() {
     let chat = Chat::start(&dir);
     let (mut ann, _) = chat.enter("lobby", "ann");
     chat.sleep("lobby");
-    ann.0.send(Message::text("ping")).unwrap();
-    assert_eq!(ann.0.read().unwrap(), Message::text("pong"), "and not that it woke");
+    ann.send_text("ping");
+    let pong = ann.hear();
+    assert!(pong["pong"].as_u64().is_some(), "{pong} is not that it woke");
+    ann.send_text("ping");
+    assert_eq!(ann.hear(), pong, "nothing happened meanwhile");
+    // Another kind of object, and one more second, before it is asked again.
+    std::thread::sleep(Duration::from_millis(20));
+    ann.say("hello");
+    assert!(ann.hear()["woke"].is_u64());
+    ann.hear_said();
+    ann.send_text("ping");
+    assert!(ann.hear()["pong"].as_u64() > pong["pong"].as_u64());
+}
+
+#[test]
+fn a_private_room_is_found_by_its_id_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let chat = Chat::start(&dir);
+    let answer = chat.ask("POST", "/rooms");
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    let id = answer.lines().last().unwrap();
+    assert_eq!(id.len(), 64, "{answer}");
+    assert_ne!(chat.ask("POST", "/rooms").lines().last().unwrap(), id);
+    let (mut ann, _) = chat.enter(id, "ann");
+    let (mut ben, heard) = chat.enter(&id.to_uppercase(), "ben");
+    assert_eq!(heard, [json!({ "members": ["ann", "ben"] })]);
+    ann.hear();
+    ben.say("just us");
+    assert_eq!(ann.hear_said().1, "just us");
+    // Nobody else's id, nor a made-up one.
+    let foreign = format!("{}0", &id[..63]);
+    assert!(chat.try_visit(&foreign).unwrap_err().contains("404"));
+    assert!(chat.ask("GET", &format!("/rooms/{foreign}")).contains("no such private room"));
+    // After a restart it is there for whoever has the id.
+    chat.runtime.close().unwrap();
+    let chat = Chat::start(&dir);
+    let (_cat, heard) = chat.enter(id, "cat");
+    assert_eq!(heard[1]["message"], "just us");
+}
+
+/// The limiter is one object for all that an address does, in whatever room, and outlives a restart.
+#[test]
+fn who_says_too_much_is_told_to_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let chat = Chat::start(&dir);
+    let (mut ann, _) = chat.enter("lobby", "ann");
+    let (mut ben, _) = chat.enter("other", "ben");
+    for n in 0..30 {
+        ann.say(&n.to_string());
+    }
+    let heard: Vec<Value> = (0..30).map(|_| ann.hear()).collect();
+    let said: Vec<&str> = heard.iter().filter_map(|heard| heard["message"].as_str()).collect();
+    assert!((18..28).contains(&said.len()), "{} of 30 were taken", said.len());
+    let numbers: Vec<u32> = said.iter().map(|text| text.parse().unwrap()).collect();
+    assert!(numbers.is_sorted(), "{numbers:?} in another order than said");
+    let refused = heard.iter().find(|heard| heard["error"].is_string()).expect("one too many");
+    assert_eq!(refused["error"], "not so fast");
+    assert_eq!(refused["refused"], said.len().to_string());
+    assert!((1..=1000).contains(&refused["wait"].as_u64().unwrap()), "{refused}");
+    // From the same address.
+    ben.say("me?");
+    assert_eq!(ben.hear()["error"], "not so fast");
+    let mut cat = chat.visit("lobby");
+    cat.send(&json!({ "name": "cat" }));
+    assert_eq!(cat.hear()["error"], "not so fast");
+    chat.runtime.close().unwrap();
+    let chat = Chat::start(&dir);
+    let mut cat = chat.visit("lobby");
+    cat.send(&json!({ "name": "cat" }));
+    assert_eq!(cat.hear()["error"], "not so fast");
 }
 
 #[test]
@@ -165,6 +255,7 @@ fn names_and_messages_have_bounds() {
     refused(&mut ann, json!({ "message": "x" }), "name first");
     refused(&mut ann, json!({ "name": "  " }), "1 to 32");
     refused(&mut ann, json!({ "name": "é".repeat(33) }), "1 to 32");
+    refused(&mut ann, json!({ "name": "two\nlines" }), "1 to 32");
     refused(&mut ann, json!({ "other": 1 }), "no message");
     refused(&mut ann, json!("text"), "no message");
     ann.send(&json!({ "name": "é".repeat(32) }));
@@ -175,23 +266,32 @@ fn names_and_messages_have_bounds() {
     refused(&mut ann, json!({ "message": "x".repeat(501) }), "1 to 500");
     ann.say(&"é".repeat(500));
     assert_eq!(ann.hear_said().1.chars().count(), 500);
-    // Ten at once, and no more.
-    for n in 0..30 {
-        ann.say(&n.to_string());
-    }
-    let heard: Vec<Value> = (0..30).map(|_| ann.hear()).collect();
-    let said = heard.iter().filter(|value| value["message"].is_string()).count();
-    assert!((9..20).contains(&said), "{said} of 30 were taken");
 }
 
 #[test]
-fn the_page_is_there_for_the_root_and_for_each_room() {
+fn each_path_is_one_thing_and_looking_at_a_page_wakes_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let chat = Chat::start(&dir);
-    for path in ["/", "/rooms/lobby", "/rooms/lobby/"] {
-        let answer = chat.get(path);
+    for path in ["/", "/rooms/lobby", "/rooms/lobby/", "/rooms/caf%C3%A9"] {
+        let answer = chat.ask("GET", path);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("text/html"), "{answer}");
         assert!(answer.contains("<title>Dormouse chat</title>"));
     }
-    assert!(chat.get("/nothing").starts_with("HTTP/1.1 404"));
+    let long = format!("/rooms/{}", "x".repeat(33));
+    for (path, why) in [
+        ("/nothing", "nothing here"),
+        ("/rooms", "nothing here"),
+        // No way to objects but rooms.
+        ("/limiters/127.0.0.1", "nothing here"),
+        (&long, "1 to 32 characters"),
+        ("/rooms/a%2Fb", "1 to 32 characters"),
+        ("/rooms/a/b", "1 to 32 characters"),
+        ("/rooms/%0a", "1 to 32 characters"),
+        ("/rooms/%ff", "UTF-8"),
+    ] {
+        let answer = chat.ask("GET", path);
+        assert!(answer.starts_with("HTTP/1.1 404") && answer.contains(why), "{path}: {answer}");
+    }
+    assert!(chat.try_visit(&"x".repeat(33)).unwrap_err().contains("404"));
+    assert!(chat.try_visit(&"é".repeat(32)).is_ok());
 }

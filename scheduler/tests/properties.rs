@@ -147,7 +147,10 @@ fn alone_on(object: usize, program: &Program) -> Vec<usize> {
         _ => None,
     });
     let mut objects: Vec<_> = called.collect();
-    if !objects.is_empty() || matches!(program.ending, Ending::Reset { .. }) {
+    // Others are let in while it waits for a call, or until it is durable.
+    let lets_in =
+        !objects.is_empty() || program.actions.iter().any(|action| matches!(action, Action::Sync));
+    if lets_in || matches!(program.ending, Ending::Reset { .. }) {
         objects.push(object);
     }
     objects

@@ -18,7 +18,7 @@ struct Tally<const TEST: usize> {
     calls: std::cell::Cell<u64>,
 }
 
-static LIVE: [AtomicUsize; 6] = [const { AtomicUsize::new(0) }; 6];
+static LIVE: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 
 impl<const TEST: usize> DurableObject for Tally<TEST> {
     fn new(state: State) -> Self {
@@ -48,6 +48,10 @@ enum Ask {
     Calls,
     Put(Vec<u8>),
     Get,
+    /// Writes so many values of so many bytes.
+    Fill(usize, usize),
+    /// How many bytes a list gives, after so long.
+    List(Duration),
     /// Takes so long.
     Work(Duration),
     /// Goes on for so long beside its event.
@@ -65,6 +69,17 @@ impl<const TEST: usize> Handler<Ask> for Tally<TEST> {
             Ask::Get => {
                 let bytes = self.state.storage().get_bytes("data").await?;
                 return Ok(bytes.map_or(0, |bytes| bytes.len() as u64));
+            }
+            Ask::Fill(values, bytes) => {
+                for number in 0..values {
+                    let key = format!("{number:03}");
+                    self.state.storage().put_bytes(&key, vec![7; bytes]).await?;
+                }
+            }
+            Ask::List(time) => {
+                let all = self.state.storage().list_bytes(&List::all()).await?;
+                self.state.sleep(time).await;
+                return Ok(all.iter().map(|(_, value)| value.len() as u64).sum());
             }
             Ask::Work(time) => self.state.sleep(time).await,
             Ask::WorkBeside(time) => self.state.wait_until(self.state.sleep(time)),
@@ -210,5 +225,56 @@ fn a_frame_for_an_object_that_sleeps_waits_for_room() {
     assert_eq!(error.code(), Some("memory-full"));
     assert_eq!(wait(client.recv()), Some(Received::Message("are you there?".into())));
     busy.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), 1));
+    runtime.close().unwrap();
+}
+
+/// T-073: also while more than all objects may take is in use.
+#[test]
+fn a_list_larger_than_the_budget_pushes_nobody_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (values, bytes) = (20, 64 << 10);
+    let limits = StackLimits {
+        idle: NEVER,
+        resident_bytes: values * bytes * 9 / 10,
+        ..StackLimits::PRODUCTION
+    };
+    let runtime = start::<6>(&dir, limits);
+    let large = stub::<6>(&runtime, "large");
+    large.call(Ask::Fill(values, bytes)).wait().unwrap();
+    until("what is too large does not stay", || LIVE[6].load(Ordering::SeqCst) == 0);
+    let small: Vec<_> =
+        (0..10).map(|number| stub::<6>(&runtime, &format!("small {number}"))).collect();
+    for stub in &small {
+        stub.call(Ask::Put(vec![7; 16 << 10])).wait().unwrap();
+    }
+    for calls in 2..6 {
+        let list = large.call(Ask::List(Duration::from_millis(50)));
+        for stub in &small {
+            assert_eq!(stub.call(Ask::Calls).wait().unwrap(), calls, "the same instance");
+        }
+        assert_eq!(list.wait().unwrap(), (values * bytes) as u64);
+        until("it leaves, the others stay", || LIVE[6].load(Ordering::SeqCst) == small.len());
+    }
+    runtime.close().unwrap();
+}
+
+/// Two of them may stay where there is room for them, and the one that was idle for longest leaves.
+#[test]
+fn of_large_objects_the_one_that_was_idle_for_longest_leaves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (values, bytes) = (10, 64 << 10);
+    let limits = StackLimits {
+        idle: NEVER,
+        resident_bytes: values * bytes * 3 / 2,
+        ..StackLimits::PRODUCTION
+    };
+    let runtime = start::<7>(&dir, limits);
+    let [one, other] = ["one", "other"].map(|name| stub::<7>(&runtime, name));
+    one.call(Ask::Fill(values, bytes)).wait().unwrap();
+    assert_eq!(one.call(Ask::Calls).wait().unwrap(), 2, "there is room for it");
+    other.call(Ask::Fill(values, bytes)).wait().unwrap();
+    until("one leaves", || LIVE[7].load(Ordering::SeqCst) == 1);
+    assert_eq!(other.call(Ask::Calls).wait().unwrap(), 2, "not the one that was used last");
+    assert_eq!(one.call(Ask::List(Duration::ZERO)).wait().unwrap(), (values * bytes) as u64);
     runtime.close().unwrap();
 }

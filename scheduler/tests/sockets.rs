@@ -7,7 +7,7 @@ mod rig;
 use std::time::Duration;
 
 use dormouse_engine::call::wait;
-use dormouse_scheduler::{Kind, Received, SocketLimits};
+use dormouse_scheduler::{Kind, Received, SOCKET_BYTES, SocketLimits, UpgradeResponse};
 use rig::{Do, Rig, sleep_ms};
 
 fn text(text: &str) -> Option<Received> {
@@ -78,6 +78,24 @@ fn an_object_has_only_so_many_sockets() {
     let _third = rig.connect("tag=3");
 }
 
+/// Of all objects of a core together, asleep or not.
+#[test]
+fn what_sockets_hold_has_a_bound_for_each_core() {
+    let core_bytes = 2 * SOCKET_BYTES + 100;
+    let rig = Rig::with(SocketLimits { core_bytes, ..SocketLimits::PRODUCTION });
+    let first = rig.connect("tag=1");
+    let _second = rig.connect("tag=2");
+    assert_eq!(rig.refused("tag=3"), "sockets-full");
+    rig.evict();
+    assert_eq!(rig.refused("tag=3"), "sockets-full", "those that sleep count as well");
+    drop(first);
+    rig.wait_for_log(1);
+    // Counted until the last handle on it is gone.
+    let third = (0..1000)
+        .find_map(|_| rig.fetch("tag=3").inspect_err(|_| sleep_ms(5)).ok()?.take_web_socket());
+    assert!(third.is_some(), "room came back");
+}
+
 /// T-165, as far as the types let it be written.
 #[test]
 fn a_socket_is_accepted_once() {
@@ -108,10 +126,10 @@ fn an_attachment_has_a_bound_and_none_is_there_before_it_is_set() {
     let rig = Rig::new();
     let _client = rig.connect("tag=a");
     assert_eq!(rig.do_it(Do::Attachment("a")), "none");
-    // Two quotes of the JSON.
-    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_382))), "ok");
-    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_383))), "bad-argument");
-    assert_eq!(rig.do_it(Do::Attachment("a")).len(), 16_382, "the old one stays");
+    // Three bytes say how long the text is.
+    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_381))), "ok");
+    assert_eq!(rig.do_it(Do::Attach("a", "x".repeat(16_382))), "bad-argument");
+    assert_eq!(rig.do_it(Do::Attachment("a")).len(), 16_381, "the old one stays");
 }
 
 /// T-167.

@@ -12,4 +12,4 @@ pub mod world;
 
 pub use disk::{Damage, DiskFaults, DiskImage, Fate, Plain, SimDisk};
 pub use net::{NetFaults, SimNet};
-pub use world::{Process, SimEnv, World};
+pub use world::{Process, SimEnv, Step, World};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use dormouse_engine::{Env, Host};
+use dormouse_engine::{Env, Host, Work};
 
 use crate::disk::{Damage, DiskFaults, DiskImage, DiskState, Fate, Landing, Op, SimDisk};
 use crate::net::SimNet;
@@ -22,6 +22,9 @@ use crate::trace::Trace;
 
 /// Wall clock at a world's start, in milliseconds since 1970.
 const WALL_START_MS: u64 = 1_700_000_000_000;
+
+/// How long blocking work takes at most.
+const BLOCKING_NS_MAX: u64 = 50_000_000;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -551,5 +554,17 @@ impl Host for SimEnv {
             world.0.turn_ends.borrow_mut().push(context.waker().clone());
             Poll::Pending
         })
+    }
+
+    /// On a core of its own in the same process, after a while.
+    fn spawn_blocking(&self, work: Work) -> dormouse_engine::Result<()> {
+        let thread = Self { core: self.world.0.next_id(), ..self.clone() };
+        let delay_ns = self.world.0.random.borrow_mut().between(1_000, BLOCKING_NS_MAX);
+        let begins = thread.sleep(Duration::from_nanos(delay_ns));
+        thread.spawn("blocking", async move {
+            begins.await;
+            work();
+        });
+        Ok(())
     }
 }

@@ -39,23 +39,46 @@ impl DurableObject for Sleeper {
         MOST.set(MOST.get().max(RUNNING.get()));
         self.0.sleep(Duration::from_millis(20)).await;
         RUNNING.set(RUNNING.get() - 1);
-        match self.0.storage().get("fails").await?.unwrap_or(false) {
-            true => Err(Error::user("as asked")),
-            false => Ok(()),
+        match self.0.storage().get("end").await? {
+            Some(End::Fails) => Err(Error::user("as asked")),
+            Some(End::Panics) => panic!("as asked"),
+            Some(End::Aborts) => match self.0.abort("as asked").await {},
+            Some(End::Never) => std::future::pending().await,
+            Some(End::Well) | None => Ok(()),
         }
     }
 }
 
+/// How the handler ends.
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
+enum End {
+    Well,
+    Fails,
+    Panics,
+    Aborts,
+    Never,
+}
+
 struct Set {
     at: AlarmTime,
-    fails: bool,
+    end: End,
+}
+
+struct GetAlarm;
+
+impl Handler<GetAlarm> for Sleeper {
+    type Reply = Option<u64>;
+
+    async fn handle(&self, _: GetAlarm) -> Result<Option<u64>> {
+        self.0.storage().get_alarm().await
+    }
 }
 
 impl Handler<Set> for Sleeper {
     type Reply = u64;
 
     async fn handle(&self, set: Set) -> Result<u64> {
-        self.0.storage().put("fails", &set.fails).await?;
+        self.0.storage().put("end", &set.end).await?;
         self.0.storage().set_alarm(set.at).await?;
         Ok(self.0.now_ms())
     }
@@ -78,7 +101,7 @@ fn of_alarms_that_are_overdue_at_once_some_run_at_a_time_and_each_runs_once() {
         let at = AlarmTime::At(env.wall_ms() + 3_600_000);
         let set = |number: usize| {
             let name = number.to_string();
-            topology.namespace::<Sleeper>().get_by_name(&name).call(Set { at, fails: false })
+            topology.namespace::<Sleeper>().get_by_name(&name).call(Set { at, end: End::Well })
         };
         for number in 0..OBJECTS {
             set(number).await.expect("set");
@@ -104,29 +127,41 @@ fn of_alarms_that_are_overdue_at_once_some_run_at_a_time_and_each_runs_once() {
     assert!((RUNS_MAX / 2..=RUNS_MAX).contains(&MOST.get()), "{} at a time", MOST.get());
 }
 
-/// after 2 s, 4 s, and so on, each up to a quarter later; six times, then never again.
+/// after 2 s, 4 s, and so on, each up to a quarter later; six times, then never again. So
+/// it is however it fails, by its object's end or after the 15 minutes that it has (R-630,
+/// T-150), too.
 #[test]
 fn a_handler_that_fails_is_run_again_at_growing_distances_and_given_up_after_six_retries() {
-    let world = World::new(2, DiskFaults::default());
-    let env = world.process().core();
-    let core = env.clone();
-    let done = world.block_on(&env, STEPS, async move {
-        let topology = start(&core).await;
-        let at = AlarmTime::In(Duration::from_millis(FIRST_MS));
-        let stub = topology.namespace::<Sleeper>().get_by_name("it");
-        let now = stub.call(Set { at, fails: true }).await.expect("set");
-        core.sleep(Duration::from_secs(3600)).await;
-        now
-    });
-    let set = done.expect("done");
-    let runs = RUNS.take();
-    let tries: Vec<_> = runs.iter().map(|(_, _, _, tries)| *tries).collect();
-    assert_eq!(tries, [0, 1, 2, 3, 4, 5, 6]);
-    let times: Vec<u64> = runs.iter().map(|(_, now, ..)| *now).collect();
-    assert!((set + FIRST_MS..set + FIRST_MS + 100).contains(&times[0]), "the first: {times:?}");
-    for (retry, pair) in times.windows(2).enumerate() {
-        let (least, gap) = (2000 << retry, pair[1] - pair[0]);
-        // Beside the jitter, the handler takes 20 ms and the disk some.
-        assert!((least..=least * 5 / 4 + 100).contains(&gap), "retry {retry} after {gap} ms");
+    for (seed, end, takes_ms) in [
+        (2, End::Fails, 0),
+        (3, End::Panics, 0),
+        (4, End::Aborts, 0),
+        (5, End::Never, 15 * 60 * 1000),
+    ] {
+        let world = World::new(seed, DiskFaults::default());
+        let env = world.process().core();
+        let core = env.clone();
+        let done = world.block_on(&env, STEPS, async move {
+            let topology = start(&core).await;
+            let at = AlarmTime::In(Duration::from_millis(FIRST_MS));
+            let stub = topology.namespace::<Sleeper>().get_by_name("it");
+            let now = stub.call(Set { at, end }).await.expect("set");
+            core.sleep(Duration::from_secs(3 * 3600)).await;
+            assert_eq!(stub.call(GetAlarm).await.expect("answered"), None, "{end:?}");
+            now
+        });
+        let set = done.expect("done");
+        let runs = RUNS.take();
+        let tries: Vec<_> = runs.iter().map(|(_, _, _, tries)| *tries).collect();
+        assert_eq!(tries, [0, 1, 2, 3, 4, 5, 6], "{end:?}");
+        let times: Vec<u64> = runs.iter().map(|(_, now, ..)| *now).collect();
+        assert!((set + FIRST_MS..set + FIRST_MS + 100).contains(&times[0]), "{end:?}: {times:?}");
+        for (retry, pair) in times.windows(2).enumerate() {
+            let (least, gap) = (2000 << retry, pair[1] - pair[0] - takes_ms);
+            // Beside the jitter, the handler takes 20 ms and the disk some.
+            let most = least * 5 / 4 + 100;
+            assert!((least..=most).contains(&gap), "{end:?}: retry {retry} after {gap} ms");
+        }
+        RUNNING.set(0);
     }
 }

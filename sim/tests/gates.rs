@@ -75,7 +75,7 @@ impl DurableObject for Object {
 
     /// Answers while a section that it started is still to run.
     async fn fetch(&self, _request: Request) -> Result<Response> {
-        self.log.borrow_mut().clear();
+        self.log.replace("f".into());
         let state = self.state.clone();
         drop(self.state.block_concurrency_while(async move || {
             state.sleep(Duration::from_secs(1)).await;
@@ -107,6 +107,8 @@ enum Do {
     Blink(u32),
     /// Waits for a write that waits for its flush; notes before and after.
     WriteMuch(Write),
+    /// Writes and waits until it is durable, likewise.
+    WriteAndSync,
     /// Waits so long for something outside, likewise.
     Sleep(Duration),
     /// Reads what is in memory, likewise.
@@ -123,10 +125,13 @@ enum Do {
     Lend,
     /// Starts a section of that other object.
     UseLent,
+    /// Fetches from the object that was named, and calls it in a section, at once.
+    FetchThenCallInSection,
 }
 
 thread_local! {
     static LENT: RefCell<Option<State>> = const { RefCell::new(None) };
+    static NAMED: RefCell<Option<Stub<Object>>> = const { RefCell::new(None) };
 }
 
 impl Handler<Do> for Object {
@@ -180,6 +185,12 @@ impl Handler<Do> for Object {
                 for write in writes {
                     write.await?;
                 }
+                self.note(']');
+            }
+            Do::WriteAndSync => {
+                self.note('[');
+                storage.put("key", &4).await?;
+                storage.sync().await?;
                 self.note(']');
             }
             Do::Sleep(time) => {
@@ -238,6 +249,14 @@ impl Handler<Do> for Object {
             Do::UseLent => {
                 let lent = LENT.take().expect("lent before");
                 lent.block_concurrency_while(async || Ok(())).await?;
+            }
+            Do::FetchThenCallInSection => {
+                let other = NAMED.take().expect("named before");
+                let fetch = other.fetch(Request::get("/").body(()).expect("a request"));
+                let section = async move || Ok(other.call(Do::Read).await?.1);
+                let log = self.state.block_concurrency_while(section).await?;
+                fetch.await?;
+                return Ok((durable, log));
             }
         }
         Ok((durable, self.log.borrow().clone()))
@@ -320,7 +339,7 @@ fn no_event_starts_while_too_much_is_dirty() {
     }
 }
 
-/// T-099, T-109 to T-111, T-113 (R-233, R-239, R-310, R-401, R-507, R-509, R-510, R-525, R-526,
+/// T-099, T-109 to T-111, T-113 (R-230, R-233, R-239, R-310, R-401, R-507, R-509, R-510, R-525, R-526,
 /// who may come between.
 #[test]
 fn other_events_come_between_only_where_the_object_waits_for_others() {
@@ -342,6 +361,7 @@ fn other_events_come_between_only_where_the_object_waits_for_others() {
     assert_eq!(between(|| Do::TransactionThatWritesMuch), 0, "its commit");
     assert_eq!(between(|| Do::SectionThatSleeps), 0, "a section, and its result");
     assert!(between(|| Do::WriteMuch(Write::allow_concurrency())) > 0);
+    assert!(between(|| Do::WriteAndSync) > 0, "a sync");
     assert!(between(|| Do::Sleep(Duration::from_millis(1))) > 0, "something outside");
 }
 
@@ -362,6 +382,20 @@ fn a_section_is_started_only_from_within_an_event_of_its_object() {
     let other = machine.topology.namespace::<Object>().get_by_name("other");
     let error = machine.answer(other.call(Do::UseLent)).unwrap_err();
     assert!(error.to_string().contains("outside of an event") && !error.reset(), "{error}");
+}
+
+/// R-552, section 0: a fetch does not wait for the section that is started behind it, for the calls made
+/// in that one wait for the fetch.
+#[test]
+fn a_call_in_a_section_follows_the_fetch_made_before_it() {
+    for seed in 0..10 {
+        let machine = Machine::new(seed);
+        let begun = machine.world.now();
+        NAMED.set(Some(machine.topology.namespace().get_by_name("other")));
+        let call = machine.stub().call(Do::FetchThenCallInSection);
+        assert_eq!(machine.answer(call).unwrap().1, "f[]", "the fetch came first");
+        assert!(machine.world.now() - begun < SECTION_MAX);
+    }
 }
 
 /// R-332, section 0: an object that can't be read fails its callers, and nothing else.

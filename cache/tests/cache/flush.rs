@@ -381,17 +381,25 @@ fn a_flush_in_flight_outlives_a_shutdown() {
     }
 }
 
-///
+///
 #[test]
 fn the_first_operation_after_a_shutdown_breaks_the_gate() {
-    let world = World::new(&[("k", "1")]);
-    world.cache.shutdown(Error::new(Kind::Closed, "over"));
-    world.env.run();
-    assert!(world.cache.output_gate().is_open());
-    let error = now(world.cache.get(b"k", Read::default())).unwrap_err();
-    assert_eq!(error.kind(), Kind::Closed);
-    world.env.run();
-    assert_eq!(world.cache.broken_reason().unwrap().kind(), Kind::Closed);
+    let operations: [fn(&World) -> Error; 4] = [
+        |world| now(world.cache.get(b"k", Read::default())).unwrap_err(),
+        |world| now(world.cache.get_alarm(Read::default())).unwrap_err(),
+        |world| now(world.cache.set_alarm(Some(5), Write::default())).unwrap_err(),
+        |world| now(world.cache.sync()).unwrap_err(),
+    ];
+    for operation in operations {
+        let world = World::new(&[("k", "1")]);
+        world.cache.shutdown(Error::new(Kind::Closed, "over"));
+        world.env.run();
+        assert!(world.cache.output_gate().is_open());
+        assert_eq!(operation(&world).kind(), Kind::Closed);
+        world.env.run();
+        assert_eq!(world.cache.broken_reason().unwrap().kind(), Kind::Closed);
+        assert!(!world.store.has_commit(), "nothing of it is written");
+    }
 }
 
 /// nobody waits forever for a flusher that is gone.

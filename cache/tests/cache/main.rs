@@ -1,6 +1,7 @@
 //! The cache before a scripted store: each test answers the commits by hand, in order.
 
 mod alarm;
+mod budget;
 mod env;
 mod flush;
 mod input_gate;
@@ -17,7 +18,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use dormouse_cache::{ActorCache, Answer, CacheLimits, Entries};
+use dormouse_cache::{ActorCache, Answer, Budget, CacheLimits, Entries};
 use dormouse_engine::{Contents, Result};
 
 use env::TestEnv;
@@ -40,7 +41,8 @@ impl World {
 
     fn with(contents: Contents, limits: CacheLimits) -> Self {
         let (env, store) = (TestEnv::default(), Store::new(&contents));
-        let cache = ActorCache::new(&env, store.clone(), contents, limits);
+        let budget = Budget::new(usize::MAX);
+        let cache = ActorCache::new(&env, store.clone(), contents, limits, &budget);
         Self { env, store, cache }
     }
 

@@ -129,6 +129,9 @@ fn the_outer_one_dropped_takes_the_inner_along() {
     now(inner.put(b"a", bytes("1"), Write::default())).unwrap();
     drop(outer);
     assert!(inner.is_rolled_back() && world.cache.is_idle());
+    assert_eq!(code(inner.commit()), "transaction-rolled-back", "nobody asked for that");
+    inner.rollback().unwrap();
+    now(inner.commit()).unwrap();
     let next = world.cache.begin();
     drop(inner);
     now(next.put(b"b", bytes("2"), Write::default())).unwrap();

@@ -22,6 +22,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 
 use crate::call::Call;
+use crate::clock::Clock;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::Superblock;
@@ -306,8 +307,13 @@ impl Start {
     fn core(&self, core: usize, opened: Option<oneshot::Receiver<Begun>>) -> Result<Starting> {
         let cpu = (self.cores > 1).then_some(core);
         let name = format!("dormouse-{core}");
-        let core_options =
-            CoreOptions { name, cpu, dir: self.dir.clone(), disk: self.options.disk };
+        let core_options = CoreOptions {
+            name,
+            cpu,
+            dir: self.dir.clone(),
+            disk: self.options.disk,
+            clock: Clock::System,
+        };
         let (mailbox, mail) = mailbox(self.options.requests_max);
         let ((begins, begun), (starts, served)) = (mpsc::channel(), mpsc::channel());
         let (options, shards, cores) = (self.options.clone(), self.shards, self.cores);

@@ -1,4 +1,5 @@
-//! Between a client's connection and its [`ClientSocket`]: one task that reads and writes.
+//! Between a connection and its [`ClientSocket`]: one task that reads and writes. The connection is a
+//! client's, or the object's own to the outside; the comments speak of the first.
 //!
 //! Invariants:
 //!
@@ -11,7 +12,7 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::frames::{Decoder, Inbound, Violation, put_close, put_message, put_ping, put_pong};
+use super::frames::{
+    self, Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
+};
 use super::{CarryLimits, Net};
 use crate::error::Error;
 use crate::socket::{ClientSocket, CloseFrame, Received};
@@ -53,24 +56,70 @@ impl Shared {
     }
 }
 
+/// What all connections of one server share: one copy, since most of what a silent one holds is its
+/// task.
+#[derive(Debug)]
+pub struct Bounds {
+    limits: CarryLimits,
+    /// What messages hold that have not come whole: [`CarryLimits::partial_bytes`].
+    partial: AtomicUsize,
+}
+
+impl Bounds {
+    /// For connections of which none is open yet.
+    pub fn new(limits: CarryLimits) -> Self {
+        Self { limits, partial: AtomicUsize::new(0) }
+    }
+}
+
+/// One connection's part of [`Bounds::partial`].
+struct Held<'a> {
+    bounds: &'a Bounds,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Whether it may hold so much; if it may not, it must end.
+    fn may(&mut self, bytes: usize) -> bool {
+        // A read's worth is each one's to have.
+        let bytes = if bytes > 2 * frames::CHUNK_BYTES { bytes } else { 0 };
+        let before = std::mem::replace(&mut self.bytes, bytes);
+        let all = &self.bounds.partial;
+        if bytes <= before {
+            all.fetch_sub(before - bytes, Ordering::Relaxed);
+            return true;
+        }
+        let more = bytes - before;
+        all.fetch_add(more, Ordering::Relaxed) + more <= self.bounds.limits.partial_bytes
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.bounds.partial.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Carries a WebSocket's frames between a connection and its object, until one side ends. It is
-/// past its opening handshake. `going_away` says that the server is being shut down: then a client
-/// whose object hangs up is told so (1001), instead of nothing.
+/// past its opening handshake, in which this was the `side`. `going_away` says that the server is
+/// being shut down: then a client whose object hangs up is told so (1001), instead of nothing
+///
 ///
 /// Cancel: the connection is cut, and the object is told that it is lost.
 pub async fn carry<N: Net>(
     net: N,
     io: N::Stream,
     client: ClientSocket,
-    // One copy for all: most of what a silent connection holds is its task.
-    limits: Arc<CarryLimits>,
+    bounds: Arc<Bounds>,
+    side: impl Side,
     going_away: impl Fn() -> bool,
 ) {
+    let limits = &bounds.limits;
     let (mut input, mut output) = tokio::io::split(io);
     let shared = Shared::default();
     let ended = {
-        let reading = pin!(read(&net, &mut input, &client, &shared, &limits));
-        let writing = pin!(write(&net, &mut output, &client, &shared, &limits, &going_away));
+        let reading = pin!(read(&net, &mut input, &client, &shared, &side, &bounds));
+        let writing = pin!(write(&net, &mut output, &client, &shared, &side, limits, &going_away));
         match select(reading, writing).await {
             Either::Left((ended, _)) => ended,
             Either::Right(((), _)) => Ended::Gone,
@@ -84,7 +133,7 @@ pub async fn carry<N: Net>(
     if !Shared::is(&shared.close_sent) && !Shared::is(&shared.cut) {
         let (code, reason) = (Some(violation.code), violation.text.to_owned());
         let mut out = Vec::new();
-        put_close(&mut out, &CloseFrame { code, reason });
+        put_close(&mut out, &CloseFrame { code, reason }, &side);
         let last = async {
             if output.write_all(&out).await.is_ok() {
                 output.shutdown().await.ok();
@@ -107,12 +156,16 @@ async fn read<N: Net>(
     input: &mut (impl AsyncRead + Unpin),
     client: &ClientSocket,
     shared: &Shared,
-    limits: &CarryLimits,
+    side: &impl Side,
+    bounds: &Bounds,
 ) -> Ended {
-    let mut decoder = Decoder::new(limits.message_bytes);
+    let limits = &bounds.limits;
+    let mut decoder = Decoder::new(limits.message_bytes, side);
+    let mut held = Held { bounds, bytes: 0 };
     loop {
         let inbound = match decoder.next() {
             Ok(Some(inbound)) => inbound,
+            Ok(None) if !held.may(decoder.held()) => return Ended::Broken(frames::TOO_MUCH),
             Ok(None) => match fill(net, input, &mut decoder, shared, limits).await {
                 true => continue,
                 false => return Ended::Gone,
@@ -180,15 +233,16 @@ async fn write<N: Net>(
     output: &mut (impl AsyncWrite + Unpin),
     client: &ClientSocket,
     shared: &Shared,
+    side: &impl Side,
     limits: &CarryLimits,
     going_away: &impl Fn() -> bool,
 ) {
     let mut out = Vec::new();
     loop {
-        let hung_up = gather(client, shared, &mut out).await;
+        let hung_up = gather(client, shared, side, &mut out).await;
         if hung_up && going_away() && !Shared::is(&shared.close_sent) {
             let reason = "the server is shut down".to_owned();
-            put_close(&mut out, &CloseFrame { code: Some(1001), reason });
+            put_close(&mut out, &CloseFrame { code: Some(1001), reason }, side);
         }
         let sent = async {
             output.write_all(&out).await?;
@@ -211,7 +265,12 @@ async fn write<N: Net>(
 }
 
 /// Waits for something to write, and takes what is there; whether the object has hung up.
-async fn gather(client: &ClientSocket, shared: &Shared, out: &mut Vec<u8>) -> bool {
+async fn gather(
+    client: &ClientSocket,
+    shared: &Shared,
+    side: &impl Side,
+    out: &mut Vec<u8>,
+) -> bool {
     let mut changed = pin!(shared.changed.notified());
     poll_fn(|cx| {
         loop {
@@ -220,15 +279,15 @@ async fn gather(client: &ClientSocket, shared: &Shared, out: &mut Vec<u8>) -> bo
                 continue;
             }
             if shared.ping.swap(false, Ordering::AcqRel) {
-                put_ping(out);
+                put_ping(out, side);
             }
             match client.poll_recv(cx) {
                 Poll::Ready(Some(received)) => {
                     match received {
-                        Received::Message(message) => put_message(out, &message),
-                        Received::Pong(bytes) => put_pong(out, bytes),
+                        Received::Message(message) => put_message(out, &message, side),
+                        Received::Pong(bytes) => put_pong(out, &bytes, side),
                         Received::Close(close) => {
-                            put_close(out, &close);
+                            put_close(out, &close, side);
                             shared.close_sent.store(true, Ordering::Release);
                         }
                     }

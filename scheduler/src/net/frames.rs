@@ -1,4 +1,4 @@
-//! The client's side of the WebSocket protocol, from bytes to messages (RFC 6455 §5).
+//! The other side of the WebSocket protocol, from bytes to messages, and this one's back (RFC 6455 §5).
 //!
 //! Headers are tungstenite's to read and write. What follows from them is here and not there,
 //! because its `WebSocket` answers a close frame by itself and then sends nothing more, where
@@ -10,39 +10,74 @@
 use std::io::Cursor;
 
 use bytes::{Buf, Bytes, BytesMut};
+use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
-use tungstenite::protocol::frame::{Frame, FrameHeader};
 
 use crate::socket::{CloseFrame, Message};
 
 /// Bytes of a control frame at most (RFC 6455 §5.5).
 const CONTROL_BYTES_MAX: u64 = 125;
 
-/// Bytes of the buffer of a client that says nothing.
+/// Bytes of the buffer of one that says nothing.
 const IDLE_BYTES: usize = 128;
 /// Bytes that are read at once, of one that is in the midst of something.
-const CHUNK_BYTES: usize = 16 << 10;
+pub(crate) const CHUNK_BYTES: usize = 16 << 10;
 
-/// What a client sent.
+/// Which side of a connection this is. A client masks what it sends, a server does not (RFC 6455
+/// §5.1).
+pub trait Side {
+    /// Whether the other side is to mask.
+    const READS_MASKED: bool;
+    /// The mask of the next frame, if this side masks.
+    fn mask(&self) -> Option<[u8; 4]>;
+}
+
+/// The side that was connected to.
+#[derive(Clone, Copy, Debug)]
+pub struct Server;
+
+impl Side for Server {
+    const READS_MASKED: bool = true;
+
+    fn mask(&self) -> Option<[u8; 4]> {
+        None
+    }
+}
+
+/// The side that connected, with where its masks come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Client<F>(pub F);
+
+impl<F: Fn() -> [u8; 4]> Side for Client<F> {
+    const READS_MASKED: bool = false;
+
+    fn mask(&self) -> Option<[u8; 4]> {
+        Some((self.0)())
+    }
+}
+
+/// What the other side sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Inbound {
+pub(crate) enum Inbound {
     Message(Message),
     Ping(Bytes),
     Pong,
     Close(CloseFrame),
 }
 
-/// What a client may not send, and the code to close with.
+/// What the other side may not send, and the code to close with.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Violation {
-    pub(super) code: u16,
-    pub(super) text: &'static str,
+pub(crate) struct Violation {
+    pub(crate) code: u16,
+    pub(crate) text: &'static str,
 }
 
 const fn protocol(text: &'static str) -> Violation {
     Violation { code: 1002, text }
 }
 
+/// What is closed because all together hold too much.
+pub(crate) const TOO_MUCH: Violation = Violation { code: 1013, text: "too much is going on" };
 const TOO_LARGE: Violation = Violation { code: 1009, text: "message too large" };
 const NOT_UTF8: Violation = Violation { code: 1007, text: "text that is not UTF-8" };
 
@@ -52,21 +87,24 @@ struct Partial {
     bytes: BytesMut,
 }
 
-/// Reads what a client sends.
-pub(super) struct Decoder {
+/// Reads what the other side sends.
+pub(crate) struct Decoder {
     buffer: BytesMut,
     partial: Option<Partial>,
     message_bytes_max: usize,
+    /// Whether frames must have a mask; else they must not.
+    masked: bool,
 }
 
 impl Decoder {
-    pub(super) fn new(message_bytes_max: usize) -> Self {
-        Self { buffer: BytesMut::new(), partial: None, message_bytes_max }
+    pub(crate) fn new<S: Side>(message_bytes_max: usize, _side: &S) -> Self {
+        let masked = S::READS_MASKED;
+        Self { buffer: BytesMut::new(), partial: None, message_bytes_max, masked }
     }
 
     /// Where the bytes that arrive are put. With nothing in it, it keeps no memory of what came
     /// before: most clients are silent most of the time.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::with_capacity(IDLE_BYTES);
         } else {
@@ -75,12 +113,19 @@ impl Decoder {
         &mut self.buffer
     }
 
+    /// Bytes that it holds, of what has not come whole.
+    pub(crate) fn held(&self) -> usize {
+        let partial = self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity());
+        self.buffer.capacity() + partial
+    }
+
     /// The next thing that is complete; `None` if more bytes are needed.
-    pub(super) fn next(&mut self) -> Result<Option<Inbound>, Violation> {
+    pub(crate) fn next(&mut self) -> Result<Option<Inbound>, Violation> {
         loop {
             let Some((header, mut payload)) = self.frame()? else { return Ok(None) };
-            let mask = header.mask.ok_or(protocol("a frame without a mask"))?;
-            payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
+            if let Some(mask) = header.mask {
+                apply(mask, &mut payload);
+            }
             match header.opcode {
                 OpCode::Control(Control::Ping) => {
                     return Ok(Some(Inbound::Ping(payload.freeze())));
@@ -118,8 +163,10 @@ impl Decoder {
         if header.rsv1 || header.rsv2 || header.rsv3 {
             return Err(protocol("a reserved bit"));
         }
-        if header.mask.is_none() {
-            return Err(protocol("a frame without a mask"));
+        match header.mask {
+            None if self.masked => return Err(protocol("a frame without a mask")),
+            Some(_) if !self.masked => return Err(protocol("a frame with a mask")),
+            _ => {}
         }
         match (header.opcode, &self.partial) {
             (OpCode::Control(Control::Reserved(_)) | OpCode::Data(Data::Reserved(_)), _) => {
@@ -183,28 +230,39 @@ fn close(payload: &[u8]) -> Result<Inbound, Violation> {
 }
 
 /// Appends a message of the object's.
-pub(super) fn put_message(out: &mut Vec<u8>, message: &Message) {
+pub(crate) fn put_message(out: &mut Vec<u8>, message: &Message, side: &impl Side) {
     let kind = if message.as_text().is_some() { Data::Text } else { Data::Binary };
-    let bytes = message.as_bytes();
-    let header = FrameHeader { opcode: OpCode::Data(kind), ..FrameHeader::default() };
-    header.format(bytes.len() as u64, out).expect("a vector takes everything");
-    out.extend_from_slice(bytes);
+    put(out, OpCode::Data(kind), message.as_bytes(), side);
 }
 
-pub(super) fn put_pong(out: &mut Vec<u8>, bytes: Bytes) {
-    Frame::pong(bytes).format(out).expect("a vector takes everything");
+pub(crate) fn put_pong(out: &mut Vec<u8>, bytes: &[u8], side: &impl Side) {
+    put(out, OpCode::Control(Control::Pong), bytes, side);
 }
 
-pub(super) fn put_ping(out: &mut Vec<u8>) {
-    Frame::ping(Bytes::new()).format(out).expect("a vector takes everything");
+pub(crate) fn put_ping(out: &mut Vec<u8>, side: &impl Side) {
+    put(out, OpCode::Control(Control::Ping), &[], side);
 }
 
-pub(super) fn put_close(out: &mut Vec<u8>, close: &CloseFrame) {
-    let frame = close.code.map(|code| tungstenite::protocol::CloseFrame {
-        code: code.into(),
-        reason: close.reason.as_str().into(),
-    });
-    Frame::close(frame).format(out).expect("a vector takes everything");
+pub(crate) fn put_close(out: &mut Vec<u8>, close: &CloseFrame, side: &impl Side) {
+    let code = close.code.map(u16::to_be_bytes);
+    let mut payload = Vec::from(code.as_ref().map_or(&[][..], |code| code));
+    payload.extend_from_slice(close.reason.as_bytes());
+    put(out, OpCode::Control(Control::Close), &payload, side);
+}
+
+fn put(out: &mut Vec<u8>, opcode: OpCode, payload: &[u8], side: &impl Side) {
+    let mask = side.mask();
+    let header = FrameHeader { opcode, mask, ..FrameHeader::default() };
+    header.format(payload.len() as u64, out).expect("a vector takes everything");
+    let at = out.len();
+    out.extend_from_slice(payload);
+    if let Some(mask) = mask {
+        apply(mask, &mut out[at..]);
+    }
+}
+
+fn apply(mask: [u8; 4], payload: &mut [u8]) {
+    payload.iter_mut().zip(mask.iter().cycle()).for_each(|(byte, mask)| *byte ^= mask);
 }
 
 #[cfg(test)]
@@ -237,7 +295,7 @@ mod tests {
 
     /// All that comes of these bytes, fed in pieces of this size.
     fn decode(bytes: &[u8], piece: usize) -> Result<Vec<Inbound>, Violation> {
-        let mut decoder = Decoder::new(1000);
+        let mut decoder = Decoder::new(1000, &Server);
         let mut all = Vec::new();
         for piece in bytes.chunks(piece) {
             decoder.buffer().extend_from_slice(piece);
@@ -335,7 +393,7 @@ mod tests {
                     bytes[at] ^= with;
                 }
             }
-            let (mut whole, mut cut) = (Decoder::new(1000), Decoder::new(1000));
+            let (mut whole, mut cut) = (Decoder::new(1000, &Server), Decoder::new(1000, &Server));
             whole.buffer().extend_from_slice(&bytes);
             let whole = drain(&mut whole);
             let mut in_pieces = Vec::new();

@@ -4,17 +4,19 @@
 //! server, a simulated network's in the simulator. What stands above is one code path: the
 //! protocol's frames ([`frames`]), and the task that brings them to the object and back
 //! ([`bridge`]). How connections are listened for is the server's, beneath the HTTP that they
-//! begin with; objects open none to the outside yet.
+//! begin with. What objects open to the outside is carried the same way, with the sides turned round;
+//! how it is opened is said by `Network` (feature `server`).
 
 mod bridge;
-mod frames;
+pub(crate) mod frames;
 
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use bridge::carry;
+pub use bridge::{Bounds, carry};
+pub use frames::{Client, Server, Side};
 
 /// A network, and the clock of those who wait for it.
 pub trait Net {
@@ -39,4 +41,8 @@ pub struct CarryLimits {
     pub close_time: Duration,
     /// Bytes of a message from a client.
     pub message_bytes: usize,
+    /// Bytes that messages hold which have not come whole, of all connections with these [`Bounds`]
+    /// together (those below 32 KiB don't count). The one whose message would be too much is closed
+    /// with 1013.
+    pub partial_bytes: usize,
 }

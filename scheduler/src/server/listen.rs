@@ -9,6 +9,7 @@ use std::time::Duration;
 use dormouse_engine as engine;
 use futures_channel::oneshot;
 use futures_util::future::{Either, select};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,8 +17,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
+use super::patience::Patient;
 use super::tokio_net::within;
-use super::{Router, ServerOptions};
+use super::{ClientAddress, Router, ServerOptions};
 use crate::error::{Error, Result};
 
 /// How long is waited after an accept that failed, as when there are no more file descriptors.
@@ -124,7 +126,7 @@ impl Connections {
             let stop = pin!(stop(&mut stopped));
             match select(stop, next).await {
                 Either::Left(_) => break,
-                Either::Right(((stream, permit), _)) => self.spawn(stream, permit),
+                Either::Right(((stream, from, permit), _)) => self.spawn(stream, from, permit),
             }
         }
         drop(listener);
@@ -136,11 +138,11 @@ impl Connections {
         &self,
         listener: &TcpListener,
         room: &Arc<Semaphore>,
-    ) -> (TcpStream, OwnedSemaphorePermit) {
+    ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
         let permit = room.clone().acquire_owned().await.expect("it is never closed");
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return (stream, permit),
+                Ok((stream, from)) => return (stream, from, permit),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     within(ACCEPT_PAUSE, std::future::pending::<()>()).await;
@@ -150,19 +152,23 @@ impl Connections {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the server's tasks live on tokio")]
-    fn spawn(&self, stream: TcpStream, permit: OwnedSemaphorePermit) {
+    fn spawn(&self, stream: TcpStream, from: SocketAddr, permit: OwnedSemaphorePermit) {
         let this = self.clone();
         tokio::spawn(async move {
-            this.connection(stream).await;
+            this.connection(stream, from).await;
             drop(permit);
         });
     }
 
-    async fn connection(mut self, stream: TcpStream) {
+    async fn connection(mut self, stream: TcpStream, from: SocketAddr) {
         // Small frames are not held back for larger ones.
         let _as_it_was = stream.set_nodelay(true);
+        let stream = Patient::new(stream, self.options.silence_time.saturating_mul(2));
         let router = self.router;
-        let service = service_fn(move |request| router.clone().call(request));
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(ClientAddress(from));
+            router.clone().call(request)
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.header_time)

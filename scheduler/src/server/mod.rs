@@ -13,15 +13,20 @@
 
 mod body;
 mod handshake;
+mod hostile;
 mod listen;
+mod patience;
 mod router;
 mod tokio_net;
+mod upload;
 
 use std::time::Duration;
 
+pub use hostile::hostile;
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
-pub use router::Router;
+pub use router::{ClientAddress, Route, Router};
+pub(crate) use tokio_net::TokioNet;
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,16 +37,20 @@ pub struct ServerOptions {
     pub sockets: usize,
     /// Bytes of a request's headers.
     pub header_bytes: usize,
-    /// Bytes of a request's body; beyond, 413.
+    /// Bytes of a request's body; beyond, 413. They are never held as a whole here: what an object does
+    /// with them is its own affair.
     pub body_bytes: usize,
+    /// Bytes that messages of WebSockets hold which have not come whole, of all sockets together (those
+    /// below 32 KiB don't count). The socket whose message would be too much is closed with 1013.
+    pub partial_bytes: usize,
     /// How long a client may take for its headers.
     pub header_time: Duration,
-    /// How long a client may take for its body; then 408.
+    /// How long a client may take for the next piece of its body; then 408.
     pub body_time: Duration,
-    /// How long an object may take; then 504.
+    /// How long an object may take, from the last piece of the request's body that it took; then 504.
     pub answer_time: Duration,
     /// A client of a WebSocket that was silent for so long is pinged, and lost after as long again;
-    /// one that takes nothing for twice as long is lost as well.
+    /// any client that takes nothing of what it is sent for twice as long is lost as well.
     pub silence_time: Duration,
     /// How long one side of a WebSocket waits for the other's close frame.
     pub close_time: Duration,
@@ -67,6 +76,7 @@ impl ServerOptions {
         sockets: 32_768,
         header_bytes: 32 << 10,
         body_bytes: 8 << 20,
+        partial_bytes: 64 << 20,
         header_time: Duration::from_secs(10),
         body_time: Duration::from_secs(30),
         answer_time: Duration::from_secs(60),

@@ -3,33 +3,71 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use dormouse_engine as engine;
 use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode, Uri};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
 use super::tokio_net::{TokioNet, within};
-use super::{ServerOptions, handshake};
+use super::upload::Progress;
+use super::{ServerOptions, handshake, upload};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
-use crate::net::{CarryLimits, carry};
+use crate::net::{self, Bounds, CarryLimits, carry};
+use crate::object::DurableObject;
 use crate::socket::{ClientSocket, UpgradeResponse};
+use crate::stub::{Call, Stub};
 use crate::topology::Topology;
 
-type BoxError = Box<dyn StdError + Send + Sync>;
-type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
+pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
+type Own = Arc<dyn Fn(&mut Parts) -> Option<Route> + Send + Sync>;
+
+/// Where a function of one's own has a request go.
+pub struct Route(To);
+
+enum To {
+    Answer(Response),
+    Object(Target),
+}
+
+/// An object of any type.
+struct Target {
+    topology: Topology,
+    class: usize,
+    id: Id,
+}
+
+impl From<Response> for Route {
+    /// No object sees the request: this is its answer.
+    fn from(answer: Response) -> Self {
+        Self(To::Answer(answer))
+    }
+}
+
+impl<T: DurableObject> From<Stub<T>> for Route {
+    /// This object answers, and sees the whole path.
+    fn from(stub: Stub<T>) -> Self {
+        let (topology, class, id) = stub.address();
+        Self(To::Object(Target { topology, class, id }))
+    }
+}
+
+/// Where a request's connection comes from: an extension of each that comes through
+/// [`Runtime::serve`](crate::Runtime::serve), for functions of one's own and for objects. Behind a
+/// proxy it is the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientAddress(pub SocketAddr);
 
 /// Brings requests for `/<namespace>/<name>/…` to the object of that name, which sees the rest of
 /// the path; WebSockets too. Cheap to clone; `Send + Sync`; a tower `Service`.
@@ -45,7 +83,7 @@ type Own = Arc<dyn Fn(&Parts) -> Option<Response> + Send + Sync>;
 pub struct Router {
     topology: Topology,
     options: Arc<ServerOptions>,
-    carry: Arc<CarryLimits>,
+    bounds: Arc<Bounds>,
     sockets: Arc<Bridges>,
     /// Asked before a path is held for an object's.
     own: Option<Own>,
@@ -62,21 +100,23 @@ struct Bridges {
 
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
-        let carry = CarryLimits {
+        let bounds = Bounds::new(CarryLimits {
             silence_time: options.silence_time,
             close_time: options.close_time,
             message_bytes: topology.limits().sockets.message_bytes,
-        };
-        let (options, carry) = (Arc::new(options), Arc::new(carry));
-        Self { topology, options, carry, sockets: Arc::default(), own: None }
+            partial_bytes: options.partial_bytes,
+        });
+        let (options, bounds) = (Arc::new(options), Arc::new(bounds));
+        Self { topology, options, bounds, sockets: Arc::default(), own: None }
     }
 
-    /// Asks `own` first, with a request's method, path and headers: what it answers no object sees.
-    /// For a page, say, or a check of who asks.
+    /// Asks `own` first, with a request's method, path and headers, which it may change. It answers by
+    /// itself (a page, say, or a refusal of who asks), or names the object that does (one without a
+    /// name, say); with `None` the path decides.
     #[must_use]
     pub fn before(
         mut self,
-        own: impl Fn(&Parts) -> Option<Response> + Send + Sync + 'static,
+        own: impl Fn(&mut Parts) -> Option<Route> + Send + Sync + 'static,
     ) -> Self {
         self.own = Some(Arc::new(own));
         self
@@ -106,24 +146,31 @@ impl Router {
     where
         B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        let (parts, body) = request.into_parts();
-        if let Some(response) = self.own.as_ref().and_then(|own| own(&parts)) {
-            return Ok(response);
-        }
+        let (mut parts, body) = request.into_parts();
+        let target = match self.own.as_ref().and_then(|own| own(&mut parts)) {
+            Some(Route(To::Answer(response))) => return Ok(response),
+            Some(Route(To::Object(target))) => target,
+            None => {
+                let (target, rest) = self.by_path(&parts.uri)?;
+                parts.uri = rest;
+                target
+            }
+        };
         let mut request = http::Request::from_parts(parts, body);
-        let (class, id, rest) = self.route(request.uri())?;
         let accept = handshake::accept_key(&request, self.options.origins)?;
         if accept.is_some() && self.sockets.open.load(Ordering::Acquire) >= self.options.sockets {
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
         let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
-        let (mut parts, body) = request.into_parts();
-        parts.uri = rest;
-        let body = self.collect(body).await?;
-        let call = self.topology.fetch(class, id, Request::from_parts(parts, body.into()));
-        let answer = within(self.options.answer_time, call).await;
-        let answer = answer.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
-        let mut response = answer.map_err(|error| status(&error))?;
+        let (parts, body) = request.into_parts();
+        let progress = Arc::default();
+        let body = upload::receive(body, &self.options, &progress).await?;
+        let Target { topology, class, id } = target;
+        let call = topology.fetch(class, id, Request::from_parts(parts, body));
+        let answer = self.in_time(call, &progress).await.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
+        // What the client did wrong comes before what its object made of it.
+        let mut response =
+            answer.map_err(|error| progress.refused().unwrap_or_else(|| status(&error)))?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let client = response.take_web_socket();
             let (accept, upgrade) = upgrade.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
@@ -135,7 +182,7 @@ impl Router {
     }
 
     /// The object that a path names, and the rest of the path.
-    fn route(&self, uri: &Uri) -> Result<(usize, Id, Uri), StatusCode> {
+    fn by_path(&self, uri: &Uri) -> Result<(Target, Uri), StatusCode> {
         let path = uri.path().strip_prefix('/').ok_or(StatusCode::NOT_FOUND)?;
         let (namespace, path) = path.split_once('/').ok_or(StatusCode::NOT_FOUND)?;
         let (name, rest) = path.split_at(path.find('/').unwrap_or(path.len()));
@@ -153,36 +200,37 @@ impl Router {
             Some(query) => PathAndQuery::try_from(format!("{rest}?{query}")),
             None => PathAndQuery::try_from(rest),
         };
-        Ok((class, id, Uri::from(rest.map_err(|_| StatusCode::BAD_REQUEST)?)))
+        let target = Target { topology: self.topology.clone(), class, id };
+        Ok((target, Uri::from(rest.map_err(|_| StatusCode::BAD_REQUEST)?)))
     }
 
-    async fn collect<B>(&self, body: B) -> Result<Bytes, StatusCode>
-    where
-        B: http_body::Body<Error: Into<BoxError>>,
-    {
-        // Refused before it comes, where its length is said.
-        if body.size_hint().lower() > self.options.body_bytes as u64 {
-            return Err(StatusCode::PAYLOAD_TOO_LARGE);
-        }
-        let limited = Limited::new(body, self.options.body_bytes);
-        let collected = within(self.options.body_time, limited.collect()).await;
-        match collected.ok_or(StatusCode::REQUEST_TIMEOUT)? {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
-            Err(_) => Err(StatusCode::BAD_REQUEST),
+    /// What the object gives, unless it takes too long, counted from the last piece of the body that it
+    /// took.
+    async fn in_time(
+        &self,
+        mut call: Call<Response>,
+        progress: &Progress,
+    ) -> Option<crate::error::Result<Response>> {
+        loop {
+            let chunks = progress.chunks();
+            let answer = within(self.options.answer_time, &mut call).await;
+            if answer.is_some() || progress.chunks() == chunks {
+                return answer;
+            }
         }
     }
 
     /// Carries the socket's frames once hyper has sent the response.
     #[expect(clippy::disallowed_methods, reason = "on tokio, beside the request's own task")]
     fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket) {
-        let limits = self.carry.clone();
+        let bounds = self.bounds.clone();
         let open = Open::new(self.sockets.clone());
         tokio::spawn(async move {
             // If it fails the client has gone, and its end is dropped here.
             if let Ok(upgraded) = upgrade.await {
                 let going_away = || open.0.closing.load(Ordering::Acquire);
-                carry(TokioNet, TokioIo::new(upgraded), client, limits, going_away).await;
+                let io = TokioIo::new(upgraded);
+                carry(TokioNet, io, client, bounds, net::Server, going_away).await;
             }
         });
     }

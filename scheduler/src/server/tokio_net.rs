@@ -1,4 +1,4 @@
-//! [`TokioNet`]: the network of a server.
+//! [`TokioNet`]: the network of a server, and of what objects open to the outside.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::net::Net;
 
 /// Connections that hyper has let go, and tokio's clock.
 #[derive(Clone, Copy)]
-pub(super) struct TokioNet;
+pub(crate) struct TokioNet;
 
 impl Net for TokioNet {
     type Stream = TokioIo<Upgraded>;
@@ -25,7 +25,10 @@ impl Net for TokioNet {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the server's tasks live on tokio, not on a core")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the server's tasks live on tokio, and so do real cores"
+)]
 pub(super) fn within<F: Future>(
     limit: Duration,
     future: F,

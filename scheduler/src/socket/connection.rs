@@ -18,7 +18,7 @@ use dormouse_engine as engine;
 
 use super::message::{CloseFrame, Frame, Message, ReadyState};
 use super::wire::Wire;
-use super::{ATTACHMENT_BYTES_MAX, bad_argument};
+use super::{ATTACHMENT_BYTES_MAX, SOCKET_BYTES, bad_argument};
 use crate::error::{Error, Result};
 
 /// How far the client's direction is, as the object was told.
@@ -39,6 +39,58 @@ enum Queued {
     Behind(Frame),
 }
 
+/// What all connections of a core hold, and may: [`SocketLimits::core_bytes`].
+///
+/// [`SocketLimits::core_bytes`]: super::SocketLimits::core_bytes
+pub(crate) struct SocketBudget {
+    used: Cell<usize>,
+    most: usize,
+}
+
+impl SocketBudget {
+    pub(crate) fn new(most: usize) -> Rc<Self> {
+        Rc::new(Self { used: Cell::new(0), most })
+    }
+}
+
+/// A connection's part of a [`SocketBudget`]. It goes with it.
+pub(crate) struct Held {
+    budget: Rc<SocketBudget>,
+    mine: Cell<usize>,
+}
+
+impl Held {
+    /// What a new connection takes.
+    ///
+    /// Errors: `Overloaded`, code `sockets-full`.
+    pub(crate) fn new(budget: &Rc<SocketBudget>) -> Result<Self> {
+        let this = Self { budget: budget.clone(), mine: Cell::new(0) };
+        this.set(SOCKET_BYTES)?;
+        Ok(this)
+    }
+
+    /// Takes `bytes` in all, if there is room for more than before.
+    fn set(&self, bytes: usize) -> Result<()> {
+        let SocketBudget { used, most } = &*self.budget;
+        let others = used.get() - self.mine.get();
+        if bytes > self.mine.get() && others + bytes > *most {
+            let text = format!("the sockets of this core hold {others} bytes, of {most} at most");
+            let kind = engine::Kind::Overloaded;
+            return Err(engine::Error::coded(kind, "sockets-full", text).into());
+        }
+        used.set(others + bytes);
+        self.mine.set(bytes);
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let used = &self.budget.used;
+        used.set(used.get() - self.mine.get());
+    }
+}
+
 pub(crate) struct Connection {
     /// Its place in the order of acceptance.
     pub(crate) number: u64,
@@ -46,6 +98,7 @@ pub(crate) struct Connection {
     pub(crate) wire: Wire,
     outgoing_bytes_max: usize,
     attachment: RefCell<Option<Bytes>>,
+    held: Held,
     auto_response_ms: Cell<Option<u64>>,
     inbound: Cell<Inbound>,
     /// The client's close frame was read.
@@ -54,7 +107,7 @@ pub(crate) struct Connection {
     close_called: Cell<bool>,
     /// Its frame is on the wire.
     close_sent: Cell<bool>,
-    /// It was ended because of what the client sent.
+    /// It was ended by [`break_off`](Self::break_off).
     broken_off: Cell<bool>,
     /// It ends when all that waits has left.
     ending: Cell<bool>,
@@ -68,6 +121,7 @@ impl Connection {
         tags: Box<[Rc<str>]>,
         wire: Wire,
         outgoing_bytes_max: usize,
+        held: Held,
     ) -> Self {
         Self {
             number,
@@ -75,6 +129,7 @@ impl Connection {
             wire,
             outgoing_bytes_max,
             attachment: RefCell::default(),
+            held,
             auto_response_ms: Cell::default(),
             inbound: Cell::new(Inbound::Open),
             close_received: Cell::default(),
@@ -216,8 +271,9 @@ impl Connection {
         Some(engine::Error::coded(kind, "message-too-large", text).into())
     }
 
-    /// Ends the connection because of what the client sent: the frame says why.
-    fn break_off(&self, close: CloseFrame) {
+    /// Ends the connection before what is queued was sent, because of what the client sent
+    /// or because its object is gone: the frame says why.
+    pub(crate) fn break_off(&self, close: CloseFrame) {
         self.broken_off.set(true);
         self.queue.borrow_mut().clear();
         self.queued_bytes.set(0);
@@ -244,7 +300,7 @@ impl Connection {
 
     /// Replaces the attachment.
     ///
-    /// Errors: `bad-argument` over 16,384 bytes.
+    /// Errors: `bad-argument` over 16,384 bytes; `Overloaded`, code `sockets-full`.
     pub(crate) fn set_attachment(&self, bytes: Bytes) -> Result<()> {
         if bytes.len() > ATTACHMENT_BYTES_MAX {
             let text = format!(
@@ -253,6 +309,7 @@ impl Connection {
             );
             return Err(bad_argument(text));
         }
+        self.held.set(SOCKET_BYTES + bytes.len())?;
         *self.attachment.borrow_mut() = Some(bytes);
         Ok(())
     }
@@ -276,7 +333,8 @@ mod tests {
 
     fn connection(outgoing_bytes_max: usize) -> (Connection, ClientSocket) {
         let (core, client) = wire();
-        (Connection::new(0, Box::default(), core, outgoing_bytes_max), client)
+        let held = Held::new(&SocketBudget::new(SOCKET_BYTES)).unwrap();
+        (Connection::new(0, Box::default(), core, outgoing_bytes_max, held), client)
     }
 
     fn received(client: &ClientSocket) -> Vec<Received> {
@@ -324,6 +382,23 @@ mod tests {
         assert_eq!(sent, 10);
         assert_eq!(received(&client).len(), 5);
         assert!(connection.send("x".into()).is_ok(), "there is room again");
+    }
+
+    #[test]
+    fn what_sockets_hold_is_counted_together_and_given_back() {
+        let most = 2 * SOCKET_BYTES + 100;
+        let all = SocketBudget::new(most);
+        let [one, two] = [Held::new(&all).unwrap(), Held::new(&all).unwrap()];
+        let error = Held::new(&all).err().unwrap();
+        assert_eq!((error.code(), error.is_overloaded()), (Some("sockets-full"), true));
+        one.set(SOCKET_BYTES + 60).unwrap();
+        assert!(two.set(SOCKET_BYTES + 41).is_err(), "there are 40 left");
+        two.set(SOCKET_BYTES + 40).unwrap();
+        one.set(SOCKET_BYTES).unwrap();
+        two.set(SOCKET_BYTES + 100).unwrap();
+        assert_eq!(all.used.get(), most);
+        drop((one, two));
+        assert_eq!(all.used.get(), 0);
     }
 
     #[test]

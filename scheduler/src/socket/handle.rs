@@ -10,6 +10,7 @@ use super::connection::Connection;
 use super::message::{CloseFrame, Message, ReadyState};
 use crate::error::Result;
 use crate::instance::Instance;
+use crate::value;
 
 /// A hibernatable WebSocket of this object. Cheap to clone; equal if it is the same connection.
 ///
@@ -94,11 +95,12 @@ impl WebSocket {
     }
 
     /// Keeps `value` with the connection, in the place of the one before, for as long as it lasts
-    /// . Kept as JSON; not durable: it ends with the process.
+    /// . Kept as values in storage are; not durable: it ends with the process.
     ///
-    /// Errors: `bad-argument` over 16,384 bytes; `value` has no JSON.
+    /// Errors: `bad-argument` over 16,384 bytes; `Overloaded`, code `sockets-full`: the sockets of this
+    /// core hold too much together; `value` can't be written.
     pub fn set_attachment(&self, value: &impl Serialize) -> Result<()> {
-        self.connection.set_attachment(serde_json::to_vec(value)?.into())
+        self.connection.set_attachment(value::encode(value)?)
     }
 
     /// A copy of what [`set_attachment`](Self::set_attachment) kept; `None` if nothing.
@@ -106,7 +108,7 @@ impl WebSocket {
     /// Errors: it is no `T`.
     pub fn attachment<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         let bytes = self.connection.attachment();
-        Ok(bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose()?)
+        bytes.map(|bytes| value::decode(&bytes)).transpose()
     }
 
     /// When a message was last answered for the object, in milliseconds since 1970.

@@ -15,7 +15,7 @@ use super::wire::Incoming;
 use crate::error::Result;
 use crate::instance::Instance;
 
-/// An ordinary WebSocket of this object. While it is open the object stays in memory; it goes with
+/// An ordinary WebSocket of this object: one that it accepted, or opened to the outside. While it is open the object stays in memory; it goes with
 /// the instance, and with this handle.
 ///
 /// Have a task of [`State::wait_until`](crate::State::wait_until) receive from it: each event

@@ -36,7 +36,11 @@ pub use event::{Closed, SocketEvent};
 pub use handle::WebSocket;
 pub use live::LiveSocket;
 pub use message::{CloseFrame, Message, ReadyState};
+#[cfg(feature = "server")]
+pub(crate) use upgrade::names;
 pub use upgrade::{Upgrade, UpgradeRequest, UpgradeResponse};
+#[cfg(feature = "server")]
+pub(crate) use wire::wire;
 pub use wire::{ClientSocket, Received};
 
 /// Bounds of WebSockets.
@@ -44,6 +48,10 @@ pub use wire::{ClientSocket, Received};
 pub struct SocketLimits {
     /// Sockets of one object.
     pub per_object: usize,
+    /// Bytes that all sockets of a core may hold while they are silent: [`SOCKET_BYTES`] and the
+    /// attachment of each. Beyond, none is accepted, and no attachment grows (`Overloaded`, code
+    /// `sockets-full`).
+    pub core_bytes: usize,
     /// Bytes of a message from a client; one that is longer ends its connection.
     pub message_bytes: usize,
     /// Bytes of frames from a client that wait for the object; beyond, the client waits.
@@ -56,11 +64,16 @@ impl SocketLimits {
     /// For use.
     pub const PRODUCTION: Self = Self {
         per_object: 32_768,
+        core_bytes: 256 << 20,
         message_bytes: 1 << 20,
         incoming_bytes: 256 << 10,
         outgoing_bytes: 4 << 20,
     };
 }
+
+/// What a socket counts beside its attachment: its record on the core, its two queues, and the task
+/// of its connection.
+pub const SOCKET_BYTES: usize = 3 << 10;
 
 /// Distinct tags of one socket.
 const TAGS_MAX: usize = 10;
@@ -74,6 +87,6 @@ const AUTO_BYTES_MAX: usize = 2048;
 const EVENT_TIMEOUT_MS_MAX: u128 = 604_800_000;
 
 /// A caller's own mistake.
-fn bad_argument(text: impl Into<String>) -> Error {
+pub(crate) fn bad_argument(text: impl Into<String>) -> Error {
     engine::Error::coded(engine::Kind::Invalid, BAD_ARGUMENT, text).into()
 }

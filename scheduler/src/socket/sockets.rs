@@ -19,7 +19,8 @@ use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 
-use super::connection::Connection;
+use super::connection::{Connection, Held};
+use super::message::CloseFrame;
 use super::read::Reader;
 use super::wire::Wire;
 use super::{
@@ -57,6 +58,9 @@ pub(crate) struct Sockets {
     live: RefCell<BTreeMap<u64, Live>>,
     auto_response: RefCell<Option<Rc<AutoResponse>>>,
     event_timeout: Cell<Option<Duration>>,
+    /// Requests and WebSockets to the outside that are open.
+    #[cfg(feature = "server")]
+    pub(crate) outside: Cell<usize>,
 }
 
 impl Sockets {
@@ -72,12 +76,14 @@ impl Sockets {
             live: RefCell::default(),
             auto_response: RefCell::default(),
             event_timeout: Cell::default(),
+            #[cfg(feature = "server")]
+            outside: Cell::default(),
         })
     }
 
     /// Takes a connection on for the object `id`, and begins to read it.
     ///
-    /// Errors: `bad-argument` (tags, R-705, R-706), `too-many-sockets`, `Closed`.
+    /// Errors: `bad-argument` (tags, R-705, R-706), `too-many-sockets`, `sockets-full`, `Closed`.
     pub(crate) fn accept(
         self: &Rc<Self>,
         id: &Id,
@@ -85,7 +91,7 @@ impl Sockets {
         tags: Vec<String>,
     ) -> Result<Rc<Connection>> {
         let core = self.core()?;
-        let connection = self.connection(wire, self.intern(tags));
+        let connection = self.connection(&core, wire, self.intern(tags))?;
         let number = connection.number;
         for tag in &connection.tags {
             self.by_tag.borrow_mut().entry(tag.clone()).or_default().insert(number);
@@ -106,23 +112,24 @@ impl Sockets {
         self.core.upgrade().filter(|core| !core.is_draining()).ok_or_else(closed)
     }
 
-    fn connection(&self, wire: Wire, tags: Box<[Rc<str>]>) -> Rc<Connection> {
+    fn connection(&self, core: &Inner, wire: Wire, tags: Box<[Rc<str>]>) -> Result<Rc<Connection>> {
+        let held = Held::new(&core.socket_budget)?;
         wire.limit(&self.limits);
         let number = self.next.get();
         self.next.set(number + 1);
-        Rc::new(Connection::new(number, tags, wire, self.limits.outgoing_bytes))
+        let most = self.limits.outgoing_bytes;
+        Ok(Rc::new(Connection::new(number, tags, wire, most, held)))
     }
 
     /// Takes a connection on that the object reads itself. The second part resolves when it is
     /// over: until then the instance stays in memory.
     ///
-    /// Errors: `Closed`.
+    /// Errors: `Closed`, `sockets-full`.
     pub(crate) fn accept_live(
         &self,
         wire: Wire,
     ) -> Result<(Rc<Connection>, impl Future<Output = ()> + 'static)> {
-        self.core()?;
-        let connection = self.connection(wire, Box::default());
+        let connection = self.connection(&*self.core()?, wire, Box::default())?;
         let (open, over) = oneshot::channel();
         let live = Live { connection: connection.clone(), _open: open };
         self.live.borrow_mut().insert(connection.number, live);
@@ -227,6 +234,15 @@ impl Sockets {
         self.by_tag.take();
         self.auto_response.take();
         self.event_timeout.take();
+    }
+
+    /// Ends all connections with this frame; then as [`disconnect`](Self::disconnect).
+    pub(crate) fn close_all(&self, close: &CloseFrame) {
+        self.open.borrow().values().for_each(|connection| connection.break_off(close.clone()));
+        let live = self.live.borrow();
+        live.values().for_each(|live| live.connection.break_off(close.clone()));
+        drop(live);
+        self.disconnect();
     }
 
     /// Whether it keeps nothing that a new one would not have.

@@ -17,7 +17,8 @@ impl State {
     /// `web_socket_message`, `web_socket_close` and `web_socket_error`.
     ///
     /// Errors: `bad-argument` if it was accepted already, for more than 10 distinct tags or
-    /// one over 256 bytes; `too-many-sockets` beyond 32,768 of one object.
+    /// one over 256 bytes; `too-many-sockets` beyond 32,768 of one object;
+    /// `Overloaded`, code `sockets-full`: those of this core hold too much together.
     pub fn accept_web_socket(
         &self,
         socket: &Upgrade,

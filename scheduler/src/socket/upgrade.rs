@@ -103,7 +103,7 @@ impl<B> UpgradeRequest for Request<B> {
 }
 
 /// Whether the header, a list, has this word, in any case.
-fn names(headers: &HeaderMap, header: &HeaderName, word: &str) -> bool {
+pub(crate) fn names(headers: &HeaderMap, header: &HeaderName, word: &str) -> bool {
     let values = headers.get_all(header).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(word))
 }

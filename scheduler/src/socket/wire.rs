@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use dormouse_engine as engine;
 use super::SocketLimits;
 use super::message::{CloseFrame, Frame, Message};
 use crate::error::{Error, Result};
+use crate::sync::{Mutex, MutexGuard};
 
 #[derive(Default)]
 struct Lane {
@@ -335,7 +336,7 @@ impl Drop for ClientSocket {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dormouse_loom)))]
 mod tests {
     use dormouse_engine::call::wait;
     use futures_util::FutureExt;
@@ -383,5 +384,94 @@ mod tests {
         drop(client);
         core.put(Frame::Message("two".into()));
         assert_eq!(core.outgoing_bytes(), 0);
+    }
+}
+
+#[cfg(all(test, dormouse_loom))]
+mod models {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::sync::models::wakes;
+
+    /// Two ends of one wire, one of which polls: what it waits for is there at once, or it is woken.
+    fn against<T: 'static>(
+        prepare: impl Fn(&Wire, &ClientSocket) + Send + Sync + 'static,
+        other: impl Fn(&Wire, &ClientSocket) + Send + Sync + 'static,
+        poll: impl Fn(&Wire, &ClientSocket, &mut Context<'_>) -> Poll<T> + Send + Sync + 'static,
+    ) {
+        let (other, prepare) = (Arc::new(other), Arc::new(prepare));
+        loom::model(move || {
+            let ends = Arc::new(wire());
+            prepare(&ends.0, &ends.1);
+            let (theirs, act) = (ends.clone(), other.clone());
+            let thread = loom::thread::spawn(move || act(&theirs.0, &theirs.1));
+            let (woken, waker) = wakes();
+            let polled = poll(&ends.0, &ends.1, &mut Context::from_waker(&waker));
+            thread.join().expect("the other one ends");
+            assert!(polled.is_ready() || woken.any(), "it sleeps on what is there");
+        });
+    }
+
+    fn frame() -> Frame {
+        Frame::Message("x".into())
+    }
+
+    fn client_reads(_: &Wire, client: &ClientSocket, cx: &mut Context<'_>) -> Poll<()> {
+        client.poll_recv(cx).map(drop)
+    }
+
+    fn core_reads(core: &Wire, _: &ClientSocket, cx: &mut Context<'_>) -> Poll<()> {
+        pin!(core.receive()).poll(cx).map(drop)
+    }
+
+    fn client_sends(_: &Wire, client: &ClientSocket, cx: &mut Context<'_>) -> Poll<()> {
+        client.poll_send(&mut Some(frame()), cx).map(drop)
+    }
+
+    /// So that no further frame has room.
+    fn fill(core: &Wire, _: &ClientSocket) {
+        let mut state = lock(&core.0);
+        state.incoming_bytes_max = 1;
+        state.incoming.push(frame());
+    }
+
+    #[test]
+    fn loom_a_client_never_sleeps_on_a_frame_or_the_end() {
+        against(|_, _| (), |core, _| core.put(frame()), client_reads);
+        against(|_, _| (), |core, _| core.hang_up(), client_reads);
+    }
+
+    #[test]
+    fn loom_a_core_never_sleeps_on_a_frame_or_the_end() {
+        let send = |client: &ClientSocket| {
+            let sent =
+                client.poll_send(&mut Some(frame()), &mut Context::from_waker(Waker::noop()));
+            assert!(sent.is_ready());
+        };
+        against(|_, _| (), move |_, client| send(client), core_reads);
+        against(|_, _| (), |core, _| core.hang_up(), core_reads);
+    }
+
+    #[test]
+    fn loom_a_client_never_sleeps_on_room() {
+        let read = |core: &Wire| {
+            let read = pin!(core.receive()).poll(&mut Context::from_waker(Waker::noop()));
+            assert!(read.is_ready());
+        };
+        against(fill, move |core, _| read(core), client_sends);
+        against(fill, |core, _| core.hang_up(), client_sends);
+    }
+
+    /// The broken twin wakes whoever waits, and hangs up then.
+    #[test]
+    #[should_panic(expected = "it sleeps on what is there")]
+    fn loom_an_end_that_wakes_before_it_hangs_up_leaves_the_other_asleep() {
+        let hang_up = |core: &Wire| {
+            let reader = lock(&core.0).client_reads.take();
+            wake(reader);
+            lock(&core.0).core_gone = true;
+        };
+        against(|_, _| (), move |core, _| hang_up(core), client_reads);
     }
 }

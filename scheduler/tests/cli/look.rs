@@ -42,7 +42,7 @@ fn what_a_runtime_left_is_looked_into() {
     assert!(fine(&["ls", path]).contains(&format!("{id}\tnotes\tone\t")));
     let by_id = fine(&["inspect", path, &id]);
     assert!(by_id.contains("namespace notes, name one"), "{by_id}");
-    assert!(by_id.contains("text = \"mice\" (6 bytes)"), "{by_id}");
+    assert!(by_id.contains("text = \"mice\" (5 bytes)"), "{by_id}");
     assert_eq!(fine(&["inspect", path, "--namespace", "notes", "--name", "one"]), by_id);
     assert_eq!(run(&["inspect", path, "12"]).code, 2);
     assert_eq!(run(&["inspect", path, &"0".repeat(64)]).code, 1);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_engine::call::wait;
 use dormouse_scheduler::prelude::*;
-use dormouse_scheduler::{Router, ServerOptions};
+use dormouse_scheduler::{ClientAddress, Router, ServerOptions};
 use tungstenite::WebSocket as Client;
 use tungstenite::protocol::CloseFrame;
 
@@ -117,7 +117,7 @@ impl Handler<Built> for Room {
 
 pub(crate) struct Rig {
     runtime: Option<Runtime>,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
@@ -130,9 +130,16 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let builder = Runtime::builder(&dir).cores(1);
         let runtime = builder.namespace::<Room>("rooms").start().unwrap();
-        let router = runtime
-            .router(options)
-            .before(|request| (request.uri.path() == "/own").then(|| Response::text("mine")));
+        let rooms = runtime.namespace::<Room>();
+        let router = runtime.router(options).before(move |request| match request.uri.path() {
+            "/own" => Some(Response::text("mine").into()),
+            "/to/a" => Some(rooms.get_by_name("a").into()),
+            "/from" => {
+                let from = request.extensions.get::<ClientAddress>().expect("it is known");
+                Some(Response::text(from.0.ip().to_string()).into())
+            }
+            _ => None,
+        });
         let address = runtime.serve_router("127.0.0.1:0", router).wait().unwrap();
         Self { runtime: Some(runtime), address, _dir: dir }
     }

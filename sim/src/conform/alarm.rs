@@ -88,7 +88,7 @@ pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
 
 fn case(replay: &mut Replay<'_>, number: usize, step: &Value) -> Result<()> {
     start_trace();
-    let mut stack = Stack::new(replay.seed)?;
+    let mut stack = Stack::new(replay.seed, alarm_too(&replay.header))?;
     let names = step["scripts"].as_object().into_iter().flatten();
     let scripts = names.map(|(name, script)| {
         (stack.stub(name).id().to_string(), script.as_array().cloned().unwrap_or_default())

@@ -177,6 +177,7 @@ impl Interpreter {
             },
             "delete" => done(storage.delete_with(key, write), |existed| json!(existed)),
             "delete_many" => done(storage.delete_many(&keys), |count| json!(count)),
+            "delete_all" if write == Write::default() => done(storage.delete_all(), ok),
             "delete_all" => done(storage.delete_all_with(self.alarm_too, write), ok),
             "sync" => done(storage.sync(), ok),
             "yield" => {

@@ -21,7 +21,7 @@ pub(super) type Line = (usize, Value);
 
 pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     start_trace();
-    let mut stack = Stack::new(replay.seed)?;
+    let mut stack = Stack::new(replay.seed, alarm_too(&replay.header))?;
     let mut rest = lines;
     let mut unconfirmed = false;
     while let Some(((number, step), after)) = rest.split_first() {

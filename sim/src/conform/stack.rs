@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use dormouse_cache::AlarmToo;
 use dormouse_engine::{Env, Host, Limits, StoreLock};
-use dormouse_scheduler::{Call, Namespace, Stub, Topology};
+use dormouse_scheduler::{Call, Namespace, NamespaceOptions, Stub, Topology};
 
 use super::object::Recorded;
 use crate::disk::DiskFaults;
@@ -24,29 +25,31 @@ pub(crate) struct Stack {
     process: Process,
     env: SimEnv,
     topology: Topology,
+    options: NamespaceOptions,
     ended: Rc<RefCell<Vec<dormouse_scheduler::Result<()>>>>,
 }
 
 impl Stack {
     /// An empty disk, and a process on it. The seed decides how the disk behaves and in which
-    /// order things happen that have no order.
-    pub(crate) fn new(seed: u64) -> Result<Self> {
+    /// order things happen that have no order; `delete_all` is the namespace's option.
+    pub(crate) fn new(seed: u64, delete_all: AlarmToo) -> Result<Self> {
         let mut random = Random::new(seed);
         let short_io = if random.one_in(3) { 10 } else { 0 };
         let faults = DiskFaults { short_io, buffered: random.one_in(4), ..DiskFaults::default() };
-        Self::start(World::new(seed, faults))
+        let options = NamespaceOptions { delete_all, ..NamespaceOptions::DEFAULT };
+        Self::start(World::new(seed, faults), options)
     }
 
-    fn start(world: World) -> Result<Self> {
+    fn start(world: World, options: NamespaceOptions) -> Result<Self> {
         let process = world.process();
         let env = process.core();
         let ids = AtomicU64::new(1);
         let topology = Topology::builder()
-            .namespace::<Recorded>("dormouse-trace-kv")
+            .namespace_with::<Recorded>("dormouse-trace-kv", options)
             .cores(CORES)
             .build(move || ids.fetch_add(1, Ordering::Relaxed));
         let ended = Rc::default();
-        let stack = Self { world, process, env, topology, ended };
+        let stack = Self { world, process, env, topology, options, ended };
         stack.open()?;
         Ok(stack)
     }
@@ -124,7 +127,7 @@ impl Stack {
             ends.into_iter().try_for_each(|end| end.context("closing"))?;
         }
         self.process.kill();
-        let Self { world, .. } = self;
-        Self::start(world)
+        let Self { world, options, .. } = self;
+        Self::start(world, options)
     }
 }

@@ -35,7 +35,7 @@ struct Script<'a, 'b> {
 pub(crate) fn replay(replay: &mut Replay<'_>, lines: &[Line]) -> Result<()> {
     start_trace();
     ws_object::start_trace();
-    let stack = Stack::new(replay.seed)?;
+    let stack = Stack::new(replay.seed, super::ops::alarm_too(&replay.header))?;
     let mut script = Script { replay, stack, clients: BTreeMap::new() };
     for (number, step) in lines {
         script.step(*number, step).with_context(|| format!("line {number}"))?;

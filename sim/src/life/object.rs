@@ -496,7 +496,8 @@ impl Inner {
             }
             Op::Sync => {
                 let upto = self.on(event, |ghost| Ok(ghost.end()));
-                self.alone(event, storage.sync()).await?;
+                // Others may come between.
+                storage.sync().await?;
                 self.on(event, |ghost| {
                     ghost.acknowledge(upto);
                     Ok(())

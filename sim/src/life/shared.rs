@@ -121,8 +121,13 @@ impl Mark {
 }
 
 /// Bounds of a few frames, and of a few sockets.
-const TINY: SocketLimits =
-    SocketLimits { per_object: 3, message_bytes: 1000, incoming_bytes: 300, outgoing_bytes: 500 };
+const TINY: SocketLimits = SocketLimits {
+    per_object: 3,
+    message_bytes: 1000,
+    incoming_bytes: 300,
+    outgoing_bytes: 500,
+    ..SocketLimits::PRODUCTION
+};
 
 /// How often a life was in each [`Mark`], by its number.
 #[derive(Clone, Copy, Debug)]

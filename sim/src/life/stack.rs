@@ -80,6 +80,8 @@ impl Life<'_> {
             // Room for one or two objects of each core, three if they are busy; and they don't stay.
             limits.resident_bytes = OBJECT_BYTES * 3 / 2;
             limits.idle = Duration::from_millis(2);
+            // Two objects that wait for their own flush fill the core.
+            limits.dirty_bytes = 2 * CacheLimits::TINY.dirty_bytes_max;
             limits.alarms = 1;
         }
         if self.plan.mailbox > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_engine::Host;
-use dormouse_scheduler::net::{CarryLimits, carry};
+use dormouse_scheduler::net::{Bounds, CarryLimits, Server, carry};
 use dormouse_scheduler::prelude::*;
 
 use super::codec;
@@ -57,14 +57,17 @@ impl Client {
             return shared.line_ending(number, Ending::Finish);
         };
         let (theirs, ours) = shared.net().connect();
-        let limits = CarryLimits {
+        let bounds = Arc::new(Bounds::new(CarryLimits {
             silence_time: SILENCE,
             close_time: CLOSE,
             message_bytes: shared.socket_limits.message_bytes,
-        };
+            // No client here is closed for what others send.
+            partial_bytes: usize::MAX,
+        }));
         let closing = shared.clone();
         let going_away = move || closing.closing.get();
-        self.env.spawn("carry", carry(shared.net(), ours, client, Arc::new(limits), going_away));
+        let carried = carry(shared.net(), ours, client, bounds, Server, going_away);
+        self.env.spawn("carry", carried);
         let peer = Peer::new(number, theirs, Random::new(number));
         shared.lines.borrow_mut().peers.insert(number, peer.clone());
         self.env.spawn("peer", peer::run(peer, shared));

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use dormouse_engine::clock::Clock;
 use dormouse_engine::real::{CoreOptions, CoreThread, DiskChoice, RealEnv};
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{Batch, Host, Limits, ObjectId, Options, Shard, Store, StoreLock};
@@ -41,8 +42,13 @@ pub(crate) fn on_core<T: Send + 'static, F>(
 where
     F: Future<Output = Result<T>> + 'static,
 {
-    let options =
-        CoreOptions { name: "shard".into(), cpu, dir: dir.to_owned(), disk: DiskChoice::Auto };
+    let options = CoreOptions {
+        name: "shard".into(),
+        cpu,
+        dir: dir.to_owned(),
+        disk: DiskChoice::Auto,
+        clock: Clock::System,
+    };
     let main = async move |env: RealEnv| {
         let limits = Limits::PRODUCTION;
         let lock = StoreLock::open_or_create(&env, &limits, 1).await?;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use dormouse_cache::{ActorCache, Backing, CacheLimits, Read};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read};
 use dormouse_engine::real::RealEnv;
 use dormouse_engine::{Batch, List, ObjectId, Resident, Shard, Ticket};
 
@@ -108,7 +108,8 @@ async fn cache_of(env: &RealEnv, shard: &Shard<RealEnv>, number: u64) -> Result<
     let id = dormouse::object(number);
     let contents = shard.load(&id).await?;
     let home = Home { shard: shard.clone(), id };
-    Ok(ActorCache::new(env, home, contents, CacheLimits::PRODUCTION))
+    let budget = Budget::new(usize::MAX);
+    Ok(ActorCache::new(env, home, contents, CacheLimits::PRODUCTION, &budget))
 }
 
 fn hit(cache: &Cache, key: &Key) -> bool {

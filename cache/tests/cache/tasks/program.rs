@@ -1,6 +1,6 @@
 //! The programs: what the tasks do, what becomes of the answers, and what happens to the tasks.
 
-use dormouse_cache::{AlarmToo, Read, Write};
+use dormouse_cache::{AlarmToo, Outcome, Read, Write};
 use proptest::prelude::*;
 
 /// What becomes of an operation's answer.
@@ -28,7 +28,22 @@ pub(super) enum Step {
     Sync,
     /// Waits for something else.
     Rest,
-    Transaction(Vec<Step>, End),
+    /// Its operations are made through its handle, or through the object's own storage.
+    Transaction {
+        steps: Vec<Step>,
+        own: bool,
+        end: End,
+    },
+    /// Both at once, in one event; done when both are.
+    Join(Vec<Step>, Vec<Step>),
+    /// In a task beside the event.
+    Beside(Vec<Step>),
+    /// The alarm's handler runs.
+    Alarm {
+        at_ms: u64,
+        steps: Vec<Step>,
+        outcome: Outcome,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +62,10 @@ pub(super) enum Act {
     Retry,
     /// The engine can't go on.
     Fatal,
+    /// A flush that is in flight has taken too long.
+    Timeout,
+    /// The object is reset.
+    Shutdown,
     /// A task is dropped where it is.
     Kill(usize),
 }
@@ -82,16 +101,31 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::Sync),
         3 => Just(Step::Rest),
     ];
-    let step = leaf.prop_recursive(3, 16, 5, |inner| {
+    let step = leaf.prop_recursive(4, 24, 5, |inner| {
         let end = prop_oneof![
             4 => wait().prop_map(End::Commit),
             1 => Just(End::Rollback),
             1 => Just(End::Drop),
         ];
-        let transaction = (prop::collection::vec(inner.clone(), 0..5), end);
+        let steps = || prop::collection::vec(inner.clone(), 0..5);
+        let transaction = (steps(), any::<bool>(), end)
+            .prop_map(|(steps, own, end)| Step::Transaction { steps, own, end })
+            .boxed();
+        // Transactions that are joined lie in one another, in any order of their ends.
+        let side = prop_oneof![
+            2 => transaction.clone(),
+            2 => Just(Step::Rest),
+            2 => inner.clone(),
+        ];
+        let side = prop::collection::vec(side, 0..4).boxed();
+        let outcomes = [Outcome::Succeeded, Outcome::Failed, Outcome::Abandoned];
         prop_oneof![
-            4 => inner,
-            1 => transaction.prop_map(|(steps, end)| Step::Transaction(steps, end)),
+            8 => inner.clone(),
+            4 => transaction,
+            3 => (side.clone(), side).prop_map(|(one, other)| Step::Join(one, other)),
+            1 => steps().prop_map(Step::Beside),
+            1 => (1..4_u64, steps(), prop::sample::select(outcomes.to_vec()))
+                .prop_map(|(at_ms, steps, outcome)| Step::Alarm { at_ms, steps, outcome }),
         ]
     });
     prop::collection::vec(step, 0..10)
@@ -103,6 +137,8 @@ pub(super) fn act() -> impl Strategy<Value = Act> {
         30 => Just(Act::Durable),
         8 => Just(Act::Retry),
         1 => Just(Act::Fatal),
+        1 => Just(Act::Timeout),
+        1 => Just(Act::Shutdown),
         6 => (0..4_usize).prop_map(Act::Kill),
     ]
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::access::{self, Opened, RealShard};
 use crate::print::{self, Text};
+use crate::value::Shown;
 use crate::{Done, Verdict};
 
 /// Objects that are read at once, and the bytes that they may have together.
@@ -20,7 +21,8 @@ const READ_BYTES: u64 = 8 << 20;
 ///
 /// Each line holds `id`, `namespace`, `name` (null where not known), `alarm` (milliseconds since 1970, or
 /// null) and `keys`: a list of pairs of key and value, sorted by the keys' bytes. UTF-8 is a string; other
-/// bytes are {"hex": "…"}, which no string is. With --all, `version` and `written` (UTC) come after them.
+/// bytes are {"hex": "…"}, which no string is. A value that is one of MessagePack, as objects put them, is
+/// {"hex": "…", "value": …}. With --all, `version` and `written` (UTC) come after them.
 ///
 /// The same contents give the same text, whatever the store's history and number of shards, unless
 /// --all is given. An object that can't be read is said on the error output and left out; then it exits
@@ -51,7 +53,7 @@ struct Line<'a> {
     namespace: Option<&'a str>,
     name: Option<&'a str>,
     alarm: Option<u64>,
-    keys: Vec<(Text<'a>, Text<'a>)>,
+    keys: Vec<(Text<'a>, Shown<'a>)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +108,7 @@ impl Dump {
             namespace: info.namespace.as_deref(),
             name: info.name.as_deref(),
             alarm: contents.alarm,
-            keys: keys.map(|(key, value)| (Text::of(key), Text::of(value))).collect(),
+            keys: keys.map(|(key, value)| (Text::of(key), Shown::of(value))).collect(),
             version: self.all.then_some(info.version.0),
             written: self.all.then(|| print::time(info.written_ms)),
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::access;
 use crate::ls::Line;
 use crate::print::{self, Out, Text};
+use crate::value::Shown;
 use crate::{Done, Verdict};
 
 /// Characters of a value that are shown.
@@ -58,7 +59,8 @@ Examples:
   cargo store inspect data --namespace rooms --name lobby --full
   cargo store inspect data --namespace rooms --name lobby --key topic --json | jq .keys
 
-In JSON, `keys` is a list of pairs of key and value; bytes that are no UTF-8 are {\"hex\": \"…\"}."
+In JSON, `keys` is a list of pairs of key and value; bytes that are no UTF-8 are {\"hex\": \"…\"}, values
+of MessagePack, as objects put them, {\"hex\": \"…\", \"value\": …}."
 )]
 pub(crate) struct Inspect {
     /// The store's directory.
@@ -80,7 +82,7 @@ pub(crate) struct Inspect {
 struct Object<'a> {
     #[serde(flatten)]
     info: Line<'a>,
-    keys: Vec<(Text<'a>, Text<'a>)>,
+    keys: Vec<(Text<'a>, Shown<'a>)>,
 }
 
 impl Inspect {
@@ -128,7 +130,7 @@ impl Inspect {
         let log_bytes = info.log_bytes;
         writeln!(out, "{} keys, {bytes} bytes; {log_bytes} bytes in the log", keys.len())?;
         for (key, value) in keys {
-            let mut shown = print::escaped(value);
+            let mut shown = Shown::of(value).line();
             if !self.full && self.key.is_none() {
                 shown = print::cut(shown, CUT);
             }
@@ -140,7 +142,7 @@ impl Inspect {
 
 impl<'a> Object<'a> {
     fn of(info: &'a ObjectInfo, keys: &[(&'a Bytes, &'a Bytes)]) -> Self {
-        let keys = keys.iter().map(|(key, value)| (Text::of(key), Text::of(value))).collect();
+        let keys = keys.iter().map(|(key, value)| (Text::of(key), Shown::of(value))).collect();
         Self { info: Line::of(info), keys }
     }
 }

@@ -14,6 +14,7 @@ mod reshard;
 mod scrub;
 mod stat;
 mod torture;
+mod value;
 
 use std::process::ExitCode;
 
