@@ -5,10 +5,10 @@ use std::rc::Rc;
 
 use crate::batch::{Batch, Op, split_ops};
 use crate::contents::{Origin, Resident};
-use crate::directory::{Entry, Stamp};
+use crate::directory::{Entry, Stamp, merged};
 use crate::env::Env;
 use crate::format::batch::batch_bytes;
-use crate::format::frame::{self, Address, Frame, Sizes};
+use crate::format::frame::{self, Address, Frame, Share, Sizes};
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{OPEN, Ticket, Update};
 use crate::log::segments::FileOf;
@@ -38,28 +38,40 @@ impl<E: Env> Appending<'_, E> {
     ) -> Ticket {
         let wall_ms = self.inner.env.wall_ms();
         let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
-        if let Some(head) = self.head.filter(|_| self.rewrite) {
+        if let Some(head) = self.head.as_ref().filter(|_| self.rewrite) {
             stamp.written_ms = head.written_ms;
         }
         let mut known = batch.origin().clone();
-        let entry = match self.image(batch, resident) {
+        let (entry, parts, dead) = match self.image(batch, resident) {
             Some((payload, origin)) => {
                 let exists = !payload.is_empty() || self.alarm.is_some();
                 let kind = frame::Kind::Image;
-                let (address, _) = self.frames(state, kind, &payload, stamp, &origin);
+                let Appended { address, parts, .. } =
+                    self.frames(state, kind, &payload, stamp, &origin);
                 known = origin;
-                exists.then(|| Entry::image(address, stamp))
+                let entry = exists.then(|| Entry::image(address, stamp, &parts));
+                (entry, parts, self.head.clone())
             }
             None => {
-                let head = self.head.expect("an object that does not exist gets an image");
+                let head = self.head.as_ref();
+                let head = head.expect("an object that does not exist gets an image");
                 let (kind, payload) = (frame::Kind::Delta, batch.encoded_ops());
-                let (address, nests) = self.frames(state, kind, payload, stamp, &known);
-                Some(head.with_delta(address, stamp, nests))
+                let Appended { address, parts, nests } =
+                    self.frames(state, kind, payload, stamp, &known);
+                (Some(head.with_delta(address, stamp, nests, &parts)), parts, None)
             }
         };
         let open = state.queue.last_mut();
-        let (id, existed) = (*self.id, self.existed);
-        open.updates.push(Update { id, existed, entry, origin: known });
+        let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
+        open.updates.push(Update {
+            id,
+            existed,
+            entry: entry.clone(),
+            rewrite,
+            parts,
+            dead,
+            origin: known,
+        });
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
         let pending = Pending { entry, ordinal, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
@@ -97,7 +109,7 @@ impl<E: Env> Appending<'_, E> {
         if image > self.inner.limits.commit_bytes_max {
             return false;
         }
-        let Some(head) = self.head else { return true };
+        let Some(head) = &self.head else { return true };
         let delta = batch.encoded_ops().len();
         self.rewrite
             || (keys == 0 && self.alarm.is_none())
@@ -106,16 +118,15 @@ impl<E: Env> Appending<'_, E> {
                 && (image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2))
     }
 
-    /// Payload bytes that one frame can hold beside a chain of `chain` addresses.
-    fn payload_max(&self, chain: usize, origin: &Origin) -> usize {
+    /// Payload bytes that one frame can hold beside a chain of `chain` addresses, and `shares`.
+    fn payload_max(&self, chain: usize, shares: usize, origin: &Origin) -> usize {
         let limits = &self.inner.limits;
-        let fixed = frame::frame_bytes(0, chain, origin) + 8;
+        let fixed = frame::frame_bytes(0, chain, shares, origin) + 8;
         let empty = batch_bytes(1, fixed, 1);
         limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
     }
 
-    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts. Returns
-    /// where that one lies, and whether it alone names its chain.
+    /// Appends the commit's frames: the last one carries the mark and, in its chain, the parts.
     fn frames(
         &self,
         state: &mut State<FileOf<E>>,
@@ -123,12 +134,18 @@ impl<E: Env> Appending<'_, E> {
         payload: &[u8],
         stamp: Stamp,
         origin: &Origin,
-    ) -> (Address, bool) {
+    ) -> Appended {
         let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
-        let (runs, last) = split_ops(payload, self.payload_max(CHAIN_RESERVE, origin));
-        let predecessor = self.head.and_then(|head| head.newest());
         // An image builds on nothing but its parts.
-        let base = self.head.filter(|_| kind == frame::Kind::Delta);
+        let base = self.head.as_ref().filter(|_| kind == frame::Kind::Delta);
+        let shares: Vec<Share> = match (base, &self.head) {
+            (Some(base), _) => base.nested().to_vec(),
+            (None, Some(dead)) => merged(dead.needs()),
+            (None, None) => Vec::new(),
+        };
+        let payload_max = self.payload_max(CHAIN_RESERVE, shares.len(), origin);
+        let (runs, last) = split_ops(payload, payload_max);
+        let predecessor = self.head.as_ref().and_then(|head| head.newest());
         let mut chain: Vec<_> = base.iter().flat_map(|base| base.chain()).collect();
         let mut frame = Frame {
             kind,
@@ -139,6 +156,9 @@ impl<E: Env> Appending<'_, E> {
             predecessor,
             existed: self.existed,
             chain: Vec::new(),
+            parts: 0,
+            shares: Vec::new(),
+            scattered: self.head.as_ref().is_some_and(|head| head.is_scattered()),
             nests: false,
             sizes: Sizes::default(),
             wall_ms: stamp.written_ms,
@@ -148,10 +168,14 @@ impl<E: Env> Appending<'_, E> {
         };
         assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
         let nests = !runs.is_empty() || base.is_some_and(|base| base.is_full());
+        let mut parts = Vec::new();
         for run in runs {
             frame.payload = run;
-            chain.push(state.queue.push(&frame, block, max));
+            parts.push(state.queue.push(&frame, block, max));
         }
+        chain.extend_from_slice(&parts);
+        frame.parts = parts.len();
+        frame.shares = shares;
         frame.part = false;
         frame.nests = nests;
         frame.sizes = base.map(|base| base.sizes()).unwrap_or_default();
@@ -160,8 +184,18 @@ impl<E: Env> Appending<'_, E> {
         frame.chain = chain;
         let address = state.queue.push(&frame, block, max);
         assert!(address.segment & OPEN != 0);
-        (address, nests)
+        Appended { address, parts, nests }
     }
+}
+
+/// Where a commit's frames lie.
+struct Appended {
+    /// The last one.
+    address: Address,
+    /// Those before it.
+    parts: Vec<Address>,
+    /// Whether the last one alone names its chain.
+    nests: bool,
 }
 
 /// Addresses for which room is kept in a frame that may carry a chain and parts.

@@ -3,9 +3,13 @@
 //!
 //! A checkpoint freezes the overlay between two batches, writes it as a run, and then writes a slot
 //! of the shard's manifest: the older of the two, so that the other one is the truth until this one
-//! is durable. Nothing is removed before: a file goes when neither slot needs it. One that fails
-//! changes nothing, and another is made after some more of the log. Runs are merged apart from it
-//! ([`crate::merges`]).
+//! is durable. Nothing is removed before: a file goes when neither slot needs it, and nobody reads it; a
+//! segment's may be kept, to be used again. One that fails changes nothing, and another is made after
+//! some more of the log. Runs are merged apart from it ([`crate::merges`]).
+//!
+//! It needs the segments with live bytes ([`crate::live`]), those behind its batch, those in which a
+//! commit began that has not ended, those that recovery kept for a repair, and those of which the newest
+//! commit is younger than [`Limits::retention`].
 //!
 //! | a crash while | leaves |
 //! |---|---|
@@ -24,13 +28,16 @@ use crate::format::run::BLOCK_BYTES;
 use crate::format::{Rejected, len_u32};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at, write_all_at};
 use crate::limits::Limits;
-use crate::log::segments::{FileOf, Segment};
+use crate::log::segments::{FileOf, Recycled, Segment};
 use crate::merges;
 use crate::shard::{Inner, Life, State};
 
 /// Segments since the last checkpoint after which opening makes one: so that crash after crash
 /// leaves no more of them.
 pub(crate) const SEGMENTS_MAX: usize = 4;
+
+/// Files of segments that are kept to be used again.
+const RECYCLED_MAX: usize = 2;
 
 /// Bytes of a slot at least ([`Limits::check`]).
 const SLOT_BYTES_LEAST: usize = 4096;
@@ -153,6 +160,23 @@ pub(crate) async fn read_manifest<E: Env>(
 }
 
 impl<F: File> State<F> {
+    /// Whether a segment is needed for what is in it.
+    pub(crate) fn is_needed<G>(&self, segment: &Segment<G>, wall_ms: u64, limits: &Limits) -> bool {
+        let number = segment.header.number;
+        number >= self.tail.segment
+            || segment.kept
+            || self.live.bytes(number.0) > 0
+            || self.unfinished.is_some_and(|first| number.0 >= first)
+            || self.is_retained(number.0, wall_ms, limits)
+    }
+
+    /// Whether the newest commit in a segment is so young that history is to show it.
+    pub(crate) fn is_retained(&self, number: u32, wall_ms: u64, limits: &Limits) -> bool {
+        let newest_ms = u64::from(self.live.newest_s(number)) * 1000;
+        wall_ms.saturating_sub(newest_ms)
+            < u64::try_from(limits.retention.as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn checkpoint_due(&self, limits: &Limits) -> bool {
         let since = self.log_bytes - self.progress.begun_at;
         let waits = self.progress.running || !self.directory.has_room(limits);
@@ -221,6 +245,7 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     state.progress.begun_at = state.log_bytes;
     if forget {
         state.directory.recount();
+        state.directory.count_live(&mut state.live);
     }
     let frozen = state.directory.freeze();
     let merged = match forget {
@@ -230,14 +255,18 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
     merged.iter().for_each(|run| run.merging.set(true));
     let run = state.progress.new_run();
     let tail = state.tail;
+    let wall_ms = inner.env.wall_ms();
     let needed = |segment: &&Segment<_>| {
         let number = segment.header.number;
-        number == tail.segment || (number < tail.segment && segment.frames_bytes > 0)
+        number <= tail.segment && state.is_needed(segment, wall_ms, &inner.limits)
     };
     let segments = state.segments.values().filter(needed).map(|segment| SegmentRef {
         number: segment.header.number,
         bytes: segment.header.bytes,
-        frames_bytes: segment.frames_bytes,
+        live_bytes: u32::try_from(state.live.bytes(segment.header.number.0)).unwrap_or(u32::MAX)
+            & (u32::MAX >> 1),
+        kept: segment.kept,
+        newest_s: state.live.newest_s(segment.header.number.0),
         incarnation: segment.header.incarnation,
     });
     let checkpoint = Checkpoint {
@@ -250,9 +279,10 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         next_version: state.next_version,
         objects: state.directory.len(),
         log_bytes: state.log_bytes,
-        wall_ms: inner.env.wall_ms(),
+        wall_ms,
         next_run: 0,
         slot_bytes: len_u32(state.progress.slot_bytes),
+        inexact: state.live.is_inexact(),
         segments: segments.collect(),
         runs: Vec::new(),
     };
@@ -340,15 +370,32 @@ async fn write_slot<E: Env>(inner: &Rc<Inner<E>>, checkpoint: &Checkpoint) -> Re
     })
 }
 
-/// Removes the segments and runs that neither slot needs.
-async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
+/// Removes the segments and runs that neither slot needs and nobody reads.
+pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
     let names = {
         let state = &mut *inner.state.borrow_mut();
-        let State { progress, segments, directory, .. } = state;
+        let held = state.is_held();
+        let State { progress, segments, live, cleaning, .. } = state;
         let slots = || progress.needs.iter().flatten();
-        let unneeded = |number: &u32| !slots().any(|needs| needs.segment(*number));
-        let gone: Vec<u32> = segments.keys().copied().filter(unneeded).collect();
-        let gone = gone.into_iter().filter_map(|number| Some(segments.remove(&number)?.name));
+        let unneeded = |(number, segment): &(&u32, &Segment<_>)| {
+            !held && !segment.is_pinned() && !slots().any(|needs| needs.segment(**number))
+        };
+        let gone: Vec<u32> = segments.iter().filter(unneeded).map(|(number, _)| *number).collect();
+        gone.iter().for_each(|number| live.forget(*number));
+        cleaning.gone(&gone);
+        let gone: Vec<_> = gone.iter().filter_map(|number| segments.remove(number)).collect();
+        let next_bytes = state.next_bytes(&inner.limits);
+        let (again, gone): (Vec<_>, Vec<_>) =
+            gone.into_iter().partition(|segment| segment.header.bytes == next_bytes);
+        let again = again
+            .into_iter()
+            .map(|segment| Recycled { name: segment.name, bytes: segment.header.bytes });
+        state.recycled.extend(again);
+        let room = RECYCLED_MAX.min(state.recycled.len());
+        let gone = gone.into_iter().map(|segment| segment.name);
+        let gone = gone.chain(state.recycled.split_off(room).into_iter().map(|file| file.name));
+        let State { progress, directory, .. } = state;
+        let slots = || progress.needs.iter().flatten();
         let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();
         // Those that were merged since are in no slot yet.
         let needed =

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +22,19 @@ pub enum Clock {
     System,
     /// One that is moved by hand.
     Test(TestClock),
+}
+
+/// Since when the system's clock is counted: the same on all cores.
+static STARTED: LazyLock<Instant> = LazyLock::new(instant);
+
+impl Clock {
+    /// What [`Host::now`](crate::Host::now) of every core with this clock says, for threads that are no cores.
+    pub fn now(&self) -> Duration {
+        match self {
+            Self::System => STARTED.elapsed(),
+            Self::Test(clock) => clock.now(),
+        }
+    }
 }
 
 /// A clock that stands still until it is moved. Cheap to clone; `Send + Sync`.
@@ -175,7 +188,7 @@ async fn system_sleep(duration: Duration) {
     }
 }
 
-/// The clock of one core, and since when it runs.
+/// The clock of one core, and since when the system's is counted.
 pub(crate) struct CoreClock {
     clock: Clock,
     started: Instant,
@@ -183,7 +196,7 @@ pub(crate) struct CoreClock {
 
 impl CoreClock {
     pub(crate) fn new(clock: Clock) -> Self {
-        Self { clock, started: instant() }
+        Self { clock, started: *STARTED }
     }
 
     pub(crate) fn now(&self) -> Duration {

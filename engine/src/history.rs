@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::batch::Op;
+use crate::clean::Hold;
 use crate::contents::Origin;
 use crate::env::Env;
 use crate::error::Result;
@@ -97,6 +98,7 @@ impl<E: Env> Shard<E> {
     /// out: [`Commit::whole`] says so of a commit that names one.
     pub async fn history(&self, id: &ObjectId) -> Result<Vec<Commit>> {
         self.settled(id).await?;
+        let _hold = Hold::new(&self.0);
         let mut epochs = Epochs::new(&self.0);
         let mut found = BTreeMap::new();
         let mut batch = (Epoch(0), Sequence(0));
@@ -106,7 +108,7 @@ impl<E: Env> Shard<E> {
                 epochs.note(epoch, sequence);
             }
             Seen::Frame(address, frame) if frame.object == *id => {
-                found.insert(address, Found::new(batch, address, &frame));
+                found.insert(address, Found::new(batch, address, frame));
             }
             Seen::Frame(..) => {}
         })

@@ -32,10 +32,12 @@
 //! What must hold is in docs/design.md (E1 to E9); the bytes on disk are in [`mod@format`].
 
 mod append;
+mod audit;
 pub mod batch;
 mod blocking;
 pub mod call;
 mod checkpoint;
+mod clean;
 pub mod clock;
 mod consolidate;
 pub mod contents;
@@ -44,11 +46,13 @@ pub mod env;
 pub mod error;
 pub mod executor;
 pub mod format;
+pub mod heartbeat;
 pub mod history;
 pub mod ids;
 pub mod io;
 pub mod limits;
 pub mod list;
+mod live;
 mod load;
 mod log;
 pub mod mailbox;
@@ -72,7 +76,7 @@ pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
-pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket};
+pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket, Written};
 pub use store::{
     Durability, Filter, Keys, Object, ObjectInfo, Objects, Options, Page, Store, StoreStats,
 };

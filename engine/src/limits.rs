@@ -37,6 +37,13 @@ pub struct Limits {
     /// Runs at most; the youngest are merged whatever their size where there would be more, and checkpoints wait
     /// for that.
     pub runs_max: usize,
+    /// Bytes of full segments for 100 live bytes above which the cleaner works.
+    pub space_percent: u64,
+    /// Bytes of full segments that there may be beyond.
+    pub space_slack_bytes: u64,
+    /// How long commits stay in the log, whatever becomes of their objects, so that history shows them: a
+    /// segment goes, and what is live in it moves, only when its newest commit is older.
+    pub retention: Duration,
     /// How long the log stays quiet before a close record vouches for its end.
     pub quiet: Duration,
     /// How long opening waits for the locks of another or dead process (E8).
@@ -61,6 +68,9 @@ impl Limits {
         manifest_slot_bytes: 64 << 10,
         merge_runs: 4,
         runs_max: 32,
+        space_percent: 135,
+        space_slack_bytes: 8 << 20,
+        retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
     };
@@ -81,6 +91,9 @@ impl Limits {
         manifest_slot_bytes: 8 << 10,
         merge_runs: 2,
         runs_max: 4,
+        space_percent: 135,
+        space_slack_bytes: 16 << 10,
+        retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
     };
@@ -104,6 +117,7 @@ impl Limits {
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
         assert!(self.merge_runs > 1 && self.runs_max > 2 && self.open_segments_max > 0);
+        assert!(self.space_percent > 100);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

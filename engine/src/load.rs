@@ -36,16 +36,36 @@ impl Loaded {
 /// One place in the order in which frames apply.
 enum Step {
     Read(Address),
-    Apply(Loaded),
+    Apply(Address, Loaded),
 }
 
-/// Reads the object that `entry` points to.
+/// Reads the object that `entry`, the one of the directory now, points to. What is read stays where it is
+/// until this ends, also where the object changes or moves meanwhile.
 pub(crate) async fn load<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
     entry: &Entry,
 ) -> Result<Contents> {
+    let _pins = pins(inner, entry);
     load_chain(inner, id, entry.chain(), entry.stamp()).await
+}
+
+/// The frames that the object needs by `entry`, the one of the directory now; all are read.
+pub(crate) async fn frames<E: Env>(
+    inner: &Rc<Inner<E>>,
+    id: &ObjectId,
+    entry: &Entry,
+) -> Result<Vec<Address>> {
+    let _pins = pins(inner, entry);
+    let steps = read_chain(inner, id, entry.chain()).await?;
+    Ok(steps.into_iter().map(|(address, _)| address).collect())
+}
+
+/// Keeps the segments that an object needs from being used again.
+fn pins<E: Env>(inner: &Rc<Inner<E>>, entry: &Entry) -> Vec<Rc<()>> {
+    let state = inner.state.borrow();
+    let segments = entry.needs().filter_map(|share| state.segments.get(&share.segment));
+    segments.map(|segment| segment.pin.clone()).collect()
 }
 
 /// Reads the object that a chain of frames holds, oldest first: one round of parallel reads for
@@ -56,18 +76,33 @@ pub(crate) async fn load_chain<E: Env>(
     chain: impl IntoIterator<Item = Address>,
     stamp: Stamp,
 ) -> Result<Contents> {
+    let steps = read_chain(inner, id, chain).await?;
+    let Stamp { version, alarm, .. } = stamp;
+    let mut contents = Contents { version, alarm, ..<_>::default() };
+    for (_, loaded) in steps {
+        apply(&mut contents, &loaded, id)?;
+    }
+    Ok(contents)
+}
+
+/// The frames of a chain, in the order in which they apply.
+async fn read_chain<E: Env>(
+    inner: &Rc<Inner<E>>,
+    id: &ObjectId,
+    chain: impl IntoIterator<Item = Address>,
+) -> Result<Vec<(Address, Loaded)>> {
     let mut steps: Vec<Step> = chain.into_iter().map(Step::Read).collect();
     let mut budget = usize::from(u16::MAX);
     while steps.iter().any(|step| matches!(step, Step::Read(_))) {
         let wanted = steps.iter().filter_map(|step| match step {
             Step::Read(address) => Some(*address),
-            Step::Apply(_) => None,
+            Step::Apply(..) => None,
         });
         let wanted: Vec<Address> = wanted.collect();
         let mut loaded = read_frames(inner, id, &wanted).await?.into_iter();
         let mut next = Vec::new();
         for step in steps {
-            let Step::Read(_) = step else {
+            let Step::Read(address) = step else {
                 next.push(step);
                 continue;
             };
@@ -82,17 +117,15 @@ pub(crate) async fn load_chain<E: Env>(
                 Error::corrupt(format!("object {id}: its chain of frames does not end"))
             })?;
             next.extend(nested.iter().copied().map(Step::Read));
-            next.push(Step::Apply(loaded));
+            next.push(Step::Apply(address, loaded));
         }
         steps = next;
     }
-    let Stamp { version, alarm, .. } = stamp;
-    let mut contents = Contents { version, alarm, ..<_>::default() };
-    for step in steps {
-        let Step::Apply(loaded) = step else { unreachable!("all are read") };
-        apply(&mut contents, &loaded, id)?;
-    }
-    Ok(contents)
+    let all = steps.into_iter().map(|step| match step {
+        Step::Apply(address, loaded) => (address, loaded),
+        Step::Read(_) => unreachable!("all are read"),
+    });
+    Ok(all.collect())
 }
 
 fn apply(contents: &mut Contents, loaded: &Loaded, id: &ObjectId) -> Result<()> {

@@ -84,6 +84,16 @@ impl<T> Sender<T> {
         Ok(())
     }
 
+    /// How many messages wait; may be another number already.
+    pub fn len(&self) -> usize {
+        self.0.queue.len()
+    }
+
+    /// Whether none waits; may be otherwise already.
+    pub fn is_empty(&self) -> bool {
+        self.0.queue.is_empty()
+    }
+
     /// Closes the mailbox: what it holds is still received, nothing new is taken.
     pub fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
@@ -150,6 +160,7 @@ mod tests {
         assert_eq!(sender.send(1), Ok(()));
         assert_eq!(sender.send(2), Ok(()));
         assert_eq!(sender.send(3), Err(Refused::Full(3)));
+        assert_eq!((sender.len(), sender.is_empty()), (2, false));
         assert_eq!((receiver.try_recv(), receiver.try_recv()), (Some(1), Some(2)));
         assert!(receiver.poll_recv(&mut Context::from_waker(Waker::noop())).is_pending());
     }

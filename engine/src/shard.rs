@@ -4,13 +4,14 @@
 //! durable. What has been appended but is not durable yet is *pending*: later commits build on
 //! it, reads wait for it, the directory does not know it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use crate::append::Appending;
 use crate::batch::{AlarmChange, Batch};
 use crate::checkpoint::{self, Progress};
+use crate::clean::{self, Cleaning, Running};
 use crate::consolidate::Meanwhile;
 use crate::contents::{Contents, Resident};
 use crate::directory::{Directory, Entry, IdMap, Known};
@@ -20,9 +21,10 @@ use crate::format::superblock::Superblock;
 use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
+use crate::live::Live;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
-use crate::log::segments::{FileOf, Segments};
+use crate::log::segments::{FileOf, Recycled, Segments};
 use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
 pub use crate::recover::{Opening, Recovery};
@@ -34,6 +36,8 @@ const PAGE_ENTRIES: usize = 1024;
 /// Nested chains of an object that nobody keeps resident, before it is read and written as one
 /// image.
 const NESTED_CHAINS_MAX: u16 = 16;
+/// Likewise, segments that these lie in.
+const NESTED_SEGMENTS_MAX: usize = 32;
 
 /// Where a shard is in its life: open, then closing, then closed; or only read, then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +64,13 @@ pub(crate) struct State<F: File> {
     pub(crate) rewriting: IdMap<Vec<Meanwhile>>,
     pub(crate) queue: Queue,
     pub(crate) segments: Segments<F>,
+    pub(crate) live: Live,
+    /// The segment in which a commit began that has not ended: what is durable of it is not live yet, and
+    /// needed nevertheless.
+    pub(crate) unfinished: Option<u32>,
+    pub(crate) cleaning: Cleaning,
+    /// Files to be used for the next segments.
+    pub(crate) recycled: Vec<Recycled>,
     /// How often a segment was wanted for reading, to know which was not for longest.
     pub(crate) reads: u64,
     pub(crate) spare: Spare<F>,
@@ -83,8 +94,25 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) state: RefCell<State<FileOf<E>>>,
     /// The queue or the shard's life changed: for the writer.
     pub(crate) work: Signal,
+    /// So much was committed that there may be space to give back, or the shard's life changed: for the
+    /// cleaner.
+    pub(crate) space: Signal,
     /// A batch was settled, a spare made, the shard closed: for everybody else.
     pub(crate) changed: Signal,
+    /// Told of each batch.
+    pub(crate) observer: OnceCell<Observer>,
+}
+
+/// See [`Shard::observe`].
+pub(crate) type Observer = Box<dyn Fn(Written)>;
+
+/// A batch of commits that was written, and is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Commits in it.
+    pub commits: usize,
+    /// Bytes of it in the log.
+    pub bytes: usize,
 }
 
 impl<E: Env> Inner<E> {
@@ -102,6 +130,7 @@ impl<E: Env> Inner<E> {
             state.queue.fail(&unknown);
             state.pending.clear();
         }
+        self.space.notify();
         self.changed.notify();
     }
 }
@@ -126,12 +155,35 @@ pub struct ShardStats {
     pub segments: usize,
     /// Bytes of those files.
     pub segment_bytes: u64,
+    /// Bytes in them that objects need.
+    pub live_bytes: u64,
+    /// Bytes of those that are full: what the cleaner keeps small.
+    pub full_segment_bytes: u64,
+    /// Whether a segment is being cleaned now.
+    pub cleaning: bool,
+    /// Bytes that the cleaner wrote since the shard was opened, to empty segments.
+    pub cleaned_bytes: u64,
+    /// Segments that it emptied.
+    pub segments_cleaned: u64,
+    /// Objects that were committed to while it moved them.
+    pub moves_overtaken: u64,
+    /// Segments that went since the shard was opened, for nobody needed them.
+    pub segments_freed: u64,
+    /// Of these, segments whose files were taken for new ones.
+    pub segments_recycled: u64,
     /// Checkpoints that were made since the store was created.
     pub checkpoints: u64,
     /// Files of the directory.
     pub runs: usize,
     /// What recovery found when the shard was opened: nothing that it dropped goes unseen.
     pub recovery: Recovery,
+}
+
+impl ShardStats {
+    /// Bytes of segments for each byte that objects need; of an empty shard, their bytes.
+    pub fn space_amplification(&self) -> f64 {
+        self.segment_bytes as f64 / self.live_bytes.max(1) as f64
+    }
 }
 
 impl<E: Env> Shard<E> {
@@ -173,7 +225,9 @@ impl<E: Env> Shard<E> {
             create: opening.create(),
             state: RefCell::new(state),
             work: Signal::default(),
+            space: Signal::default(),
             changed: Signal::default(),
+            observer: OnceCell::new(),
         });
         let shard = Self(inner);
         if opening.read_only {
@@ -192,6 +246,7 @@ impl<E: Env> Shard<E> {
             });
         }
         shard.tell_opened(&recovery, env.now() - began);
+        env.spawn("cleaner", clean::run(shard.clone(), Running::new(&shard.0)));
         Ok((shard, recovery))
     }
 
@@ -260,18 +315,18 @@ impl<E: Env> Shard<E> {
                 Err(_) if batch.deletes_all() => (None, true),
                 Err(error) => return Err(named(id, &error)),
             };
-            let version_now = head.map_or(Version::NONE, |head| head.version);
+            let version_now = head.as_ref().map_or(Version::NONE, |head| head.version);
             if batch.required_version().is_some_and(|required| required != version_now) {
                 let what = format!("object {id} is at version {version_now}");
                 return Err(Error::new(Kind::Conflict, what));
             }
-            if head.is_some_and(|head| head.damaged) && !batch.deletes_all() {
+            if head.as_ref().is_some_and(|head| head.damaged) && !batch.deletes_all() {
                 return Err(damaged(id));
             }
             let version = Version(state.next_version);
             state.next_version += 1;
             let alarm = match batch.alarm() {
-                AlarmChange::Keep => head.and_then(|head| head.alarm),
+                AlarmChange::Keep => head.as_ref().and_then(|head| head.alarm),
                 AlarmChange::Clear => None,
                 AlarmChange::Set(at) => Some(at),
             };
@@ -282,8 +337,10 @@ impl<E: Env> Shard<E> {
                 let outcome = ticket.outcome.clone();
                 commits.push(Meanwhile { batch: batch.clone(), version, outcome });
             }
-            let depth = state.pending[id].entry.map_or(0, |entry| entry.depth);
-            (ticket, depth >= NESTED_CHAINS_MAX)
+            let is_deep = |entry: &Entry| {
+                entry.depth >= NESTED_CHAINS_MAX || entry.nested().len() >= NESTED_SEGMENTS_MAX
+            };
+            (ticket, state.pending[id].entry.as_ref().is_some_and(is_deep))
         };
         inner.work.notify();
         if consolidate {
@@ -466,6 +523,15 @@ impl<E: Env> Shard<E> {
         matches!(self.0.state.borrow().life, Life::Closing | Life::Closed)
     }
 
+    /// Has `observer` told of each batch of commits once it is durable. It must not call the shard back.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn observe(&self, observer: impl Fn(Written) + 'static) {
+        let set = self.0.observer.set(Box::new(observer));
+        assert!(set.is_ok(), "a shard has one observer");
+    }
+
     /// Counters, and what opening found.
     pub fn stats(&self) -> ShardStats {
         let state = self.0.state.borrow();
@@ -475,8 +541,17 @@ impl<E: Env> Shard<E> {
             checkpoints: state.progress.generation,
             runs: state.directory.run_refs().len(),
             log_bytes: state.log_bytes,
-            segments: state.segments.len(),
-            segment_bytes: state.segments.values().map(bytes).sum(),
+            segments: state.segments.len() + state.recycled.len(),
+            segment_bytes: state.segments.values().map(bytes).sum::<u64>()
+                + state.recycled.iter().map(|file| u64::from(file.bytes)).sum::<u64>(),
+            live_bytes: state.live.total(),
+            full_segment_bytes: state.full_segments().map(bytes).sum(),
+            cleaning: state.cleaning.victim.is_some(),
+            cleaned_bytes: state.cleaning.cleaned_bytes,
+            segments_cleaned: state.cleaning.victims,
+            moves_overtaken: state.cleaning.overtaken,
+            segments_freed: state.cleaning.freed,
+            segments_recycled: state.cleaning.recycled,
             recovery: self.0.recovery.clone(),
         }
     }
@@ -497,11 +572,14 @@ impl<E: Env> Shard<E> {
             was
         };
         self.0.work.notify();
+        self.0.space.notify();
+        self.0.changed.notify();
         let ended = || {
             let state = self.0.state.borrow();
             match (&state.poison, state.life, &state.spare) {
                 (_, _, Spare::Preparing) => None,
                 _ if state.progress.running || state.progress.merges > 0 => None,
+                _ if state.cleaning.running => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))
@@ -531,7 +609,7 @@ fn named(id: &ObjectId, error: &Error) -> Error {
 
 pub(crate) fn head<F: File>(state: &State<F>, id: &ObjectId) -> Result<Option<Entry>> {
     match state.pending.get(id) {
-        Some(pending) => Ok(pending.entry),
+        Some(pending) => Ok(pending.entry.clone()),
         None => state.directory.get(id),
     }
 }

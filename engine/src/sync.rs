@@ -7,12 +7,12 @@ pub(crate) use crossbeam_queue::ArrayQueue;
 #[cfg(dormouse_loom)]
 pub(crate) use loom::sync::{
     Condvar, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering, fence},
 };
 #[cfg(not(dormouse_loom))]
 pub(crate) use std::sync::{
     Condvar, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering, fence},
 };
 
 #[cfg(dormouse_loom)]
@@ -46,6 +46,10 @@ mod stand_in {
 
         pub(crate) fn pop(&self) -> Option<T> {
             self.items.lock().expect("no code panics under it").pop_front()
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.items.lock().expect("no code panics under it").len()
         }
 
         pub(crate) fn is_empty(&self) -> bool {

@@ -14,8 +14,12 @@ use dormouse_engine::{Batch, Contents, Host, Limits, ObjectId, Opening, Result, 
 
 const ROOM: ObjectId = ObjectId::from_bytes([7; 32]);
 const OTHER: ObjectId = ObjectId::from_bytes([8; 32]);
-/// Nothing vouches for the log's end unless a test closes it.
-const LIMITS: Limits = Limits { quiet: Duration::from_secs(3600), ..Limits::TINY };
+/// Nothing vouches for the log's end unless a test closes it, and no commit goes.
+const LIMITS: Limits = Limits {
+    quiet: Duration::from_secs(3600),
+    retention: Duration::from_secs(3600),
+    ..Limits::TINY
+};
 const WRITING: Opening = Opening { read_only: false, accept_losses: false };
 const READING: Opening = Opening { read_only: true, accept_losses: false };
 

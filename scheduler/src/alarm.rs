@@ -25,6 +25,7 @@ use crate::host::{AlarmBell, AnyShard};
 use crate::id::Id;
 use crate::instance::{AlarmCall, AlarmEnd, AlarmReply, Instance, Work};
 use crate::object::AlarmInfo;
+use crate::watch::{Count, Spread, nanos};
 
 /// Counted retries before an alarm is abandoned.
 const RETRIES_MAX: u32 = 6;
@@ -201,20 +202,27 @@ fn fire(core: &Rc<Inner>, id: ObjectId, mut run: Run) {
     let last = retry_count >= RETRIES_MAX;
     let abandoned = retry_count > RETRIES_MAX;
     let (done, ended) = AlarmReply::new();
+    let counts = core.watch.of(class);
+    counts.add(Count::AlarmRuns, 1);
+    if run.exponent == 0 {
+        let late_ms = core.host.wall_ms().saturating_sub(run.scheduled_ms);
+        counts.see(Spread::AlarmLateSeconds, nanos(Duration::from_millis(late_ms)));
+    }
     run.again = None;
     core.alarms.keep(id, run);
     core.deliver(Id::unnamed(id), class, Work::Alarm(AlarmCall { info, last, abandoned, done }));
     let core = core.clone();
     core.host.clone().spawn("alarm", async move {
         let end = ended.await.unwrap_or(AlarmEnd::Failed { counted: false });
-        ended_with(&core, id, end);
+        ended_with(&core, id, class, end);
         core.alarms.ring();
     });
 }
 
-fn ended_with(core: &Rc<Inner>, id: ObjectId, end: AlarmEnd) {
+fn ended_with(core: &Rc<Inner>, id: ObjectId, class: usize, end: AlarmEnd) {
     let mut run = core.alarms.take(id).expect("it ran");
     let AlarmEnd::Failed { counted } = end else { return };
+    core.watch.of(class).add(Count::AlarmRetries, 1);
     // The first counted failure after uncounted ones starts with the short delay.
     if counted && run.counted == 0 {
         run.exponent = 0;

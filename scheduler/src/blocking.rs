@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::closed;
 use crate::instance::Work;
 use crate::state::State;
+use crate::watch::Awake;
 
 impl State {
     /// Runs `work`, which may block or compute for long, on a thread beside the core's; other
@@ -53,7 +54,7 @@ impl State {
             };
             let _nobody_waits = tell.send(ended);
         };
-        instance.push(Work::Task(task.boxed_local()));
+        instance.push(Work::Task(Awake::Blocking, task.boxed_local()));
         told.map(|told| told.unwrap_or_else(|_| Err(closed())))
     }
 }

@@ -4,8 +4,11 @@
 //! new one reads its state only after all commits of the one before are settled.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dormouse_cache::Budget;
@@ -20,7 +23,7 @@ use futures_util::future::select;
 
 use crate::alarm::Alarms;
 use crate::deletion::{self, Deletion};
-use crate::error::{Error, Result};
+use crate::error::{Error, Overload, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Instance, Work};
@@ -29,6 +32,10 @@ use crate::shards::Shards;
 use crate::socket::connection::SocketBudget;
 use crate::socket::sockets::Sockets;
 use crate::topology::{Mail, Topology};
+use crate::watch::{Awake, Count, Reasons, Resident, Spread, Watch};
+
+/// Messages that a core takes before its objects have a turn.
+const MAIL_MAX: usize = 256;
 
 /// How long a shutdown waits for what runs.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -45,11 +52,21 @@ const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// Where an object is on its way into memory.
 pub(crate) enum Slot {
     /// Being read and built; what comes meanwhile waits. Next: live, deleting, gone.
-    Starting(VecDeque<Work>),
+    Starting(Starting),
     /// Next: deleting, gone.
     Live(Rc<Instance>),
     /// Next: starting, gone.
     Deleting(Box<Deletion>),
+}
+
+/// What waits for an object that is not live, and since when by the core's clock.
+pub(crate) type Waiting = VecDeque<(Duration, Work)>;
+
+/// An object that is not live yet.
+pub(crate) struct Starting {
+    id: Id,
+    class: usize,
+    pub(crate) queue: Waiting,
 }
 
 pub(crate) struct Inner {
@@ -67,6 +84,7 @@ pub(crate) struct Inner {
     residency: Budgets,
     /// What the objects may have dirty.
     budget: Budget,
+    pub(crate) watch: Rc<Watch>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -88,10 +106,14 @@ impl Core {
         superblock: Superblock,
         limits: Limits,
     ) -> Result<Self> {
-        let shards = Shards::open(env, core, topology.cores(), superblock, limits).await?;
-        let residency = Budgets::new(&topology);
+        let host = CoreHost::new(env);
+        let watch = Watch::new(host.clone(), topology.clone(), core);
+        let cores = topology.cores();
+        let shards = Shards::open(env, core, cores, superblock, limits, &watch).await?;
+        let residency = Budgets::new(&topology, &watch);
         let inner = Rc::new(Inner {
-            host: CoreHost::new(env),
+            host,
+            watch,
             shards,
             objects: RefCell::default(),
             sockets: RefCell::default(),
@@ -121,9 +143,7 @@ impl Core {
         inner.host.spawn("alarms", Alarms::run(inner.clone()));
         inner.host.spawn("shards", Shards::run(inner.clone()));
         inner.residency.start(&inner.host);
-        while let Some(mail) = self.mail.recv().await {
-            inner.take(mail);
-        }
+        poll_fn(|cx| inner.poll_mail(&self.mail, cx)).await;
         inner.alarms.stop();
         inner.residency.stop();
         inner.drain().await;
@@ -132,11 +152,35 @@ impl Core {
 }
 
 impl Inner {
+    /// Takes mail until the mailbox is closed and empty; [`MAIL_MAX`] at a time.
+    fn poll_mail(self: &Rc<Self>, mail: &Receiver<Mail>, cx: &mut Context<'_>) -> Poll<()> {
+        let _mail = self.watch.mail();
+        for _ in 0..MAIL_MAX {
+            match mail.poll_recv(cx) {
+                Poll::Ready(Some(mail)) => self.take(mail),
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => {
+                    self.watch.mailbox_is_empty();
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     fn take(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Call { id, class, call } => self.deliver(id, class, Work::Call(call)),
             Mail::Delete { id, class, reply } => deletion::begin(self, id, class, reply),
             Mail::Settle { done } => self.host.spawn("settle", Alarms::settle(self.clone(), done)),
+            Mail::Resident { id, reply } => {
+                let resident = self.objects.borrow().get(&id).map(|slot| self.resident(slot));
+                let _nobody_waits = reply.send(resident);
+            }
+            Mail::Residents { after, max, reply } => {
+                let _nobody_waits = reply.send(self.residents(after, max));
+            }
             Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
             Mail::Abort { id, reason, done } => {
                 self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));
@@ -183,33 +227,38 @@ impl Inner {
             Some(Slot::Live(instance)) => {
                 return match work {
                     Work::Call(call) if instance.calls() >= calls_max => {
-                        let busy = instance.place.busy_for(self.host.now());
-                        call.refuse(overloaded(&id, instance.calls(), Some(busy)));
+                        self.watch.of(class).add(Count::Overloads, 1);
+                        let (depth, since) = (instance.calls(), instance.oldest_call());
+                        call.refuse(overloaded(&id, self.overload(depth, since)));
                     }
                     work => instance.push(work),
                 };
             }
-            Some(Slot::Starting(queue)) => {
+            Some(Slot::Starting(Starting { queue, .. })) => {
                 return match work {
                     Work::Call(call) if queue.len() >= calls_max => {
-                        call.refuse(overloaded(&id, queue.len(), None));
+                        self.watch.of(class).add(Count::Overloads, 1);
+                        call.refuse(overloaded(&id, self.waiting(queue)));
                     }
-                    work => queue.push_back(work),
+                    work => queue.push_back((self.watch.now(), work)),
                 };
             }
             Some(Slot::Deleting(deletion)) => {
-                if let Some(Work::Call(call)) = deletion.push(work, calls_max) {
-                    call.refuse(overloaded(&id, deletion.len(), None));
+                if let Some(Work::Call(call)) = deletion.push(self.watch.now(), work, calls_max) {
+                    self.watch.of(class).add(Count::Overloads, 1);
+                    call.refuse(overloaded(&id, self.waiting(deletion.queue())));
                 }
                 return;
             }
             None => {}
         }
-        self.begin_life(id, class, VecDeque::from([work]));
+        let since = self.watch.now();
+        self.begin_life(id, class, VecDeque::from([(since, work)]));
     }
 
-    pub(crate) fn begin_life(self: &Rc<Self>, id: Id, class: usize, work: VecDeque<Work>) {
-        self.objects.borrow_mut().insert(id.object(), Slot::Starting(work));
+    pub(crate) fn begin_life(self: &Rc<Self>, id: Id, class: usize, queue: Waiting) {
+        let starting = Starting { id: id.clone(), class, queue };
+        self.objects.borrow_mut().insert(id.object(), Slot::Starting(starting));
         self.host.spawn("object", self.clone().live_through(id, class));
     }
 
@@ -218,17 +267,34 @@ impl Inner {
         // In a box of its own: an idle object does not keep room for how it was started.
         if let Some(instance) = self.clone().start(id, class).boxed_local().await {
             instance.clone().run(self.topology.class(class)).await;
+            self.count_end(&instance);
             instance.place.leave();
             self.leave(&instance);
         }
         self.moved.notify();
     }
 
+    /// Counts an instance that has ended.
+    fn count_end(&self, instance: &Instance) {
+        let counts = self.watch.of(instance.class);
+        counts.subtract(Count::Residents, 1);
+        match instance.reset_reason() {
+            None => {
+                counts.add(Count::Evictions, 1);
+                counts.add(Count::Hibernations, u64::from(instance.sockets.count() > 0));
+            }
+            Some(reason) => {
+                counts.add(Count::Resets, 1);
+                counts.add(Count::Panics, u64::from(reason.is_panic()));
+            }
+        }
+    }
+
     /// Reads an object and brings it to life, unless that fails.
     async fn start(self: Rc<Self>, id: Id, class: usize) -> Option<Rc<Instance>> {
         let object = id.object();
         let mut read = self.read(object, class).await;
-        while matches!(&read, Err(error) if self.frames_wait(object, error)) {
+        while matches!(&read, Err(error) if self.frames_wait(&id, class, error)) {
             self.host.sleep(ROOM_PAUSE).await;
             read = self.read(object, class).await;
         }
@@ -236,26 +302,26 @@ impl Inner {
         let (place, shard, mut contents) = match read {
             Ok(read) => read,
             Err(error) => {
-                refuse(queue, &Error::from(error));
+                self.refuse(&id, class, queue, error);
                 return None;
             }
         };
+        let counts = self.watch.of(class);
+        counts.add(Count::Activations, 1);
+        counts.add(Count::Residents, 1);
+        let first = queue.front().map(|(since, _)| *since);
+        first
+            .into_iter()
+            .for_each(|since| self.watch.took(class, Spread::ActivationSeconds, since));
         contents.origin.learn(&self.topology.class(class).origin(&id));
         let (bell, poisoned) = (self.alarms.bell(), self.shards.bell());
-        let home = Home { shard, id: object, bell, poisoned };
+        let watch = self.watch.clone();
+        let home = Home { shard, id: object, class, bell, poisoned, watch };
         let bounds = self.topology.bounds(class);
         let cache = Cache::new(&self.host, home, contents, bounds.cache, &self.budget);
         let sockets = self.sockets_of(object, class);
-        let instance = Instance::new(
-            id,
-            self.host.clone(),
-            self.topology.clone(),
-            cache,
-            place,
-            sockets,
-            bounds.delete_all,
-        );
-        queue.into_iter().for_each(|work| instance.push(work));
+        let instance = Instance::new(id, class, &self, cache, place, sockets);
+        queue.into_iter().for_each(|(since, work)| instance.push_since(since, work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
             instance.evict();
@@ -266,19 +332,105 @@ impl Inner {
 
     /// Whether there is no room for an object to which a socket has something to say: that waits, as the
     /// client then does, and only calls are refused.
-    fn frames_wait(&self, object: ObjectId, error: &engine::Error) -> bool {
+    fn frames_wait(&self, id: &Id, class: usize, error: &engine::Error) -> bool {
         if error.code() != Some(residency::FULL) {
             return false;
         }
         let mut objects = self.objects.borrow_mut();
-        let Some(Slot::Starting(queue)) = objects.get_mut(&object) else { return false };
-        let is_frame = |work: &Work| matches!(work, Work::Socket(_));
+        let Some(Slot::Starting(Starting { queue, .. })) = objects.get_mut(&id.object()) else {
+            return false;
+        };
+        let is_frame = |(_, work): &(Duration, Work)| matches!(work, Work::Socket(_));
         let (frames, others) = std::mem::take(queue).into_iter().partition(is_frame);
         *queue = frames;
         let waits = !queue.is_empty();
         drop(objects);
-        refuse(others, &Error::from(error.clone()));
+        self.refuse(id, class, others, error.clone());
         waits
+    }
+
+    /// Answers calls to an object that could not be brought to life.
+    fn refuse(&self, id: &Id, class: usize, queue: Waiting, error: engine::Error) {
+        let overload = self.waiting(&queue);
+        let error = match error.code() {
+            Some(residency::FULL) => {
+                let calls = queue.iter().filter(|(_, work)| matches!(work, Work::Call(_))).count();
+                self.watch.of(class).add(Count::Overloads, calls as u64);
+                let what = format!("the memory of the core of object {id}");
+                Error::overloaded(residency::FULL, &what, overload)
+            }
+            _ => Error::from(error),
+        };
+        refuse(queue, &error);
+    }
+
+    /// What waits for an object that is not live yet.
+    fn waiting(&self, queue: &Waiting) -> Overload {
+        let oldest = queue.iter().find(|(_, work)| matches!(work, Work::Call(_)));
+        self.overload(queue.len(), oldest.map(|(since, _)| *since))
+    }
+
+    fn overload(&self, depth: usize, since: Option<Duration>) -> Overload {
+        let age = |since| self.host.now().saturating_sub(since);
+        Overload { depth, oldest: since.map(age) }
+    }
+
+    /// The first `max` objects behind `after`, in the order of their ids.
+    fn residents(&self, after: Option<ObjectId>, max: usize) -> Vec<Resident> {
+        let objects = self.objects.borrow();
+        let mut first = BTreeMap::new();
+        for (id, slot) in objects.iter().filter(|(id, _)| after.is_none_or(|after| **id > after)) {
+            if first.len() >= max {
+                match first.last_entry() {
+                    Some(last) if last.key() > id => drop(last.remove()),
+                    _ => continue,
+                }
+            }
+            first.insert(*id, slot);
+        }
+        first.into_values().map(|slot| self.resident(slot)).collect()
+    }
+
+    /// What an object says of itself.
+    fn resident(&self, slot: &Slot) -> Resident {
+        let name = |class| self.topology.class(class).name.clone();
+        match slot {
+            Slot::Live(instance) => instance.resident(name(instance.class)),
+            Slot::Starting(Starting { id, class, queue }) => {
+                let since = queue.front().map(|(since, _)| *since);
+                self.not_live(id, name(*class), Awake::Starting, queue, since)
+            }
+            Slot::Deleting(deletion) => {
+                let (id, class, began) = deletion.of();
+                self.not_live(id, name(class), Awake::Deleting, deletion.queue(), Some(began))
+            }
+        }
+    }
+
+    /// What is to be said of an object that is not live, `why`, and since when.
+    fn not_live(
+        &self,
+        id: &Id,
+        namespace: Arc<str>,
+        why: Awake,
+        queue: &Waiting,
+        since: Option<Duration>,
+    ) -> Resident {
+        let Overload { depth, oldest } = self.waiting(queue);
+        let age = since.map_or(Duration::ZERO, |since| self.host.now().saturating_sub(since));
+        let mut reasons = Reasons::default();
+        reasons.add(why, 1, Some(age));
+        Resident {
+            id: id.clone(),
+            namespace,
+            awake: reasons.into_vec(),
+            woken_by: why,
+            woken: age,
+            last_turn: age,
+            calls: oldest.map_or(0, |_| depth),
+            sockets: 0,
+            bytes: 0,
+        }
     }
 
     /// Reads an object once there is room for it, not too much is dirty, and its shard is open.
@@ -340,9 +492,9 @@ impl Inner {
     /// of the objects that ended last.
     pub(crate) fn keep_sockets(&self, instance: &Instance) {
         let (object, sockets) = (instance.id.object(), &instance.sockets);
-        match instance.was_reset() {
-            true => sockets.disconnect(),
-            false => sockets.drop_leaving(),
+        match instance.reset_reason() {
+            Some(_) => sockets.disconnect(),
+            None => sockets.drop_leaving(),
         }
         if sockets.is_empty() {
             self.sockets.borrow_mut().remove(&object);
@@ -416,22 +568,18 @@ impl Inner {
     }
 }
 
-/// Why a call is refused: so many are there, none older than `busy`; none, if the object is not live yet.
-fn overloaded(id: &Id, calls: usize, busy: Option<Duration>) -> Error {
-    let state = match busy {
-        Some(busy) => format!("it has not been idle for {busy:?}"),
-        None => "it is being started".to_owned(),
-    };
-    let text = format!("object {id} has {calls} calls that wait or run; {state}");
-    engine::Error::coded(engine::Kind::Overloaded, "object-overloaded", text).into()
+/// Why a call is refused: so many are there.
+fn overloaded(id: &Id, overload: Overload) -> Error {
+    Error::overloaded("object-overloaded", &format!("object {id}"), overload)
 }
 
-pub(crate) fn refuse(queue: VecDeque<Work>, error: &Error) {
-    for work in queue {
+/// Answers calls that are not to be delivered.
+pub(crate) fn refuse(queue: Waiting, error: &Error) {
+    for (_, work) in queue {
         match work {
             Work::Call(call) => call.refuse(error.clone()),
             // Its sender sees that it was dropped.
-            Work::Alarm(_) | Work::Socket(_) | Work::Task(_) => {}
+            Work::Alarm(_) | Work::Socket(_) | Work::Task(..) => {}
         }
     }
 }

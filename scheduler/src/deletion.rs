@@ -14,14 +14,14 @@
 //! in flight: a crash shows the object as it was, or nothing. No instance reads the object before
 //! that commit is settled.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use dormouse_cache::Backing;
 use dormouse_engine::{Batch, Contents, Host, ObjectId};
 use futures_util::FutureExt;
 
-use crate::core::{Inner, Slot, refuse};
+use crate::core::{Inner, Slot, Waiting, refuse};
 use crate::error::{Error, Result};
 use crate::event::Reply;
 use crate::host::Home;
@@ -35,8 +35,12 @@ const CLOSE_CODE: u16 = 1001;
 
 /// The place of an object that is being deleted.
 pub(crate) struct Deletion {
+    id: Id,
+    class: usize,
+    /// By the core's clock.
+    began: Duration,
     /// Calls, and what its sockets sent.
-    queue: VecDeque<Work>,
+    queue: Waiting,
     /// Whoever asked for it.
     replies: Vec<Reply<()>>,
     /// It was being started: that task is to notice first.
@@ -44,39 +48,52 @@ pub(crate) struct Deletion {
 }
 
 impl Deletion {
-    /// What comes meanwhile; a call is given back if `calls_max` wait.
-    pub(crate) fn push(&mut self, work: Work, calls_max: usize) -> Option<Work> {
+    /// What comes meanwhile, now by the core's clock; a call is given back if `calls_max` wait.
+    pub(crate) fn push(&mut self, now: Duration, work: Work, calls_max: usize) -> Option<Work> {
         match work {
             Work::Call(_) if self.queue.len() >= calls_max => return Some(work),
             // Its reply says that it failed, and what is kept of that goes with the object.
             Work::Alarm(_) => {}
-            work => self.queue.push_back(work),
+            work => self.queue.push_back((now, work)),
         }
         None
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+    pub(crate) fn queue(&self) -> &Waiting {
+        &self.queue
+    }
+
+    /// Of which object, and when it began by the core's clock.
+    pub(crate) fn of(&self) -> (&Id, usize, Duration) {
+        (&self.id, self.class, self.began)
     }
 }
 
 /// Begins to delete an object.
 pub(crate) fn begin(core: &Rc<Inner>, id: Id, class: usize, reply: Reply<()>) {
     let object = id.object();
-    let mut deletion = Deletion { queue: VecDeque::new(), replies: vec![reply], starting: false };
-    let (mut refused, mut leaving, mut begins) = (VecDeque::new(), None, true);
+    let mut deletion = Deletion {
+        id: id.clone(),
+        class,
+        began: core.watch.now(),
+        queue: Waiting::new(),
+        replies: vec![reply],
+        starting: false,
+    };
+    let (mut refused, mut leaving, mut begins) = (Waiting::new(), None, true);
     {
         let mut objects = core.objects.borrow_mut();
         match objects.remove(&object) {
             None => {}
-            Some(Slot::Starting(queue)) => {
-                refused = queue;
+            Some(Slot::Starting(start)) => {
+                refused = start.queue;
                 deletion.starting = true;
             }
             Some(Slot::Live(instance)) => leaving = Some(instance),
             Some(Slot::Deleting(earlier)) => {
-                let Deletion { queue, replies, starting } = *earlier;
+                let Deletion { began, queue, replies, starting, .. } = *earlier;
                 refused = queue;
+                deletion.began = began;
                 deletion.replies.splice(0..0, replies);
                 deletion.starting = starting;
                 begins = false;
@@ -106,7 +123,7 @@ async fn run(
     let left = || leaving.as_ref().is_none_or(|instance| instance.has_ended());
     let starting = || with(&core, object, |deletion| deletion.starting);
     core.moved.until(|| (left() && !starting()).then_some(())).await;
-    let deleted = commit(&core, object).await;
+    let deleted = commit(&core, object, class).await;
     core.alarms.forget(&core.host, object).await;
     if let Some(sockets) = sockets {
         match &deleted {
@@ -121,8 +138,8 @@ async fn run(
     let Some(Slot::Deleting(over)) = over else { unreachable!("only this task ends it") };
     let Deletion { queue, replies, .. } = *over;
     // What its sockets sent is dropped; they are closed.
-    let calls: VecDeque<_> =
-        queue.into_iter().filter(|work| matches!(work, Work::Call(_))).collect();
+    let calls: Waiting =
+        queue.into_iter().filter(|(_, work)| matches!(work, Work::Call(_))).collect();
     if !calls.is_empty() {
         core.begin_life(id, class, calls);
     }
@@ -141,10 +158,10 @@ fn with<T>(core: &Inner, object: ObjectId, look: impl FnOnce(&mut Deletion) -> T
 }
 
 /// The object has neither keys nor an alarm any more, durably.
-async fn commit(core: &Inner, object: ObjectId) -> Result<()> {
+async fn commit(core: &Inner, object: ObjectId, class: usize) -> Result<()> {
     let shard = core.shards.wait(core.shards.place(object)).await?;
     let (bell, poisoned) = (core.alarms.bell(), core.shards.bell());
-    let home = Home { shard, id: object, bell, poisoned };
+    let home = Home { shard, id: object, class, bell, poisoned, watch: core.watch.clone() };
     let nothing = Batch::new().delete_all().delete_alarm();
     home.commit(&nothing, &Contents::default())?.await?;
     Ok(())
@@ -152,10 +169,10 @@ async fn commit(core: &Inner, object: ObjectId) -> Result<()> {
 
 impl Inner {
     /// What waited for an object that was being started; none if it is to be deleted instead.
-    pub(crate) fn end_start(&self, object: ObjectId) -> Option<VecDeque<Work>> {
+    pub(crate) fn end_start(&self, object: ObjectId) -> Option<Waiting> {
         let mut objects = self.objects.borrow_mut();
         match objects.remove(&object) {
-            Some(Slot::Starting(queue)) => Some(queue),
+            Some(Slot::Starting(start)) => Some(start.queue),
             Some(Slot::Deleting(mut deletion)) => {
                 deletion.starting = false;
                 objects.insert(object, Slot::Deleting(deletion));

@@ -40,11 +40,39 @@ struct Inner {
     kind: Kind,
     message: String,
     engine: Option<engine::Error>,
+    overload: Option<Overload>,
+    panicked: bool,
+}
+
+/// What stood before a call that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overload {
+    /// How many calls waited or ran in the object, or messages waited for its core.
+    pub depth: usize,
+    /// For how long the oldest of them was there; of a mailbox the most that it can be, and none where the caller has
+    /// no clock (in a simulation).
+    pub oldest: Option<Duration>,
 }
 
 impl Error {
     fn build(kind: Kind, message: String, engine: Option<engine::Error>) -> Self {
-        Self(Arc::new(Inner { kind, message, engine }))
+        Self(Arc::new(Inner { kind, message, engine, overload: None, panicked: false }))
+    }
+
+    /// The call was refused with this code, for so much was waiting; `what` is overloaded.
+    pub(crate) fn overloaded(code: &'static str, what: &str, overload: Overload) -> Self {
+        let Overload { depth, oldest } = overload;
+        let age = oldest.map_or(String::new(), |oldest| format!(", the oldest for {oldest:.1?}"));
+        let text =
+            format!("{what} is overloaded: {depth} wait or run{age}; call it less often, or later");
+        let error = engine::Error::coded(engine::Kind::Overloaded, code, text);
+        Self(Arc::new(Inner {
+            kind: Kind::Engine(error.kind()),
+            message: error.to_string(),
+            engine: Some(error),
+            overload: Some(overload),
+            panicked: false,
+        }))
     }
 
     /// An error of the object's own code.
@@ -96,7 +124,13 @@ impl Error {
 
     /// The instance was dropped because its code panicked.
     pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Self {
-        Self::object_reset(format!("the object panicked: {}", text_of(panic)))
+        Self(Arc::new(Inner {
+            kind: Kind::ObjectReset,
+            message: format!("the object panicked: {}", text_of(panic)),
+            engine: None,
+            overload: None,
+            panicked: true,
+        }))
     }
 
     /// Work beside the core panicked.
@@ -129,6 +163,18 @@ impl Error {
     /// down.
     pub fn is_overloaded(&self) -> bool {
         self.engine_kind() == Some(engine::Kind::Overloaded)
+    }
+
+    /// What stood before the call, if it was refused because a queue was full: of an object (code
+    /// `object-overloaded`), of a core (`mailbox-full`), or of an object for which there is no memory
+    /// (`memory-full`).
+    pub fn overload(&self) -> Option<Overload> {
+        self.0.overload
+    }
+
+    /// Whether the object's code panicked.
+    pub(crate) fn is_panic(&self) -> bool {
+        self.0.panicked
     }
 
     /// Whether storage failed, through no fault of the object's: neither its code nor a limit

@@ -14,6 +14,8 @@ use dormouse_engine::{
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
+use crate::watch::{Count, Spread, Watch};
+
 trait AnyHost {
     fn now(&self) -> Duration;
     fn wall_ms(&self) -> u64;
@@ -155,9 +157,11 @@ impl AlarmBell {
 pub(crate) struct Home {
     pub(crate) shard: Rc<dyn AnyShard>,
     pub(crate) id: ObjectId,
+    pub(crate) class: usize,
     pub(crate) bell: Rc<AlarmBell>,
     /// Notified when the shard may have been poisoned.
     pub(crate) poisoned: Rc<Signal>,
+    pub(crate) watch: Rc<Watch>,
 }
 
 /// Tells whoever opens shards anew if this error may mean that one is poisoned.
@@ -173,10 +177,17 @@ impl Backing for Home {
 
     fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Self::Ticket> {
         let ticket = self.shard.commit(&self.id, batch, resident);
-        let ticket = ticket.map_err(|error| look_at(error, &self.poisoned))?;
+        let (class, watch, began) = (self.class, self.watch.clone(), self.watch.now());
+        let failed = move |error, watch: &Watch, poisoned: &Signal| {
+            watch.of(class).add(Count::CommitFailures, 1);
+            look_at(error, poisoned)
+        };
+        let ticket = ticket.map_err(|error| failed(error, &watch, &self.poisoned))?;
         let (bell, poisoned, alarm) = (self.bell.clone(), self.poisoned.clone(), batch.alarm());
         Ok(async move {
-            let version = ticket.await.map_err(|error| look_at(error, &poisoned))?;
+            let version = ticket.await.map_err(|error| failed(error, &watch, &poisoned))?;
+            watch.of(class).add(Count::Commits, 1);
+            watch.took(class, Spread::CommitSeconds, began);
             if let AlarmChange::Set(at_ms) = alarm {
                 bell.set(at_ms);
             }

@@ -10,22 +10,29 @@
 //!   that is not answered yet gets it.
 
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
-use dormouse_cache::{ActorCache, AlarmRun, AlarmToo, EventId, InputGate, Outcome, OutputWait};
+use dormouse_cache::{
+    ActorCache, AlarmRun, AlarmToo, EventId, Gated, InputGate, Outcome, OutputWait,
+};
 use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::StreamExt;
 use futures_util::future::{Either, FutureExt, LocalBoxFuture, select};
 use futures_util::stream::FuturesUnordered;
+use tracing::Span;
 
+use crate::core::Inner;
 use crate::error::{Error, Result};
 use crate::event::{Deliver, Verdict};
 use crate::host::{CoreHost, Home};
@@ -37,6 +44,7 @@ use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::{Class, Topology};
+use crate::watch::{Activity, Awake, Budget, Count, List, Reasons, Resident, Watch, of_event};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -50,8 +58,20 @@ pub(crate) enum Work {
     Call(Box<dyn Deliver>),
     Alarm(AlarmCall),
     Socket(SocketCall),
-    /// A task that the object itself started.
-    Task(LocalBoxFuture<'static, ()>),
+    /// A task that the object itself started, and what for.
+    Task(Awake, LocalBoxFuture<'static, ()>),
+}
+
+impl Work {
+    fn why(&self) -> Awake {
+        match self {
+            Self::Call(call) if call.is_fetch() => Awake::Request,
+            Self::Call(_) => Awake::Call,
+            Self::Alarm(_) => Awake::Alarm,
+            Self::Socket(_) => Awake::SocketEvent,
+            Self::Task(why, _) => *why,
+        }
+    }
 }
 
 /// One run of the alarm handler, and where its end is told.
@@ -109,6 +129,7 @@ type Say = Box<dyn FnOnce()>;
 
 pub(crate) struct Instance {
     pub(crate) id: Id,
+    pub(crate) class: usize,
     pub(crate) host: CoreHost,
     /// For the namespaces that the object calls.
     pub(crate) topology: Topology,
@@ -121,7 +142,7 @@ pub(crate) struct Instance {
     verdict: Verdict,
     current: Cell<Option<EventId>>,
     next_event: Cell<u64>,
-    inbox: RefCell<VecDeque<Work>>,
+    inbox: RefCell<VecDeque<(Activity, Work)>>,
     waker: RefCell<Option<Waker>>,
     evict: Cell<bool>,
     /// Calls that came and have not ended.
@@ -132,27 +153,36 @@ pub(crate) struct Instance {
     ended: Cell<bool>,
     /// What the object said to others and its output gate still keeps, in order.
     outbox: RefCell<VecDeque<(OutputWait, Say)>>,
+    pub(crate) watch: Rc<Watch>,
+    /// What it has to do.
+    activities: List,
+    /// What woke it last, and when.
+    woken: Cell<(Awake, Duration)>,
+    budget: Budget,
+    /// Calls to others whose replies it has not taken; shared with them.
+    outside_calls: OnceCell<Arc<AtomicUsize>>,
 }
 
 impl Instance {
     pub(crate) fn new(
         id: Id,
-        host: CoreHost,
-        topology: Topology,
+        class: usize,
+        core: &Inner,
         cache: Cache,
         place: Place,
         sockets: Rc<Sockets>,
-        delete_all: AlarmToo,
     ) -> Rc<Self> {
         let gate = cache.input_gate();
+        let watch = core.watch.clone();
         Rc::new(Self {
             id,
-            host,
-            topology,
+            class,
+            host: core.host.clone(),
+            topology: core.topology.clone(),
             cache,
             gate,
             sockets,
-            delete_all,
+            delete_all: core.topology.bounds(class).delete_all,
             verdict: Verdict::default(),
             current: Cell::new(None),
             next_event: Cell::new(0),
@@ -163,6 +193,11 @@ impl Instance {
             place,
             ended: Cell::new(false),
             outbox: RefCell::default(),
+            activities: List::default(),
+            woken: Cell::new((Awake::Starting, watch.now())),
+            budget: Budget::default(),
+            outside_calls: OnceCell::new(),
+            watch,
         })
     }
 
@@ -177,16 +212,30 @@ impl Instance {
         EventId(number)
     }
 
-    pub(crate) fn push(&self, mut work: Work) {
+    pub(crate) fn push(&self, work: Work) {
+        self.push_since(self.watch.now(), work);
+    }
+
+    /// As [`push`](Self::push), of what has waited since then by the core's clock.
+    pub(crate) fn push_since(&self, since: Duration, mut work: Work) {
         match &mut work {
             Work::Call(call) => {
                 call.bind(&self.verdict);
                 self.calls.set(self.calls.get() + 1);
+                let counts = self.watch.of(self.class);
+                counts.add(Count::Calls, 1);
+                counts.add(Count::CallsInProgress, 1);
             }
             Work::Alarm(call) => call.done.verdict = Some(self.verdict.clone()),
-            Work::Socket(_) | Work::Task(_) => {}
+            Work::Socket(_) => self.watch.of(self.class).add(Count::SocketEvents, 1),
+            Work::Task(..) => {}
         }
-        self.inbox.borrow_mut().push_back(work);
+        let why = work.why();
+        if why.is_event() {
+            self.woken_by(why);
+        }
+        let activity = self.watch.activities.begin(&self.activities, why, since);
+        self.inbox.borrow_mut().push_back((activity, work));
         self.place.wake();
         self.wake();
     }
@@ -194,6 +243,63 @@ impl Instance {
     /// Calls that came and have not ended.
     pub(crate) fn calls(&self) -> usize {
         self.calls.get()
+    }
+
+    /// Since when the oldest of them is there, by the core's clock.
+    pub(crate) fn oldest_call(&self) -> Option<Duration> {
+        self.watch.activities.oldest_call(&self.activities)
+    }
+
+    fn ended(&self, activity: &Activity) {
+        let (why, since) = self.watch.activities.end(&self.activities, activity);
+        if why.is_call() {
+            self.calls.set(self.calls.get() - 1);
+            self.watch.of(self.class).subtract(Count::CallsInProgress, 1);
+            self.watch.call_ended(self.class, since);
+        }
+    }
+
+    /// What it has to do: one thing more, until the result is dropped.
+    pub(crate) fn busy_with(self: &Rc<Self>, why: Awake) -> Busy {
+        let activity = self.watch.activities.begin(&self.activities, why, self.watch.now());
+        Busy { instance: self.clone(), activity }
+    }
+
+    /// Something came that it has to look at.
+    pub(crate) fn woken_by(&self, why: Awake) {
+        self.woken.set((why, self.watch.now()));
+    }
+
+    /// A call to another object, until the result is dropped.
+    pub(crate) fn calls_outside(&self) -> OutsideCall {
+        let count = self.outside_calls.get_or_init(Arc::default).clone();
+        count.fetch_add(1, Ordering::Relaxed);
+        OutsideCall(count)
+    }
+
+    /// Why it is awake, and why it last woke.
+    pub(crate) fn resident(&self, namespace: Arc<str>) -> Resident {
+        let now = self.host.now();
+        let ago = |then: Duration| now.saturating_sub(then);
+        let mut reasons = Reasons::default();
+        self.watch.activities.each(&self.activities, |why, since| {
+            reasons.add(why, 1, Some(ago(since)));
+        });
+        let outside = self.outside_calls.get().map_or(0, |count| count.load(Ordering::Relaxed));
+        reasons.add(Awake::OutsideCall, outside, None);
+        reasons.add(Awake::DirtyBytes, self.cache.dirty_bytes(), None);
+        let (woken_by, woken) = self.woken.get();
+        Resident {
+            id: self.id.clone(),
+            namespace,
+            awake: reasons.into_vec(),
+            woken_by,
+            woken: ago(woken),
+            last_turn: ago(self.place.last_turn()),
+            calls: self.calls(),
+            sockets: self.sockets.count(),
+            bytes: self.place.bytes(),
+        }
     }
 
     /// Whether nothing would be lost if it left now, and nothing waits for it.
@@ -219,16 +325,16 @@ impl Instance {
     pub(crate) fn evict(self: &Rc<Self>) {
         self.evict.set(true);
         let durable = self.cache.sync();
-        self.push(Work::Task(async { drop(durable.await) }.boxed_local()));
+        self.push(Work::Task(Awake::Leaving, async { drop(durable.await) }.boxed_local()));
     }
 
     /// Runs `task` as an event of the object.
     pub(crate) fn gated<T: 'static>(
         self: &Rc<Self>,
         event: EventId,
-        task: impl Future<Output = T> + 'static,
-    ) -> impl Future<Output = engine::Result<T>> + 'static {
-        let scoped = Scoped { instance: self.clone(), event, room: None, task: Box::pin(task) };
+        task: LocalBoxFuture<'static, T>,
+    ) -> Gated<T> {
+        let scoped = Scoped { instance: self.clone(), event, room: None, task };
         self.gate.gated(event, Box::pin(scoped))
     }
 
@@ -267,7 +373,7 @@ impl Instance {
     }
 
     fn begin_to_say(self: &Rc<Self>) {
-        self.push(Work::Task(self.clone().empty_outbox().boxed_local()));
+        self.push(Work::Task(Awake::Saying, self.clone().empty_outbox().boxed_local()));
     }
 
     /// Errors: code `object-evicted` once the instance has left memory.
@@ -284,9 +390,9 @@ impl Instance {
         self.ended.get()
     }
 
-    /// Whether it ended by a reset.
-    pub(crate) fn was_reset(&self) -> bool {
-        self.verdict.get().is_some()
+    /// Why it was reset, if it was.
+    pub(crate) fn reset_reason(&self) -> Option<&Error> {
+        self.verdict.get()
     }
 
     async fn empty_outbox(self: Rc<Self>) {
@@ -298,7 +404,7 @@ impl Instance {
             let Some(result) = opened.await else { return };
             // The gate is broken for good, and the reset follows; or that came already, by an event
             // that was ready together with this: nothing is said any more.
-            if result.is_err() || self.was_reset() {
+            if result.is_err() || self.reset_reason().is_some() {
                 return drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
             }
             let said = self.outbox.borrow_mut().pop_front();
@@ -320,6 +426,8 @@ impl Instance {
                 .map(|reason| reason.factor_first().0);
         poll_fn(|cx| {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
+            let turn = self.watch.turn(&self.id, self.class);
+            self.budget.renew();
             loop {
                 if self.verdict.get().is_some() {
                     return Poll::Ready(());
@@ -329,8 +437,11 @@ impl Instance {
                     continue;
                 }
                 let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
-                for work in arrived {
-                    tasks.push(self.clone().work(object.clone(), class.clone(), work));
+                for (activity, work) in arrived {
+                    let span = of_event(&self.watch, work.why(), &self.id, self.class);
+                    let task = self.clone().work(object.clone(), class.clone(), work);
+                    let busy = Busy { instance: self.clone(), activity };
+                    tasks.push(Event { busy, span, task });
                 }
                 match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
                     Ok(Poll::Ready(Some(()))) => {}
@@ -340,8 +451,11 @@ impl Instance {
                     }
                     Ok(_) => {
                         let idle = tasks.is_empty();
-                        let (now, bytes) = (self.host.now(), self.cache.memory_bytes());
+                        let (now, bytes) = (turn.now(), self.cache.memory_bytes());
                         Place::had_turn(&self, now, idle, bytes);
+                        if self.budget.is_used_up() {
+                            cx.waker().wake_by_ref();
+                        }
                         return Poll::Pending;
                     }
                     Err(panic) => drop(self.reset(Error::panicked(&*panic))),
@@ -349,6 +463,7 @@ impl Instance {
             }
         })
         .await;
+        let _turn = self.watch.turn(&self.id, self.class);
         self.ended.set(true);
         drop_quietly(tasks);
         drop_quietly(object);
@@ -359,6 +474,9 @@ impl Instance {
         let event = self.new_event();
         assert!(self.gate.try_enter(event), "nothing was let in before the constructor");
         let built = {
+            let _turn = self.watch.turn(&self.id, self.class);
+            let span = of_event(&self.watch, Awake::Starting, &self.id, self.class);
+            let _span = span.as_ref().map(|span| span.enter());
             let _scope = Scope::enter(self, event);
             catch_unwind(AssertUnwindSafe(|| (class.build)(State::new(self.clone()))))
         };
@@ -372,7 +490,10 @@ impl Instance {
         let gone = engine::Error::coded(engine::Kind::Closed, "object-evicted", "evicted");
         self.cache.shutdown(gone);
         drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
-        drop_quietly(std::mem::take(&mut *self.inbox.borrow_mut()));
+        for (activity, work) in std::mem::take(&mut *self.inbox.borrow_mut()) {
+            self.ended(&activity);
+            drop_quietly(work);
+        }
     }
 
     fn work(
@@ -385,27 +506,33 @@ impl Instance {
             Work::Call(call) => self.call(object, call).boxed_local(),
             Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
             Work::Socket(call) => self.socket(object, class, call).boxed_local(),
-            Work::Task(task) => task,
+            Work::Task(_, task) => task,
         }
     }
 
-    async fn call(self: Rc<Self>, object: Rc<dyn Any>, call: Box<dyn Deliver>) {
-        let _one = InProgress(self.clone());
+    /// Not an `async fn`, which would keep room for what it is given beside what it makes of it.
+    fn call(
+        self: Rc<Self>,
+        object: Rc<dyn Any>,
+        call: Box<dyn Deliver>,
+    ) -> impl Future<Output = ()> + 'static {
         let is_fetch = call.is_fetch();
         let event = self.new_event();
-        let work = call.start(object);
-        // A broken gate resets the instance, and the dropped reply says so.
-        let Ok(done) = self.gated(event, work).await else { return };
-        let mut result = self.cache.output_gate().wait().await;
-        if is_fetch && result.is_ok() {
-            // Nothing of the object runs here.
-            let passed = self.gate.gated(self.new_event(), async {}.boxed_local());
-            result = passed.await;
-        }
-        let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
-        // Of an instance that has ended nothing is said but the verdict.
-        if self.verdict.get().is_none() {
-            done(result);
+        let gated = self.gated(event, call.start(object));
+        async move {
+            // A broken gate resets the instance, and the dropped reply says so.
+            let Ok(done) = gated.await else { return };
+            let mut result = self.cache.output_gate().wait().await;
+            if is_fetch && result.is_ok() {
+                // Nothing of the object runs here.
+                let passed = self.gate.gated(self.new_event(), async {}.boxed_local());
+                result = passed.await;
+            }
+            let result = result.map_err(|reason| self.reset(Error::reset_by(reason)));
+            // Of an instance that has ended nothing is said but the verdict.
+            if self.verdict.get().is_none() {
+                done(result);
+            }
         }
     }
 
@@ -431,11 +558,14 @@ impl Instance {
             if let Err(error) = result {
                 tracing::warn!(object = %this.id, %error, last, "an alarm handler failed");
             }
+            if outcome == Outcome::Abandoned {
+                this.watch.of(this.class).add(Count::AlarmsAbandoned, 1);
+            }
             this.cache.alarm_end(outcome);
             (done, end)
         };
         // A broken gate resets the instance, and the dropped reply says what that means.
-        let Ok((done, end)) = self.gated(event, handler).await else { return };
+        let Ok((done, end)) = self.gated(event, handler.boxed_local()).await else { return };
         // Told only when the deletion of the alarm is durable.
         if let Err(reason) = self.cache.output_gate().wait().await {
             self.reset(Error::reset_by(reason));
@@ -478,7 +608,7 @@ impl Instance {
             limit
         };
         let event = self.new_event();
-        let handled = self.gated(event, handler).boxed_local();
+        let handled = self.gated(event, handler.boxed_local()).boxed_local();
         match select(handled, too_long.boxed_local()).await {
             Either::Left((Ok(Err(error)), _)) => {
                 tracing::warn!(object = %self.id, %error, "a WebSocket's handler failed");
@@ -490,12 +620,56 @@ impl Instance {
     }
 }
 
-/// A call, until it ends.
-struct InProgress(Rc<Instance>);
+/// Something that the object does, until it ends. It waits for the object's next turn if there was much to do in
+/// this one.
+struct Event {
+    busy: Busy,
+    span: Option<Box<Span>>,
+    task: LocalBoxFuture<'static, ()>,
+}
 
-impl Drop for InProgress {
+impl Future for Event {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let instance = &this.busy.instance;
+        match instance.budget.allows(&instance.watch, cx.waker()) {
+            true => {
+                let _span = this.span.as_ref().map(|span| span.enter());
+                this.task.as_mut().poll(cx)
+            }
+            false => Poll::Pending,
+        }
+    }
+}
+
+/// Something that an object has to do, until it is dropped.
+pub(crate) struct Busy {
+    instance: Rc<Instance>,
+    activity: Activity,
+}
+
+impl Busy {
+    /// It is over, and that woke the object.
+    pub(crate) fn ends_with_a_wake(self) {
+        self.instance.woken_by(self.instance.watch.activities.why(&self.activity));
+    }
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.calls.set(self.0.calls.get() - 1);
+        self.instance.ended(&self.activity);
+    }
+}
+
+/// A call that an object has made to another one, until its reply is taken.
+#[derive(Debug)]
+pub(crate) struct OutsideCall(Arc<AtomicUsize>);
+
+impl Drop for OutsideCall {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -539,7 +713,7 @@ struct Scoped<T> {
     event: EventId,
     /// Its next turn waits until less is dirty.
     room: Option<LocalBoxFuture<'static, ()>>,
-    task: Pin<Box<dyn Future<Output = T>>>,
+    task: LocalBoxFuture<'static, T>,
 }
 
 impl<T> Future for Scoped<T> {

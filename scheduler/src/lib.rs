@@ -60,9 +60,10 @@ mod sync;
 mod test_runtime;
 mod topology;
 mod value;
+mod watch;
 
 pub use core::Core;
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Overload, Result};
 pub use http::{Body, Request, Respond, Response};
 pub use id::{Id, NamespaceKey};
 pub use object::{AlarmInfo, DurableObject, Handler};
@@ -86,6 +87,7 @@ pub use stream::BodySender;
 pub use stub::{Call, Namespace, Stub};
 pub use test_runtime::TestRuntime;
 pub use topology::{StackLimits, Topology, TopologyBuilder};
+pub use watch::{Awake, Metric, MetricKind, MetricLabel, Reason, Resident, all_metrics};
 
 /// All that a program of objects names.
 pub mod prelude {

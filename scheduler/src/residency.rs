@@ -33,6 +33,7 @@ use futures_util::future::select;
 use crate::host::CoreHost;
 use crate::instance::Instance;
 use crate::topology::Topology;
+use crate::watch::{Count, Watch};
 
 /// What a live object counts beside its keys and values: instance, gates, tasks, its place in maps. Held
 /// near the truth by a test (`benches/tests/residency.rs`).
@@ -48,9 +49,11 @@ pub(crate) struct Budgets {
 }
 
 impl Budgets {
-    pub(crate) fn new(topology: &Topology) -> Self {
-        let shared = Residency::new(topology.limits().resident_bytes);
-        Self { shared, own: topology.budgets().map(|bytes| bytes.map(Residency::new)).collect() }
+    pub(crate) fn new(topology: &Topology, watch: &Rc<Watch>) -> Self {
+        let total = Rc::new(Total { bytes: Cell::default(), watch: watch.clone() });
+        let new = |bytes_max| Residency::new(bytes_max, total.clone());
+        let shared = new(topology.limits().resident_bytes);
+        Self { shared, own: topology.budgets().map(|bytes| bytes.map(new)).collect() }
     }
 
     fn all(&self) -> impl Iterator<Item = &Rc<Residency>> {
@@ -84,6 +87,7 @@ impl Budgets {
 /// Objects of one core that share a budget, by when they are to be looked at.
 pub(crate) struct Residency {
     bytes_max: usize,
+    total: Rc<Total>,
     queue: RefCell<BTreeMap<Turn, Weak<Instance>>>,
     entered: Cell<u64>,
     all: Sum,
@@ -119,6 +123,19 @@ impl Sum {
     }
 }
 
+/// What the objects of all budgets of a core take, which is told to its watch.
+struct Total {
+    bytes: Cell<usize>,
+    watch: Rc<Watch>,
+}
+
+impl Total {
+    fn replace(&self, before: usize, bytes: usize) {
+        self.bytes.set(self.bytes.get() - before + bytes);
+        self.watch.of_core().set(Count::ResidentBytes, self.bytes.get() as u64);
+    }
+}
+
 /// A place in the queue: when by the core's clock, and which object.
 type Turn = (Duration, u64);
 
@@ -134,8 +151,6 @@ pub(crate) struct Place {
     last: Cell<Duration>,
     /// Whether it has nothing to do.
     idle: Cell<bool>,
-    /// When it last had nothing to do.
-    rested: Cell<Duration>,
     bytes: Cell<usize>,
     /// It was told to go, and nothing came since.
     leaving: Cell<bool>,
@@ -144,9 +159,10 @@ pub(crate) struct Place {
 }
 
 impl Residency {
-    fn new(bytes_max: usize) -> Rc<Self> {
+    fn new(bytes_max: usize, total: Rc<Total>) -> Rc<Self> {
         Rc::new(Self {
             bytes_max,
+            total,
             queue: RefCell::default(),
             entered: Cell::new(0),
             all: Sum::default(),
@@ -163,6 +179,7 @@ impl Residency {
     async fn place(self: &Rc<Self>, now: Duration, idle_max: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
         self.all.add(OBJECT_BYTES, self.cap());
+        self.total.replace(0, OBJECT_BYTES);
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
@@ -170,7 +187,6 @@ impl Residency {
             turn: Cell::default(),
             last: Cell::new(now),
             idle: Cell::new(false),
-            rested: Cell::new(now),
             bytes: Cell::new(OBJECT_BYTES),
             leaving: Cell::new(false),
             listed: Cell::new(false),
@@ -207,7 +223,6 @@ impl Residency {
         if !idle {
             return;
         }
-        place.rested.set(now);
         if place.turn.get().is_none() {
             self.queue_up(object, now.saturating_add(place.idle_max));
             // The task sleeps until the one that was the first before is due.
@@ -367,13 +382,21 @@ impl Place {
         self.idle.get()
     }
 
-    /// For how long it has had something to do without a pause: nothing that waits for it is older.
-    pub(crate) fn busy_for(&self, now: Duration) -> Duration {
-        now.saturating_sub(self.rested.get())
+    /// When it last had something to do, by the core's clock.
+    pub(crate) fn last_turn(&self) -> Duration {
+        self.last.get()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.get()
     }
 
     fn set_bytes(&self, bytes: usize) {
         let (residency, before) = (&self.residency, self.bytes.replace(bytes));
+        if before == bytes {
+            return;
+        }
+        residency.total.replace(before, bytes);
         let sums = [Some(&residency.all), self.leaving.get().then_some(&residency.leaving)];
         for sum in sums.into_iter().flatten() {
             sum.sub(before, residency.cap());

@@ -26,6 +26,7 @@ use crate::server::{self, Drained, Router, Server, ServerOptions};
 use crate::stub::Call;
 use crate::stub::Namespace;
 use crate::topology::{StackLimits, Topology, TopologyBuilder};
+use crate::watch::{Resident, WatchThread};
 
 /// Builds a [`Runtime`].
 #[derive(Clone)]
@@ -103,10 +104,11 @@ impl RuntimeBuilder {
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let cores = self.cores.unwrap_or_else(available);
         let shards = u16::try_from(cores).unwrap_or(u16::MAX);
-        let topology = self.topology.cores(cores).build(entropy);
+        let topology = self.topology.cores(cores).clock(self.clock.clone()).build(entropy);
         let mut runtime = Runtime {
             topology,
             threads: Vec::new(),
+            watch: None,
             kills: Vec::new(),
             #[cfg(feature = "server")]
             servers: Mutex::default(),
@@ -116,6 +118,8 @@ impl RuntimeBuilder {
         for core in 1..cores {
             runtime.start_core(&first, core, cores, Some(superblock))?;
         }
+        let watch = WatchThread::start(runtime.topology.clone()).map_err(io)?;
+        runtime.watch = Some(watch);
         Ok(runtime)
     }
 }
@@ -137,6 +141,7 @@ struct Start {
 pub struct Runtime {
     topology: Topology,
     threads: Vec<CoreThread<Result<()>>>,
+    watch: Option<WatchThread>,
     /// Sent, they end the cores at once. Dropped, they do nothing.
     kills: Vec<oneshot::Sender<()>>,
     #[cfg(feature = "server")]
@@ -178,6 +183,21 @@ impl Runtime {
         self.topology.abort(id, reason).await;
     }
 
+    /// Objects in memory, each with why it is awake and why it last woke: the first `max` whose ids are behind
+    /// `after`, in the order of ids; for the next page give the last one's id. Of a single object its
+    /// [`Stub`](crate::Stub::resident) says it.
+    ///
+    /// Errors: `Overloaded` (a core's mailbox is full), `Closed`.
+    pub async fn residents(&self, after: Option<&Id>, max: usize) -> Result<Vec<Resident>> {
+        self.topology.residents(after, max).await
+    }
+
+    /// Tells the recorder of metrics that is installed what has changed since the last time. This happens once
+    /// a second by itself.
+    pub fn publish_metrics(&self) {
+        self.topology.publish_metrics();
+    }
+
     /// Serves HTTP and WebSockets on `address`: `/<namespace>/<name>/…` goes to the object of that
     /// name, which sees the rest of the path. Gives the address, for a port that was left to the
     /// system; it is served until [`close`](Self::close). Blocks while the address is resolved.
@@ -196,6 +216,24 @@ impl Runtime {
             self.servers.lock().expect("no code panics under it").push(server);
         }
         Call::new(address_is)
+    }
+
+    /// Serves the process's metrics at `/metrics` on `address`, as Prometheus reads them: this runtime's
+    /// (docs/metrics.md), and what objects tell the `metrics` facade. They have no place on an address that clients can
+    /// reach. Gives the address, as [`serve`](Self::serve) does.
+    ///
+    /// Errors: `Invalid`, code `recorder-there` (another recorder of metrics is installed); `Retry`: the
+    /// address can't be had.
+    #[cfg(feature = "server")]
+    pub fn serve_metrics(&self, address: impl ToSocketAddrs) -> Call<SocketAddr> {
+        match server::metrics_router(&self.topology) {
+            Ok(router) => self.serve_router(address, router),
+            Err(error) => {
+                let (refused, answer) = oneshot::channel();
+                let _it_is_there = refused.send(Err(error));
+                Call::new(answer)
+            }
+        }
     }
 
     /// What [`serve`](Self::serve) serves, as a tower `Service`, to be mounted elsewhere.
@@ -238,6 +276,7 @@ impl Runtime {
         self.topology.shutdown();
         let threads = std::mem::take(&mut self.threads).into_iter();
         let ended: Vec<_> = threads.map(CoreThread::join).collect();
+        self.watch.take().into_iter().for_each(WatchThread::join);
         #[cfg(feature = "server")]
         servers.into_iter().for_each(Drained::join);
         ended.into_iter().try_for_each(|end| end.map_err(io)?)

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use dormouse_engine as engine;
 use dormouse_engine::signal::Signal;
-use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock};
+use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock, Written};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, select};
 
 use crate::core::Inner;
 use crate::error::Result;
 use crate::host::AnyShard;
+use crate::watch::{Count, Spread, Watch};
 
 /// The first pause after an attempt to open a shard failed; then twice of it, and so on.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -61,12 +62,18 @@ impl Shards {
         cores: usize,
         superblock: Superblock,
         limits: Limits,
+        watch: &Rc<Watch>,
     ) -> Result<Self> {
-        let env = env.clone();
+        let (env, watch) = (env.clone(), watch.clone());
         let open: Opener = Box::new(move |number| {
-            let env = env.clone();
+            let (env, watch) = (env.clone(), watch.clone());
             async move {
                 let (shard, _recovery) = Shard::open(&env, superblock, number, limits).await?;
+                shard.observe(move |Written { commits, bytes }| {
+                    watch.of_core().add(Count::Batches, 1);
+                    watch.of_core().see(Spread::BatchCommits, commits as u64);
+                    watch.of_core().see(Spread::BatchBytes, bytes as u64);
+                });
                 Ok(Rc::new(shard) as Rc<dyn AnyShard>)
             }
             .boxed_local()
@@ -161,6 +168,7 @@ impl Shards {
         while !shards.stopped.get() {
             match (shards.open)(shards.number(place)).await {
                 Ok(shard) => {
+                    core.watch.of_core().add(Count::ShardsReopened, 1);
                     shards.set(place, Slot::Open(shard));
                     core.alarms.ring();
                     break;

@@ -9,6 +9,7 @@ use dormouse_engine as engine;
 use dormouse_engine::Host;
 use futures_channel::oneshot;
 use futures_util::future::{Either, FutureExt, select};
+use tracing::Instrument;
 
 use crate::error::{Error, Result};
 use crate::id::Id;
@@ -16,6 +17,7 @@ use crate::instance::{Instance, Work, outside};
 use crate::object::DurableObject;
 use crate::storage::Storage;
 use crate::stub::Namespace;
+use crate::watch::Awake;
 
 /// How long a critical section or a transaction may take.
 const SECTION_MAX: Duration = Duration::from_secs(30);
@@ -65,7 +67,12 @@ impl State {
 
     /// Waits; other events run meanwhile.
     pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        self.0.instance.host.sleep(duration)
+        let instance = &self.0.instance;
+        let (busy, sleep) = (instance.busy_with(Awake::Timer), instance.host.sleep(duration));
+        async move {
+            sleep.await;
+            busy.ends_with_a_wake();
+        }
     }
 
     /// Runs `work` with no other event let in until it is done. It runs also if
@@ -87,7 +94,7 @@ impl State {
             let this = instance.clone();
             let section = async move {
                 let Ok(section) = wait.await else { return };
-                let task = this.gated(body, async move { work().await });
+                let task = this.gated(body, async move { work().await }.boxed_local());
                 let result =
                     match select(task.boxed_local(), this.host.sleep(SECTION_MAX).boxed_local())
                         .await
@@ -105,7 +112,7 @@ impl State {
                     }
                 }
             };
-            instance.push(Work::Task(section.boxed_local()));
+            instance.push(Work::Task(Awake::Section, section.in_current_span().boxed_local()));
         }
         async move {
             if let Some(error) = refused {
@@ -127,8 +134,9 @@ impl State {
         if let Some(parent) = instance.current() {
             instance.gate.adopt(event, parent);
         }
-        let gated = instance.gated(event, task);
-        instance.push(Work::Task(gated.map(drop).boxed_local()));
+        let gated = instance.gated(event, task.boxed_local());
+        instance
+            .push(Work::Task(Awake::WaitUntil, gated.map(drop).in_current_span().boxed_local()));
     }
 
     /// Ends this instance at once: what this turn wrote is lost, callers get `reason`, and the

@@ -25,6 +25,7 @@ use crate::host::{CoreHost, Home};
 use crate::instance::{Instance, Work, outside};
 use crate::state::{section_limit, took_too_long};
 use crate::value::{decode, encode};
+use crate::watch::Awake;
 
 type Scope = dormouse_cache::Transaction<CoreHost, Home>;
 
@@ -154,7 +155,7 @@ impl Storage {
             host.turn_end().await;
             lock.take();
         };
-        self.instance.push(Work::Task(task.boxed_local()));
+        self.instance.push(Work::Task(Awake::Storage, task.boxed_local()));
         Op(OpState::Closed(receiver, held))
     }
 

@@ -25,6 +25,7 @@ use futures_util::FutureExt;
 use crate::error::{Error, Result};
 use crate::instance::{self, Work};
 use crate::sync::{Mutex, MutexGuard};
+use crate::watch::Awake;
 
 /// Bytes of a body that wait for whoever reads it, about.
 pub(crate) const BUFFER_BYTES: usize = 64 << 10;
@@ -134,7 +135,7 @@ pub(crate) fn stream() -> (BodySender, BodyReader) {
     let shared = Arc::new(Shared(Mutex::new(State::default())));
     let open = instance::current().map(|instance| {
         let (open, over) = oneshot::channel();
-        instance.push(Work::Task(over.map(drop).boxed_local()));
+        instance.push(Work::Task(Awake::Body, over.map(drop).boxed_local()));
         open
     });
     (BodySender { shared: shared.clone(), _open: open }, BodyReader(shared))

@@ -12,9 +12,10 @@ use crate::error::Result;
 use crate::event::{Deliver, Fetch, Reply, TypedCall, closed};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
-use crate::instance;
+use crate::instance::{self, OutsideCall};
 use crate::object::{DurableObject, Handler};
 use crate::topology::{Mail, Topology};
+use crate::watch::{Awake, Resident};
 
 /// The objects of one type. Cheap to clone; `Send + Sync`.
 pub struct Namespace<T> {
@@ -91,16 +92,24 @@ impl<T: DurableObject> Stub<T> {
         T: Handler<M>,
     {
         let (reply, receiver) = Reply::new();
-        self.send(Box::new(TypedCall::<T, M, T::Reply> { message, reply, object: PhantomData }));
-        Call(receiver)
+        self.send(
+            Box::new(TypedCall::<T, M, T::Reply> { message, reply, object: PhantomData }),
+            receiver,
+        )
     }
 
     /// Sends an HTTP request. Errors as [`Stub::call`].
     pub fn fetch(&self, request: Request<impl Into<Body>>) -> Call<Response> {
         let (reply, receiver) = Reply::new();
         let request = request.map(Into::into);
-        self.send(Box::new(Fetch::<T> { request, reply, object: PhantomData }));
-        Call(receiver)
+        self.send(Box::new(Fetch::<T> { request, reply, object: PhantomData }), receiver)
+    }
+
+    /// Why the object is awake, and why it last woke; none if it is not in memory. This does not wake it.
+    ///
+    /// Errors: `Overloaded` (its core's mailbox is full), `Closed`.
+    pub async fn resident(&self) -> Result<Option<Resident>> {
+        self.namespace.topology.resident(&self.id).await
     }
 
     /// What a router needs to bring requests to it.
@@ -122,46 +131,60 @@ impl<T: DurableObject> Stub<T> {
     pub fn delete(&self) -> Call<()> {
         let (reply, receiver) = Reply::new();
         let (id, class) = (self.id.clone(), self.namespace.class);
-        self.post(Mail::Delete { id, class, reply });
-        Call(receiver)
+        self.post(Mail::Delete { id, class, reply }, receiver)
     }
 
-    fn send(&self, call: Box<dyn Deliver>) {
-        self.post(Mail::Call { id: self.id.clone(), class: self.namespace.class, call });
+    fn send<R>(&self, call: Box<dyn Deliver>, reply: oneshot::Receiver<Result<R>>) -> Call<R> {
+        self.post(Mail::Call { id: self.id.clone(), class: self.namespace.class, call }, reply)
     }
 
-    fn post(&self, mail: Mail) {
+    fn post<R>(&self, mail: Mail, reply: oneshot::Receiver<Result<R>>) -> Call<R> {
         let (topology, object) = (self.namespace.topology.clone(), self.id.object());
         let send = move || {
             if let Err((mail, error)) = topology.send(object, mail) {
-                mail.refuse(error.into());
+                mail.refuse(error);
             }
         };
         // What an object says waits at its output gate.
+        let mut outside = None;
         match instance::current() {
-            Some(caller) => caller.say(send),
+            Some(caller) => {
+                outside = Some(caller.calls_outside());
+                caller.say(send);
+            }
             None => send(),
         }
+        Call { reply, outside }
     }
 }
 
 /// The reply of a call. Dropping it does not take the call back.
 #[must_use = "the call is made, but whether it failed is not known"]
 #[derive(Debug)]
-pub struct Call<R>(oneshot::Receiver<Result<R>>);
+pub struct Call<R> {
+    reply: oneshot::Receiver<Result<R>>,
+    /// If an object made it.
+    outside: Option<OutsideCall>,
+}
 
 impl<R> Future for Call<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
-        self.0.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())))
+        let this = &mut *self;
+        let reply = this.reply.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())));
+        if reply.is_ready() && this.outside.take().is_some() {
+            let taker = instance::current();
+            taker.into_iter().for_each(|taker| taker.woken_by(Awake::OutsideCall));
+        }
+        reply
     }
 }
 
 impl<R> Call<R> {
     #[cfg(feature = "server")]
     pub(crate) fn new(reply: oneshot::Receiver<Result<R>>) -> Self {
-        Self(reply)
+        Self { reply, outside: None }
     }
 
     /// Blocks this thread until the reply is there. Not for use on a core, nor in async code.

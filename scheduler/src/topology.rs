@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
+use dormouse_engine::clock::Clock;
 use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
 use dormouse_engine::{Env, Limits, ObjectId, Origin, Superblock};
 use futures_channel::oneshot;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::core::Core;
-use crate::error::{Error, Result};
+use crate::error::{Error, Overload, Result};
 #[cfg(feature = "server")]
 use crate::event::Fetch;
-use crate::event::{Deliver, Reply};
+use crate::event::{Deliver, Reply, closed};
 #[cfg(feature = "server")]
 use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
@@ -30,6 +31,7 @@ use crate::state::State;
 #[cfg(feature = "server")]
 use crate::stub::Call;
 use crate::stub::Namespace;
+use crate::watch::{CoreShared, Count, Labelled, MetricLabel, Published, Resident, publish};
 
 /// Bounds of one core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct StackLimits {
     /// Bytes that live objects have written together and are not durable yet, beyond which writes are
     /// answered and turns start only after a flush; `cache` has each object's own bound.
     pub dirty_bytes: usize,
+    /// A turn of an object that takes so long blocks its core: it is named in a warning, and counted.
+    pub blocked: Duration,
     /// Of WebSockets.
     pub sockets: SocketLimits,
 }
@@ -66,6 +70,7 @@ impl StackLimits {
         idle: Duration::from_secs(10),
         resident_bytes: 256 << 20,
         dirty_bytes: 64 << 20,
+        blocked: Duration::from_millis(50),
         sockets: SocketLimits::PRODUCTION,
     };
 }
@@ -153,6 +158,15 @@ pub(crate) enum Mail {
     Settle {
         done: oneshot::Sender<()>,
     },
+    Resident {
+        id: ObjectId,
+        reply: oneshot::Sender<Option<Resident>>,
+    },
+    Residents {
+        after: Option<ObjectId>,
+        max: usize,
+        reply: oneshot::Sender<Vec<Resident>>,
+    },
 }
 
 impl Mail {
@@ -162,7 +176,11 @@ impl Mail {
             Self::Call { call, .. } => call.refuse(error),
             Self::Delete { reply, .. } => reply.send(Err(error)),
             // Whoever waits sees that it was dropped.
-            Self::Evict { .. } | Self::Abort { .. } | Self::Settle { .. } => {}
+            Self::Evict { .. }
+            | Self::Abort { .. }
+            | Self::Settle { .. }
+            | Self::Resident { .. }
+            | Self::Residents { .. } => {}
         }
     }
 }
@@ -179,6 +197,12 @@ struct Shared {
     #[cfg(feature = "server")]
     outside: Option<Outside>,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// The clock of the cores, for callers that are no cores.
+    clock: Option<Clock>,
+    /// What each core tells.
+    watched: Vec<Arc<CoreShared>>,
+    /// What recorders of metrics were told.
+    published: Mutex<Published>,
 }
 
 /// All namespaces and cores of one store. Cheap to clone; `Send + Sync`.
@@ -191,6 +215,7 @@ pub struct TopologyBuilder {
     classes: Vec<Class>,
     cores: usize,
     limits: StackLimits,
+    clock: Option<Clock>,
     #[cfg(feature = "server")]
     outside: Option<Outside>,
 }
@@ -244,10 +269,19 @@ impl TopologyBuilder {
         self
     }
 
+    /// The clock of the cores, for callers that are no cores. Without one, a full mailbox can't say for how
+    /// long it has been.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
     /// The topology. `entropy` gives the random bits of new unique ids.
     pub fn build(self, entropy: impl Fn() -> u64 + Send + Sync + 'static) -> Topology {
         let (mailboxes, receivers) =
             (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
+        let watched = (0..self.cores).map(|_| CoreShared::new(self.classes.len())).collect();
         let bounds = |class: &Class| Bounds::new(&class.options, &self.limits);
         Topology(Arc::new(Shared {
             bounds: self.classes.iter().map(bounds).collect(),
@@ -259,6 +293,9 @@ impl TopologyBuilder {
             #[cfg(feature = "server")]
             outside: self.outside,
             entropy: Box::new(entropy),
+            clock: self.clock,
+            watched,
+            published: Mutex::default(),
         }))
     }
 }
@@ -270,6 +307,7 @@ impl Topology {
             classes: Vec::new(),
             cores: 1,
             limits: StackLimits::PRODUCTION,
+            clock: None,
             #[cfg(feature = "server")]
             outside: None,
         }
@@ -332,6 +370,58 @@ impl Topology {
         settled
     }
 
+    /// What an object says of itself; none if it is not in memory.
+    ///
+    /// Errors: `Overloaded` (its core's mailbox is full), `Closed`.
+    pub(crate) async fn resident(&self, id: &Id) -> Result<Option<Resident>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(id.object(), Mail::Resident { id: id.object(), reply })
+            .map_err(|(_, error)| error)?;
+        answer.await.map_err(|_| closed())
+    }
+
+    /// The first `max` objects in memory whose ids are behind `after`, in the order of ids; for the next page give
+    /// the last one's id. Each core looks through its map once, some milliseconds for a hundred thousand objects.
+    ///
+    /// Errors: `Overloaded` (a core's mailbox is full), `Closed`.
+    pub async fn residents(&self, after: Option<&Id>, max: usize) -> Result<Vec<Resident>> {
+        let mut answers = Vec::new();
+        for core in 0..self.cores() {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Residents { after: after.map(Id::object), max, reply };
+            self.send_to(core, mail).map_err(|(_, error)| error)?;
+            answers.push(answer);
+        }
+        let mut all = Vec::new();
+        for answer in answers {
+            all.extend(answer.await.map_err(|_| closed())?);
+        }
+        all.sort_by_key(|resident: &Resident| resident.id.object());
+        all.truncate(max);
+        Ok(all)
+    }
+
+    /// Tells the recorder of metrics that is installed what has changed since the last time (docs/metrics.md).
+    pub fn publish_metrics(&self) {
+        let Shared { classes, watched, mailboxes, .. } = &*self.0;
+        let of_class = |(number, class): (usize, &Class)| Labelled {
+            label: MetricLabel::Namespace,
+            value: class.name.clone(),
+            scopes: watched.iter().map(|core| core.namespace(number)).collect(),
+        };
+        let mut labels: Vec<_> = classes.iter().enumerate().map(of_class).collect();
+        for (number, (core, mailbox)) in watched.iter().zip(mailboxes).enumerate() {
+            core.own().set(Count::MailboxMessages, mailbox.len() as u64);
+            let (label, value) = (MetricLabel::Core, number.to_string().into());
+            labels.push(Labelled { label, value, scopes: vec![core.own()] });
+        }
+        let mut published = self.0.published.lock().expect("no code panics under it");
+        publish(&mut published, &labels);
+        drop(published);
+        #[cfg(feature = "server")]
+        crate::server::metrics_upkeep();
+    }
+
     /// Lets all cores end: no new calls; those that are there are answered.
     pub fn shutdown(&self) {
         self.0.mailboxes.iter().for_each(Sender::close);
@@ -355,6 +445,11 @@ impl Topology {
     /// own.
     pub(crate) fn budgets(&self) -> impl Iterator<Item = Option<usize>> {
         self.0.classes.iter().map(|class| class.options.resident_bytes)
+    }
+
+    /// What core `core` tells.
+    pub(crate) fn watched(&self, core: usize) -> &Arc<CoreShared> {
+        &self.0.watched[core]
     }
 
     pub(crate) fn cores(&self) -> usize {
@@ -382,7 +477,7 @@ impl Topology {
         let (reply, receiver) = Reply::new();
         let call = (self.class(class).fetch)(request, reply);
         if let Err((mail, error)) = self.send(id.object(), Mail::Call { id, class, call }) {
-            mail.refuse(error.into());
+            mail.refuse(error);
         }
         Call::new(receiver)
     }
@@ -393,19 +488,29 @@ impl Topology {
     }
 
     /// Puts mail into the mailbox of the object's core.
-    pub(crate) fn send(&self, id: ObjectId, mail: Mail) -> Result<(), (Mail, engine::Error)> {
+    ///
+    /// Errors: the mail, and why it was not taken.
+    pub(crate) fn send(&self, id: ObjectId, mail: Mail) -> Result<(), (Mail, Error)> {
         let Some(shards) = self.0.shards.get() else {
             let error = engine::Error::new(engine::Kind::Retry, "the store is not open yet");
-            return Err((mail, error));
+            return Err((mail, error.into()));
         };
-        let core = usize::from(id.shard(*shards)) % self.cores();
+        self.send_to(usize::from(id.shard(*shards)) % self.cores(), mail)
+    }
+
+    fn send_to(&self, core: usize, mail: Mail) -> Result<(), (Mail, Error)> {
         self.0.mailboxes[core].send(mail).map_err(|refused| match refused {
             Refused::Full(mail) => {
-                let text = format!("the mailbox of core {core} is full");
-                (mail, engine::Error::coded(engine::Kind::Overloaded, "mailbox-full", text))
+                self.0.watched[core].own().add_from_outside(Count::MailboxOverloads);
+                let empty = self.0.watched[core].mailbox_empty();
+                let oldest = self.0.clock.as_ref().map(|clock| clock.now().saturating_sub(empty));
+                let overload = Overload { depth: self.0.limits.mailbox, oldest };
+                let what = format!("the mailbox of core {core}");
+                (mail, Error::overloaded("mailbox-full", &what, overload))
             }
             Refused::Closed(mail) => {
-                (mail, engine::Error::new(engine::Kind::Closed, "the runtime is shut down"))
+                let text = "the runtime is shut down";
+                (mail, engine::Error::new(engine::Kind::Closed, text).into())
             }
         })
     }

@@ -181,6 +181,7 @@ fn where_all_are_busy_no_further_object_is_started() {
     assert!(error.is_overloaded() && !error.reset(), "{error:?}");
     assert_eq!(error.kind(), Kind::Engine(dormouse_engine::Kind::Overloaded));
     assert_eq!(error.code(), Some("memory-full"));
+    assert_eq!(error.overload().map(|overload| overload.depth), Some(1));
     busy.into_iter().for_each(|call| assert_eq!(call.wait().unwrap(), 1));
     assert_eq!(further.call(Ask::Calls).wait().unwrap(), 1, "now there is room");
     runtime.close().unwrap();
@@ -197,7 +198,8 @@ fn an_object_with_too_many_calls_refuses_further_ones_and_says_how_many_it_has()
     let error = stub.call(Ask::Calls).wait().unwrap_err();
     assert!(error.is_overloaded() && !error.reset(), "{error:?}");
     assert_eq!(error.code(), Some("object-overloaded"));
-    assert!(error.to_string().contains("3 calls that wait or run"), "{error}");
+    assert!(error.to_string().contains("3 wait or run, the oldest for"), "{error}");
+    assert_eq!(error.overload().map(|overload| overload.depth), Some(3));
     for call in working {
         call.wait().unwrap();
     }

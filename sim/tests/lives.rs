@@ -39,7 +39,8 @@ fn some_lives_are_clean() {
     for seed in 1_000_000..1_000_060 {
         let report = live(seed, false);
         assert_eq!(report.failure, None, "replay: cargo sim replay {seed}");
-        assert!(report.operations >= 200, "seed {seed} did {} operations", report.operations);
+        // Crashes come after a number of steps, some of which are the cleaner's.
+        assert!(report.operations >= 150, "seed {seed} did {} operations", report.operations);
     }
 }
 

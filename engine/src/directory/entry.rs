@@ -1,11 +1,16 @@
 //! What the directory says of one object.
 
+use std::sync::Arc;
+
 use crate::contents::Origin;
-use crate::format::frame::{Address, Frame, Sizes};
+use crate::format::frame::{Address, Frame, Share, Sizes};
 use crate::ids::Version;
 
 /// Addresses that one entry holds at most.
 pub const CHAIN_MAX: usize = 4;
+/// Segments that one entry names for what is nested in its frames. What lies in further ones counts as
+/// live for good ([`crate::live`]): only an object that is too large to be consolidated comes so far.
+pub const SHARES_MAX: usize = 63;
 
 /// What a commit says of its object, besides where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +24,13 @@ pub struct Stamp {
 }
 
 /// Where one object's state lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     chain: [Option<Address>; CHAIN_MAX],
+    /// What the frames amount to that are nested in those of the chain, by rising segments.
+    nested: Option<Arc<[Share]>>,
+    /// Whether there is more than `nested` says.
+    scattered: bool,
     /// The newest commit's version.
     pub version: Version,
     /// The alarm, ms since 1970.
@@ -39,13 +48,22 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The entry of an object whose whole state is one image.
-    pub fn image(address: Address, stamp: Stamp) -> Self {
+    /// The entry of an object whose whole state is one image, of which `parts` lie in frames of their own.
+    pub fn image(address: Address, stamp: Stamp, parts: &[Address]) -> Self {
         let mut entry = Self::lost(stamp.version);
         entry.chain[0] = Some(address);
         entry.image_bytes = address.bytes;
         entry.damaged = false;
+        entry.nest(parts.iter().copied().map(Share::from));
         entry.stamped(stamp)
+    }
+
+    /// Takes in what further frames that are nested amount to.
+    fn nest(&mut self, more: impl Iterator<Item = Share>) {
+        let mut shares = merged(self.nested().iter().copied().chain(more));
+        self.scattered |= shares.len() > SHARES_MAX;
+        shares.truncate(SHARES_MAX);
+        self.nested = (!shares.is_empty()).then(|| shares.into());
     }
 
     fn stamped(self, stamp: Stamp) -> Self {
@@ -68,6 +86,8 @@ impl Entry {
     pub fn lost(version: Version) -> Self {
         Self {
             chain: [None; CHAIN_MAX],
+            nested: None,
+            scattered: false,
             version,
             alarm: None,
             written_ms: 0,
@@ -94,17 +114,42 @@ impl Entry {
         self.chain().next_back()
     }
 
+    /// What the frames amount to that are nested in those of the chain, by rising segments.
+    pub fn nested(&self) -> &[Share] {
+        self.nested.as_deref().unwrap_or_default()
+    }
+
+    /// Whether more is nested than [`Entry::nested`] says.
+    pub fn is_scattered(&self) -> bool {
+        self.scattered
+    }
+
+    /// All that the object needs, as far as the entry says: one share for each frame of the chain, then
+    /// what is nested in them.
+    pub fn needs(&self) -> impl Iterator<Item = Share> + '_ {
+        self.chain().map(Share::from).chain(self.nested().iter().copied())
+    }
+
     /// Whether a further delta must carry the chain itself.
     pub fn is_full(&self) -> bool {
         self.chain[CHAIN_MAX - 1].is_some()
     }
 
-    /// The entry after a delta at `address`; `nested`: the delta carries the chain itself.
-    pub fn with_delta(&self, address: Address, stamp: Stamp, nested: bool) -> Self {
+    /// The entry after a delta at `address`; `nested`: the delta carries the chain itself, and then the
+    /// parts of its own commit.
+    pub fn with_delta(
+        &self,
+        address: Address,
+        stamp: Stamp,
+        nested: bool,
+        parts: &[Address],
+    ) -> Self {
         assert!(stamp.version > self.version);
-        let mut entry = self.stamped(stamp);
+        assert!(nested || parts.is_empty());
+        let mut entry = self.clone().stamped(stamp);
         entry.delta_bytes = entry.delta_bytes.saturating_add(address.bytes);
         if nested {
+            entry.nest(self.chain().chain(parts.iter().copied()).map(Share::from));
             entry.chain = [Some(address), None, None, None];
             entry.depth = entry.depth.saturating_add(1);
         } else {
@@ -118,9 +163,10 @@ impl Entry {
     pub(crate) fn before(frame: &Frame<'_>) -> Self {
         let mut entry = Self::lost(Version::NONE);
         let Sizes { image_bytes, delta_bytes, depth } = frame.sizes;
-        // One that nests takes nothing from it but the sizes.
-        let chain = if frame.nests { &[][..] } else { &frame.chain };
-        entry.chain.iter_mut().zip(chain).for_each(|(slot, address)| *slot = Some(*address));
+        let base = frame.base();
+        entry.chain.iter_mut().zip(base).for_each(|(slot, address)| *slot = Some(*address));
+        entry.nest(frame.shares.iter().copied());
+        entry.scattered |= frame.scattered;
         Self { image_bytes, delta_bytes, depth, damaged: false, ..entry }
     }
 
@@ -130,16 +176,44 @@ impl Entry {
         Sizes { image_bytes, delta_bytes, depth }
     }
 
-    pub(crate) fn of_chain(chain: [Option<Address>; CHAIN_MAX], stamp: Stamp) -> Self {
-        Self { chain, ..Self::lost(stamp.version) }.stamped(stamp)
+    pub(crate) fn of_chain(
+        chain: [Option<Address>; CHAIN_MAX],
+        nested: Vec<Share>,
+        scattered: bool,
+        stamp: Stamp,
+    ) -> Self {
+        let nested = (!nested.is_empty()).then(|| nested.into());
+        Self { chain, nested, scattered, ..Self::lost(stamp.version) }.stamped(stamp)
     }
 
-    /// Replaces addresses, as `resolve` says.
-    pub(crate) fn resolve(&mut self, resolve: impl Fn(Address) -> Address) {
+    /// Replaces segments that were not known yet: `resolve` gives the number of one, and what is to be
+    /// added to offsets in it.
+    pub(crate) fn resolve(&mut self, resolve: impl Fn(u32) -> Option<(u32, u32)>) {
         for address in self.chain.iter_mut().flatten() {
-            *address = resolve(*address);
+            if let Some((segment, base)) = resolve(address.segment) {
+                *address = Address { segment, offset: base + address.offset, ..*address };
+            }
+        }
+        if self.nested().iter().any(|share| resolve(share.segment).is_some()) {
+            let shares = self.nested().iter().map(|share| match resolve(share.segment) {
+                Some((segment, _)) => Share { segment, ..*share },
+                None => *share,
+            });
+            self.nested = Some(merged(shares).into());
         }
     }
+}
+
+/// One share for each segment, by rising segments.
+pub(crate) fn merged(shares: impl Iterator<Item = Share>) -> Vec<Share> {
+    let mut shares: Vec<_> = shares.collect();
+    shares.sort_unstable_by_key(|share| share.segment);
+    shares.dedup_by(|next, kept| {
+        let same = next.segment == kept.segment;
+        kept.bytes = if same { kept.bytes.saturating_add(next.bytes) } else { kept.bytes };
+        same
+    });
+    shares
 }
 
 /// All that the directory says of an object that it knows.

@@ -32,8 +32,10 @@ use crate::format::run::Key;
 use crate::ids::{ObjectId, StoreId, Version};
 use crate::io::File;
 use crate::limits::Limits;
+use crate::live::Live;
 
-pub use entry::{CHAIN_MAX, Entry, Known, Stamp};
+pub(crate) use entry::merged;
+pub use entry::{CHAIN_MAX, Entry, Known, SHARES_MAX, Stamp};
 pub(crate) use merge::Merge;
 pub(crate) use run::Run;
 pub(crate) use write::{How, file_name, number_in_name, write_run};
@@ -77,7 +79,7 @@ impl<F: File> Directory<F> {
     /// Errors: `Corrupt`, if it would be in a damaged block of a run.
     pub(crate) fn get(&self, id: &ObjectId) -> Result<Option<Entry>> {
         match self.recent(id) {
-            Some(known) => Ok(known.entry),
+            Some(known) => Ok(known.entry.clone()),
             None if self.runs.is_empty() => Ok(None),
             None => self.find(id, &self.runs).map(Option::flatten),
         }
@@ -130,9 +132,9 @@ impl<F: File> Directory<F> {
     ) {
         self.objects += u64::from(entry.is_some());
         self.objects = self.objects.saturating_sub(u64::from(existed));
-        let old_alarm = self.recent(&id).and_then(|old| old.entry?.alarm);
+        let old_alarm = self.recent(&id).and_then(|old| old.entry.as_ref()?.alarm);
         old_alarm.into_iter().for_each(|at| assert!(self.alarms.remove(&(at, id))));
-        let new_alarm = entry.and_then(|new| new.alarm);
+        let new_alarm = entry.as_ref().and_then(|new| new.alarm);
         new_alarm.into_iter().for_each(|at| assert!(self.alarms.insert((at, id))));
         if entry.is_none() && self.frozen.is_empty() && self.runs.is_empty() {
             self.overlay.remove(&id);
@@ -147,41 +149,57 @@ impl<F: File> Directory<F> {
     /// Marks an object as unreadable: a frame that it needs was in a lost batch.
     pub(crate) fn damage(&mut self, id: ObjectId) {
         let entry = self.get(&id).unwrap_or(None);
-        let damaged = match entry {
-            Some(entry) => entry.into_damaged(),
-            None => Entry::lost(Version(1)),
-        };
-        self.set(id, entry.is_some(), Some(damaged), &Origin::default());
+        let existed = entry.is_some();
+        let damaged = entry.map_or_else(|| Entry::lost(Version(1)), Entry::into_damaged);
+        self.set(id, existed, Some(damaged), &Origin::default());
     }
 
     /// Enters a frame that replay accepted, without a look at the runs: it says all of its entry. A part
     /// counts only through its commit's last frame, a rewrite only if it holds the version that is there.
-    pub(crate) fn replay(&mut self, frame: &Frame<'_>, address: Address) {
+    pub(crate) fn replay(&mut self, frame: &Frame<'_>, address: Address, live: &mut Live) {
         if frame.part {
             return;
         }
-        let known = self.recent(&frame.object).map(|known| known.entry);
+        let known = self.recent(&frame.object).map(|known| known.entry.clone());
+        let is_known = known.is_some();
+        let existed = known.as_ref().map_or(frame.existed, |entry| entry.is_some());
         let before = known.flatten();
-        let existed = known.map_or(frame.existed, |entry| entry.is_some());
-        if frame.rewrite && known.is_some() && before.map(|it| it.version) != Some(frame.version) {
+        let version_before = before.as_ref().map(|it| it.version);
+        if frame.rewrite && is_known && version_before != Some(frame.version) {
             return;
         }
         let (version, alarm) = (frame.version, frame.alarm);
         let stamp = Stamp { version, alarm, written_ms: frame.wall_ms };
         // What it builds on may be in a batch whose loss was accepted.
-        let follows = known.is_none() || before.and_then(|it| it.newest()) == frame.predecessor;
-        let after = match frame.kind {
-            Kind::Image => {
+        let newest_before = before.as_ref().and_then(|it| it.newest());
+        let follows = !is_known || newest_before == frame.predecessor;
+        let frames = || frame.parts().iter().copied().chain([address]);
+        let after = match (frame.kind, before) {
+            (Kind::Image, before) => {
+                match before {
+                    Some(before) => live.lower_all(&before),
+                    // What it says of what it makes dead is about what there was.
+                    None if is_known => {}
+                    None => frame.shares.iter().for_each(|share| live.lower(*share)),
+                }
+                live.note_scattered(frame.scattered);
                 let empty = frame.payload.is_empty() && frame.chain.is_empty();
                 let exists = !empty || frame.alarm.is_some();
-                exists.then(|| Entry::image(address, stamp))
+                frames().filter(|_| exists).for_each(|frame| live.raise(frame));
+                exists.then(|| Entry::image(address, stamp, frame.parts()))
             }
-            Kind::Delta => Some(match before {
-                Some(before) if before.damaged => before.still_damaged(stamp),
-                _ if !follows => Entry::lost(frame.version),
-                _ => Entry::before(frame).with_delta(address, stamp, frame.nests),
-            }),
+            (Kind::Delta, Some(before)) if before.damaged => Some(before.still_damaged(stamp)),
+            (Kind::Delta, before) if !follows => {
+                before.iter().for_each(|before| live.lower_all(before));
+                Some(Entry::lost(frame.version))
+            }
+            (Kind::Delta, _) => {
+                frames().for_each(|frame| live.raise(frame));
+                let before = Entry::before(frame);
+                Some(before.with_delta(address, stamp, frame.nests, frame.parts()))
+            }
         };
+        live.written(address.segment, frame.wall_ms);
         self.set(frame.object, existed, after, &frame.origin);
     }
 
@@ -243,6 +261,12 @@ impl<F: File> Directory<F> {
             .entries(None)
             .filter(|entry| entry.as_ref().is_ok_and(|(_, known)| known.entry.is_some()));
         self.objects = there.count() as u64;
+    }
+
+    /// Counts live bytes anew; what damaged blocks hold is left out.
+    pub(crate) fn count_live(&self, live: &mut Live) {
+        let entries: Vec<_> = self.entries(None).filter_map(|it| it.ok()?.1.entry).collect();
+        live.recount(&entries);
     }
 
     /// Objects that changed since the last checkpoint began.

@@ -74,10 +74,10 @@ fn entry(number: u64) -> Option<Entry> {
     let address = Address { segment: 1, offset: 512, bytes: 104 };
     let alarm = (number.is_multiple_of(3)).then_some(number + 1);
     let stamp = |version| Stamp { version: Version(version), alarm, written_ms: number };
-    let entry = Entry::image(address, stamp(number + 1));
+    let entry = Entry::image(address, stamp(number + 1), &[]);
     match number % 5 {
         0 => None,
-        1 => Some(entry.with_delta(address, stamp(number + 2), false)),
+        1 => Some(entry.with_delta(address, stamp(number + 2), false, &[])),
         _ => Some(entry),
     }
 }
@@ -89,7 +89,8 @@ fn known(number: u64) -> Known {
     let name = (number.is_multiple_of(4)).then(|| format!("name-{number}").into());
     let entry = entry(number);
     let origin = Origin { namespace, name };
-    Known { entry, origin: if entry.is_some() { origin } else { Origin::default() } }
+    let origin = if entry.is_some() { origin } else { Origin::default() };
+    Known { entry, origin }
 }
 
 /// Entries of the first so many objects, in a run's order.

@@ -24,8 +24,9 @@
 //! | 104 | 4 | runs | |
 //! | 108 | 4 | next run's number | 1.. |
 //! | 112 | 4 | bytes of a slot: where the second one begins, whatever the file's length | 1.. |
-//! | 116 | 12 | reserved | 0 |
-//! | 128 | 24 each | segments: number (4), bytes (4), bytes of frames (4), 0 (4), incarnation (8) | numbers rise |
+//! | 116 | 4 | flags: 1 live bytes may be too many | |
+//! | 120 | 8 | reserved | 0 |
+//! | 128 | 24 each | segments: number (4), bytes (4), live bytes (4; the highest bit: kept), newest commit in s since 1970 (4), incarnation (8) | numbers rise |
 //! | | 24 each | runs, newest first: number (4), blocks of entries (4), of alarms (4), 0 (4), incarnation (8) | |
 //!
 //! Segments behind that of the last batch are not in the list: replay finds them.
@@ -40,6 +41,8 @@ pub const HEADER_BYTES: usize = 128;
 const SEGMENT_BYTES: usize = 24;
 const RUN_BYTES: usize = 24;
 const MAGIC: [u8; 8] = *b"DMCHECKP";
+/// Set beside the live bytes of a segment; segments have fewer.
+const KEPT: u32 = 1 << 31;
 
 /// A segment that a checkpoint needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +51,13 @@ pub struct SegmentRef {
     pub number: SegmentNumber,
     /// Its file's bytes.
     pub bytes: u32,
-    /// Bytes of frames written to it so far: with none, nothing in it can be needed.
-    pub frames_bytes: u32,
+    /// Bytes of the frames in it that an object needs ([`crate::live`]).
+    pub live_bytes: u32,
+    /// Whether it is kept whatever is live: it holds batches that recovery gave up, which a repair may
+    /// want.
+    pub kept: bool,
+    /// When its newest commit was made by the wall clock, seconds since 1970.
+    pub newest_s: u32,
     /// This use of its file.
     pub incarnation: Incarnation,
 }
@@ -94,6 +102,8 @@ pub struct Checkpoint {
     pub next_run: u32,
     /// Bytes of each slot of the manifest.
     pub slot_bytes: u32,
+    /// Whether live bytes may be counted that are not: of an object that was too large to be consolidated.
+    pub inexact: bool,
     /// The segments that it needs, by number.
     pub segments: Vec<SegmentRef>,
     /// The runs that it needs, newest first.
@@ -129,11 +139,15 @@ impl Checkpoint {
         put(out, 104, &len_u32(self.runs.len()).to_le_bytes());
         put(out, 108, &self.next_run.to_le_bytes());
         put(out, 112, &self.slot_bytes.to_le_bytes());
+        put(out, 116, &u32::from(self.inexact).to_le_bytes());
         let mut at = HEADER_BYTES;
         for segment in &self.segments {
             put(out, at, &segment.number.0.to_le_bytes());
             put(out, at + 4, &segment.bytes.to_le_bytes());
-            put(out, at + 8, &segment.frames_bytes.to_le_bytes());
+            assert!(segment.live_bytes & KEPT == 0);
+            let live = segment.live_bytes | if segment.kept { KEPT } else { 0 };
+            put(out, at + 8, &live.to_le_bytes());
+            put(out, at + 12, &segment.newest_s.to_le_bytes());
             put(out, at + 16, &segment.incarnation.0.to_le_bytes());
             at += SEGMENT_BYTES;
         }
@@ -179,6 +193,7 @@ impl Checkpoint {
             wall_ms: get_u64(bytes, 96),
             next_run: get_u32(bytes, 108),
             slot_bytes: get_u32(bytes, 112),
+            inexact: bytes[116] != 0,
             segments,
             runs,
         };
@@ -191,7 +206,8 @@ impl Checkpoint {
             || !rises
             || last != Some(checkpoint.segment)
             || (checkpoint.slot_bytes as usize) < bytes.len()
-            || !all_zero(&bytes[116..128])
+            || bytes[116] > 1
+            || !all_zero(&bytes[117..128])
         {
             return Err(Rejected::Malformed("checkpoint"));
         }
@@ -210,7 +226,9 @@ fn lists(bytes: &[u8]) -> Result<(Vec<SegmentRef>, Vec<RunRef>), Rejected> {
     let segments = segments.chunks_exact(SEGMENT_BYTES).map(|bytes| SegmentRef {
         number: SegmentNumber(get_u32(bytes, 0)),
         bytes: get_u32(bytes, 4),
-        frames_bytes: get_u32(bytes, 8),
+        live_bytes: get_u32(bytes, 8) & !KEPT,
+        kept: get_u32(bytes, 8) & KEPT != 0,
+        newest_s: get_u32(bytes, 12),
         incarnation: Incarnation(get_u64(bytes, 16)),
     });
     let runs = runs.chunks_exact(RUN_BYTES).map(|bytes| RunRef {

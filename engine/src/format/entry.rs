@@ -2,7 +2,7 @@
 //!
 //! | offset | size | field |
 //! |---|---|---|
-//! | 0 | 1 | bits 0 to 2: addresses, at most 4; 8 alarm; 16 damaged; 32 deleted; 64 origin |
+//! | 0 | 1 | bits 0 to 2: addresses, at most 4; 8 alarm; 16 damaged; 32 deleted; 64 origin; 128 shares |
 //! | 1 | 2 | chains nested in the first frame |
 //! | 3 | 4 | bytes of the image |
 //! | 7 | 4 | bytes of the deltas after it |
@@ -11,6 +11,8 @@
 //! | 51 | 8 | wall clock at the newest commit, ms since 1970 |
 //! | 59 | 8 | alarm, ms since 1970, if there is one |
 //! | | 12 each | addresses ([`super::frame`]), oldest first |
+//! | | 1 | bits 0 to 6: shares; 128 scattered ([`super::frame`]); if there are shares |
+//! | | 8 each | shares, by rising segments |
 //! | | 2 | bytes of the namespace, if there is an origin |
 //! | | 2 | bytes of the name, likewise; 0 for none |
 //! | | | namespace and name (UTF-8) |
@@ -21,7 +23,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::frame::{ADDRESS_BYTES, Address, text};
+use super::frame::{ADDRESS_BYTES, Address, SHARE_BYTES, Share, text};
 use super::{Rejected, get, get_u16, get_u32, get_u64, len_u32, put};
 use crate::contents::Origin;
 use crate::directory::{CHAIN_MAX, Entry, Known, Stamp};
@@ -30,13 +32,15 @@ use crate::ids::{ObjectId, Version};
 const FIXED_BYTES: usize = 59;
 /// Where the object id stands.
 const ID_AT: usize = 19;
-/// Bytes of an entry without the text of its origin, at most.
-const BYTES_MAX: usize = FIXED_BYTES + 8 + ADDRESS_BYTES * CHAIN_MAX + 4;
+/// Bytes of an entry before shares and origin, at most.
+const HEAD_BYTES_MAX: usize = FIXED_BYTES + 8 + ADDRESS_BYTES * CHAIN_MAX;
 const COUNT_MASK: u8 = 7;
 const FLAG_ALARM: u8 = 8;
 const FLAG_DAMAGED: u8 = 16;
 const FLAG_DELETED: u8 = 32;
 const FLAG_ORIGIN: u8 = 64;
+const FLAG_SHARES: u8 = 128;
+const SCATTERED: u8 = 128;
 const MALFORMED: Rejected = Rejected::Malformed("entry of a run");
 
 /// An entry as it lies in a block. Its bytes are as many as its flags and lengths say; what else it
@@ -52,7 +56,7 @@ impl RawEntry {
 
     /// The entry that says what is known of an object.
     pub fn of(id: &ObjectId, known: &Known) -> Self {
-        let mut bytes = Vec::with_capacity(BYTES_MAX);
+        let mut bytes = Vec::with_capacity(HEAD_BYTES_MAX + 4);
         encode(id, known, &mut bytes);
         Self(bytes.into())
     }
@@ -112,7 +116,7 @@ impl RawEntry {
 }
 
 fn encode(id: &ObjectId, known: &Known, out: &mut Vec<u8>) {
-    let mut bytes = [0; BYTES_MAX];
+    let mut bytes = [0; HEAD_BYTES_MAX];
     let mut end = FIXED_BYTES;
     put(&mut bytes, ID_AT, id.as_bytes());
     let Some(entry) = &known.entry else {
@@ -136,14 +140,23 @@ fn encode(id: &ObjectId, known: &Known, out: &mut Vec<u8>) {
         put(&mut bytes, end, &address.encode());
         end += ADDRESS_BYTES;
     }
+    let nested = entry.nested();
+    bytes[0] |= if nested.is_empty() { 0 } else { FLAG_SHARES };
     let (namespace, name) = (text(&known.origin.namespace), text(&known.origin.name));
-    if !namespace.is_empty() || !name.is_empty() {
-        bytes[0] |= FLAG_ORIGIN;
-        put(&mut bytes, end, &len_u32(namespace.len()).to_le_bytes()[..2]);
-        put(&mut bytes, end + 2, &len_u32(name.len()).to_le_bytes()[..2]);
-        end += 4;
+    let has_origin = !namespace.is_empty() || !name.is_empty();
+    bytes[0] |= if has_origin { FLAG_ORIGIN } else { 0 };
+    out.extend_from_slice(&bytes[..end]);
+    if !nested.is_empty() {
+        let count = u8::try_from(nested.len()).expect("SHARES_MAX");
+        out.push(count | if entry.is_scattered() { SCATTERED } else { 0 });
+        nested.iter().for_each(|share| out.extend_from_slice(&share.encode()));
     }
-    [&bytes[..end], namespace, name].iter().for_each(|part| out.extend_from_slice(part));
+    if has_origin {
+        for part in [namespace, name] {
+            out.extend_from_slice(&len_u32(part.len()).to_le_bytes()[..2]);
+        }
+        [namespace, name].iter().for_each(|part| out.extend_from_slice(part));
+    }
 }
 
 /// Takes the next entry's bytes.
@@ -151,6 +164,10 @@ pub(super) fn split<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Rejected> {
     let flags = *rest.first().ok_or(MALFORMED)?;
     let mut bytes = FIXED_BYTES + ADDRESS_BYTES * usize::from(flags & COUNT_MASK);
     bytes += if flags & FLAG_ALARM != 0 { 8 } else { 0 };
+    if flags & FLAG_SHARES != 0 {
+        let count = rest.get(bytes).ok_or(MALFORMED)? & !SCATTERED;
+        bytes += 1 + SHARE_BYTES * usize::from(count);
+    }
     if flags & FLAG_ORIGIN != 0 {
         let lens = rest.get(bytes..bytes + 4).ok_or(MALFORMED)?;
         bytes += 4 + usize::from(get_u16(lens, 0)) + usize::from(get_u16(lens, 2));
@@ -207,7 +224,7 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
         return Ok((None, Text::default()));
     }
     let count = usize::from(flags & COUNT_MASK);
-    let known = COUNT_MASK | FLAG_ALARM | FLAG_DAMAGED | FLAG_ORIGIN;
+    let known = COUNT_MASK | FLAG_ALARM | FLAG_DAMAGED | FLAG_ORIGIN | FLAG_SHARES;
     if flags & !known != 0 || count > CHAIN_MAX {
         return Err(MALFORMED);
     }
@@ -219,6 +236,14 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
     for address in &mut chain[..count] {
         *address = Some(Address::decode(&get(take(ADDRESS_BYTES)?, 0)).ok_or(MALFORMED)?);
     }
+    let (mut nested, mut scattered) = (Vec::new(), false);
+    if flags & FLAG_SHARES != 0 {
+        let count = take(1)?[0];
+        scattered = count & SCATTERED != 0;
+        let shares = take(SHARE_BYTES * usize::from(count & !SCATTERED))?.chunks_exact(SHARE_BYTES);
+        let shares: Option<Vec<_>> = shares.map(|share| Share::decode(&get(share, 0))).collect();
+        nested = shares.filter(|shares| !shares.is_empty()).ok_or(MALFORMED)?;
+    }
     let mut text = Text::default();
     if flags & FLAG_ORIGIN != 0 {
         let lens = take(4)?;
@@ -227,7 +252,7 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
     }
     let version = Version(get_u64(fixed, 11));
     let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };
-    let mut entry = Entry::of_chain(chain, stamp);
+    let mut entry = Entry::of_chain(chain, nested, scattered, stamp);
     entry.damaged = flags & FLAG_DAMAGED != 0;
     entry.depth = get_u16(fixed, 1);
     entry.image_bytes = get_u32(fixed, 3);

@@ -5,14 +5,14 @@
 //! | 0 | 4 | bytes of the frame | multiple of 8 |
 //! | 4 | 4 | crc32c of its place (incarnation, offset in the segment) and of bytes 0..4 and 8.. | |
 //! | 8 | 1 | kind: 1 delta, 2 image, 3 page, 4 value, 5 note | |
-//! | 9 | 1 | reserved | 0 |
-//! | 10 | 2 | flags: 1 part, 2 nests, 4 rewrite, 8 existed; the rest reserved, refused by readers | |
+//! | 9 | 1 | how many of the last addresses of the chain are parts of this very commit | |
+//! | 10 | 2 | flags: 1 part, 2 nests, 4 rewrite, 8 existed, 16 scattered; the rest reserved, refused by readers | |
 //! | 12 | 4 | bytes of the payload | |
 //! | 16 | 32 | object id | |
 //! | 48 | 8 | object's version | 1.. |
 //! | 56 | 12 | address of its predecessor: the object's newest frame before it; 0 for none | |
 //! | 68 | 2 | addresses listed of the chain | |
-//! | 70 | 2 | addresses of frames that it makes dead | |
+//! | 70 | 2 | shares | |
 //! | 72 | 8 | wall clock, ms since 1970 | |
 //! | 80 | 8 | alarm after this commit, ms since 1970; 0 for none | |
 //! | 88 | 2 | bytes of the namespace | |
@@ -22,7 +22,7 @@
 //! | 96 | 4 | bytes of the image at the start of the chain | |
 //! | 100 | 4 | bytes of the deltas of the chain | |
 //! | 104 | 12 each | the chain that it builds on, oldest first | |
-//! | | 12 each | frames that it makes dead | |
+//! | | 8 each | shares: segment (4), bytes (4) | none is 0 |
 //! | | | namespace, name (UTF-8), payload, zeros to a multiple of 8 | |
 //!
 //! The payload of a delta is operations ([`crate::batch`]); that of an image is puts, sorted by
@@ -36,7 +36,11 @@
 //! *nests* is the only one to name its chain: the entry is it alone, and whoever reads it reads the
 //! chain too. Of another delta's chain the last address is the predecessor, and not listed again.
 //!
-//! An address is segment number (4 bytes), offset in the segment (4) and bytes of the frame (4).
+//! An address is segment number (4 bytes), offset in the segment (4) and bytes of the frame (4). A *share* says
+//! how many bytes of a segment belong together: those of a delta are what the frames amount to that are
+//! nested in the chain it builds on, those of an image all that the object needed before, which is dead
+//! with it. So live bytes stay exact without a look at any older frame ([`crate::live`]). *Scattered*: the
+//! shares of the entry before are not all ([`crate::directory::SHARES_MAX`]).
 
 use super::{Rejected, all_zero, get, get_u16, get_u32, get_u64, len_u32, put};
 use crate::contents::Origin;
@@ -53,6 +57,9 @@ const FLAG_PART: u16 = 1;
 const FLAG_NESTS: u16 = 2;
 const FLAG_REWRITE: u16 = 4;
 const FLAG_EXISTED: u16 = 8;
+const FLAG_SCATTERED: u16 = 16;
+/// Bytes of a share.
+pub const SHARE_BYTES: usize = 8;
 
 /// Where a frame lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +92,37 @@ impl Address {
         // Shorter than any frame: also none of no bytes at all.
         let is_frame = address.segment != 0 && address.bytes as usize >= HEADER_BYTES;
         is_frame.then_some(address)
+    }
+}
+
+/// So many bytes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    /// The segment's number.
+    pub segment: u32,
+    /// Bytes of frames in it.
+    pub bytes: u32,
+}
+
+impl Share {
+    /// The share's bytes.
+    pub fn encode(&self) -> [u8; SHARE_BYTES] {
+        let mut bytes = [0; SHARE_BYTES];
+        put(&mut bytes, 0, &self.segment.to_le_bytes());
+        put(&mut bytes, 4, &self.bytes.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a share; one of nothing is `None`.
+    pub fn decode(bytes: &[u8; SHARE_BYTES]) -> Option<Self> {
+        let share = Self { segment: get_u32(bytes, 0), bytes: get_u32(bytes, 4) };
+        (share.segment != 0 && share.bytes != 0).then_some(share)
+    }
+}
+
+impl From<Address> for Share {
+    fn from(Address { segment, bytes, .. }: Address) -> Self {
+        Self { segment, bytes }
     }
 }
 
@@ -125,8 +163,15 @@ pub struct Frame<'a> {
     pub predecessor: Option<Address>,
     /// Whether the object existed before it.
     pub existed: bool,
-    /// The chain that it builds on, oldest first; of an image, its parts.
+    /// The chain that it builds on, oldest first, and then the parts of this commit; of an image, these
+    /// alone.
     pub chain: Vec<Address>,
+    /// How many of the chain's last addresses are parts of this commit.
+    pub parts: usize,
+    /// Of a delta, what is nested in the chain before it; of an image, all that is dead with it.
+    pub shares: Vec<Share>,
+    /// Whether the shares of the entry before were not all.
+    pub scattered: bool,
     /// Whether whoever reads it reads the chain too; otherwise the directory's entry names them all.
     pub nests: bool,
     /// Sizes of that chain; of a delta only.
@@ -141,10 +186,11 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
-/// Bytes of a frame with this payload, so many listed addresses, and this origin.
-pub fn frame_bytes(payload: usize, chain: usize, origin: &Origin) -> usize {
+/// Bytes of a frame with this payload, so many listed addresses and shares, and this origin.
+pub fn frame_bytes(payload: usize, chain: usize, shares: usize, origin: &Origin) -> usize {
     let strings = text(&origin.namespace).len() + text(&origin.name).len();
-    (HEADER_BYTES + chain * ADDRESS_BYTES + strings + payload).next_multiple_of(8)
+    let listed = chain * ADDRESS_BYTES + shares * SHARE_BYTES;
+    (HEADER_BYTES + listed + strings + payload).next_multiple_of(8)
 }
 
 pub(super) fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
@@ -155,6 +201,16 @@ pub(super) fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
 }
 
 impl Frame<'_> {
+    /// The chain that it builds on.
+    pub fn base(&self) -> &[Address] {
+        &self.chain[..self.chain.len() - self.parts]
+    }
+
+    /// The parts of this commit before this frame.
+    pub fn parts(&self) -> &[Address] {
+        &self.chain[self.chain.len() - self.parts..]
+    }
+
     /// The addresses of the chain that the frame lists.
     pub fn listed(&self) -> &[Address] {
         match self.nests {
@@ -172,11 +228,13 @@ impl Frame<'_> {
             self.nests || self.chain.is_empty() || self.chain.last() == self.predecessor.as_ref()
         );
         let (namespace, name) = (text(&self.origin.namespace), text(&self.origin.name));
-        let bytes = frame_bytes(self.payload.len(), chain.len(), &self.origin);
+        let shares = self.shares.len();
+        let bytes = frame_bytes(self.payload.len(), chain.len(), shares, &self.origin);
         let mut header = [0; HEADER_BYTES];
         let flags = [(self.part, FLAG_PART), (self.nests, FLAG_NESTS)]
             .into_iter()
             .chain([(self.rewrite, FLAG_REWRITE), (self.existed, FLAG_EXISTED)])
+            .chain([(self.scattered, FLAG_SCATTERED)])
             .filter_map(|(set, flag)| set.then_some(flag))
             .fold(0, |flags, flag| flags | flag);
         let len16 = |len: usize| u16::try_from(len).expect("checked by the writer").to_le_bytes();
@@ -185,6 +243,7 @@ impl Frame<'_> {
             Kind::Delta => 1,
             Kind::Image => 2,
         };
+        header[9] = u8::try_from(self.parts).expect("checked by the writer");
         put(&mut header, 10, &flags.to_le_bytes());
         put(&mut header, 12, &len_u32(self.payload.len()).to_le_bytes());
         put(&mut header, 16, self.object.as_bytes());
@@ -193,6 +252,7 @@ impl Frame<'_> {
             put(&mut header, 56, &predecessor.encode());
         }
         put(&mut header, 68, &len16(chain.len()));
+        put(&mut header, 70, &len16(shares));
         put(&mut header, 72, &self.wall_ms.to_le_bytes());
         put(&mut header, 80, &self.alarm.unwrap_or(0).to_le_bytes());
         put(&mut header, 88, &len16(namespace.len()));
@@ -202,6 +262,7 @@ impl Frame<'_> {
         put(&mut header, 100, &self.sizes.delta_bytes.to_le_bytes());
         out.extend_from_slice(&header);
         chain.iter().for_each(|address| out.extend_from_slice(&address.encode()));
+        self.shares.iter().for_each(|share| out.extend_from_slice(&share.encode()));
         out.extend_from_slice(namespace);
         out.extend_from_slice(name);
         out.extend_from_slice(self.payload);
@@ -219,6 +280,11 @@ impl Frame<'_> {
 /// Offsets in a frame of the addresses that it holds: predecessor first, then those listed.
 pub(crate) fn address_offsets(listed: usize) -> impl Iterator<Item = usize> {
     std::iter::once(56).chain((0..listed).map(|index| HEADER_BYTES + index * ADDRESS_BYTES))
+}
+
+/// Offset in a frame of the first of its shares.
+pub(crate) fn shares_offset(listed: usize) -> usize {
+    HEADER_BYTES + listed * ADDRESS_BYTES
 }
 
 /// Bytes of the frame that starts here, before anything of it is believed.
@@ -256,11 +322,12 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         _ => return Err(Rejected::Malformed("frame kind")),
     };
     let flags = get_u16(bytes, 10);
-    if flags & !(FLAG_PART | FLAG_NESTS | FLAG_REWRITE | FLAG_EXISTED) != 0 || bytes[9] != 0 {
+    let known = FLAG_PART | FLAG_NESTS | FLAG_REWRITE | FLAG_EXISTED | FLAG_SCATTERED;
+    if flags & !known != 0 {
         return Err(Rejected::Malformed("frame flags"));
     }
     let listed_len = usize::from(get_u16(bytes, 68));
-    let dead_len = usize::from(get_u16(bytes, 70));
+    let shares_len = usize::from(get_u16(bytes, 70));
     let take = |rest: &mut &'_ [u8], len: usize| -> Result<std::ops::Range<usize>, Rejected> {
         let start = bytes.len() - rest.len();
         *rest = rest.get(len..).ok_or(Rejected::Malformed("frame's parts"))?;
@@ -268,7 +335,7 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
     };
     let mut rest = &bytes[HEADER_BYTES..];
     let chain_at = take(&mut rest, listed_len * ADDRESS_BYTES)?;
-    take(&mut rest, dead_len * ADDRESS_BYTES)?;
+    let shares_at = take(&mut rest, shares_len * SHARE_BYTES)?;
     let namespace = take(&mut rest, usize::from(get_u16(bytes, 88)))?;
     let name = take(&mut rest, usize::from(get_u16(bytes, 90)))?;
     let payload = take(&mut rest, get_u32(bytes, 12) as usize)?;
@@ -294,8 +361,15 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         (false, true) => CHAIN_MAX - 1,
         (false, false) => 0,
     };
+    let shares = bytes[shares_at].chunks_exact(SHARE_BYTES);
+    let shares: Option<Vec<Share>> = shares.map(|share| Share::decode(&get(share, 0))).collect();
+    let shares = shares.ok_or(Rejected::Malformed("shares"))?;
+    let parts = usize::from(bytes[9]);
+    let base = chain.len().checked_sub(parts);
+    let base_max = if kind == Kind::Image { 0 } else { CHAIN_MAX };
+    let fits = base.is_some_and(|base| base <= base_max && (nests || parts == 0));
     let version = Version(get_u64(bytes, 48));
-    if version == Version::NONE || chain.len() > chain_max {
+    if version == Version::NONE || chain.len() > chain_max || !fits {
         return Err(Rejected::Malformed("version or chain"));
     }
     Ok(Frame {
@@ -307,6 +381,9 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         predecessor,
         existed: flags & FLAG_EXISTED != 0,
         chain,
+        parts,
+        shares,
+        scattered: flags & FLAG_SCATTERED != 0,
         nests,
         sizes: Sizes {
             image_bytes: get_u32(bytes, 96),

@@ -16,8 +16,8 @@ use crate::contents::Origin;
 use crate::directory::Entry;
 use crate::error::{Error, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
-use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame};
-use crate::format::{get, len_u32, put};
+use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, SHARE_BYTES};
+use crate::format::{get, get_u32, len_u32, put};
 use crate::ids::{ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
 
@@ -92,6 +92,12 @@ pub(crate) struct Update {
     pub(crate) existed: bool,
     /// What there is afterwards.
     pub(crate) entry: Option<Entry>,
+    /// Whether the object only moved.
+    pub(crate) rewrite: bool,
+    /// The parts of the commit, before its last frame.
+    pub(crate) parts: Vec<Address>,
+    /// What was there before, if nothing builds on it any more.
+    pub(crate) dead: Option<Entry>,
     /// Where the id comes from, if the newest frame says it.
     pub(crate) origin: Origin,
 }
@@ -106,6 +112,10 @@ pub(crate) struct OpenBatch {
     ids: Vec<ObjectId>,
     /// Offsets in `frames` of addresses that may be open.
     fixups: Vec<u32>,
+    /// Offsets in `frames` of shares of batches that are open.
+    shares: Vec<u32>,
+    /// Whether the last frame is a part: the commit ends in a later batch.
+    pub(crate) ends_with_part: bool,
     /// What the directory learns when the batch is durable.
     pub(crate) updates: Vec<Update>,
     pub(crate) outcome: Rc<Outcome>,
@@ -120,6 +130,8 @@ impl OpenBatch {
             starts: Vec::new(),
             ids: Vec::new(),
             fixups: Vec::new(),
+            shares: Vec::new(),
+            ends_with_part: false,
             updates: Vec::new(),
             outcome: Rc::default(),
         }
@@ -127,11 +139,6 @@ impl OpenBatch {
 
     pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
         batch_bytes(self.ids.len(), self.frames.len(), block_bytes)
-    }
-
-    /// Bytes of its frames.
-    pub(crate) fn frames_bytes(&self) -> u32 {
-        len_u32(self.frames.len())
     }
 
     fn has_room(&self, frame_bytes: usize, block_bytes: usize, bytes_max: usize) -> bool {
@@ -145,7 +152,14 @@ impl OpenBatch {
         let fixups =
             frame::address_offsets(frame.listed().len()).map(|offset| len_u32(start + offset));
         self.fixups.extend(fixups);
+        let shares_at = start + frame::shares_offset(frame.listed().len());
+        for (index, share) in frame.shares.iter().enumerate() {
+            if share.segment & OPEN != 0 {
+                self.shares.push(len_u32(shares_at + index * SHARE_BYTES));
+            }
+        }
         self.starts.push(len_u32(start));
+        self.ends_with_part = frame.part;
         if self.ids.last() != Some(&frame.object) {
             self.ids.push(frame.object);
         }
@@ -158,17 +172,22 @@ impl OpenBatch {
 struct Bases(VecDeque<(u32, SegmentNumber, u32)>);
 
 impl Bases {
+    /// The segment that an open one has become, and where the batch's frames begin in it.
+    fn find(&self, segment: u32) -> Option<(u32, u32)> {
+        if segment & OPEN == 0 {
+            return None;
+        }
+        let sealed = self.0.iter().rfind(|(sealed, ..)| *sealed == segment & !OPEN);
+        sealed.map(|(_, segment, base)| (segment.0, *base))
+    }
+
     fn resolve(&self, address: Address) -> Address {
         if address.segment & OPEN == 0 {
             return address;
         }
-        let ordinal = address.segment & !OPEN;
-        let (_, segment, base) = self
-            .0
-            .iter()
-            .rfind(|(sealed, ..)| *sealed == ordinal)
-            .expect("a batch is sealed after those that it builds on");
-        Address { segment: segment.0, offset: base + address.offset, bytes: address.bytes }
+        let (segment, base) =
+            self.find(address.segment).expect("a batch is sealed after those that it builds on");
+        Address { segment, offset: base + address.offset, bytes: address.bytes }
     }
 }
 
@@ -211,7 +230,8 @@ impl Queue {
         bytes_max: usize,
     ) -> Address {
         let listed = frame.listed().len();
-        let bytes = frame::frame_bytes(frame.payload.len(), listed, &frame.origin);
+        let shares = frame.shares.len();
+        let bytes = frame::frame_bytes(frame.payload.len(), listed, shares, &frame.origin);
         let fits = |batch: &OpenBatch| batch.has_room(bytes, block_bytes, bytes_max);
         if !self.batches.back().is_some_and(fits) {
             self.batches.push_back(OpenBatch::new(self.take_ordinal(), Role::Commits));
@@ -263,31 +283,37 @@ impl Queue {
                 put(&mut batch.frames[at..at + ADDRESS_BYTES], 0, &sealed);
             }
         }
+        for at in &batch.shares {
+            let at = *at as usize;
+            let (number, _) = self.bases.find(get_u32(&batch.frames, at)).expect("as an address");
+            put(&mut batch.frames, at, &number.to_le_bytes());
+        }
         let ends = batch.starts.iter().skip(1).copied().chain([len_u32(batch.frames.len())]);
         for (start, end) in batch.starts.iter().zip(ends) {
             let frame = &mut batch.frames[*start as usize..end as usize];
             frame::set_crc(frame, home.incarnation, base + start);
         }
         for update in &mut batch.updates {
-            update
-                .entry
-                .iter_mut()
-                .for_each(|entry| entry.resolve(|open| self.bases.resolve(open)));
-        }
-        if self.batches.is_empty() {
-            // No frame that waits can name a batch before this one by an open address.
-            self.bases.0.drain(..self.bases.0.len() - 1);
+            for entry in [&mut update.entry, &mut update.dead].into_iter().flatten() {
+                entry.resolve(|segment| self.bases.find(segment));
+            }
+            update.parts.iter_mut().for_each(|part| *part = self.bases.resolve(*part));
         }
         buf[frames_at..frames_at + batch.frames.len()].copy_from_slice(&batch.frames);
         let crc = seal(&mut buf, home, fields, &batch.ids, batch.frames.len());
         (buf, crc)
     }
 
+    /// To be called when the entries that are pending were corrected too: where nothing waits, nobody can
+    /// name a batch before the last one by an open address.
+    pub(crate) fn forget_sealed(&mut self) {
+        if self.batches.is_empty() {
+            self.bases.0.drain(..self.bases.0.len() - 1);
+        }
+    }
+
     /// Corrects the open addresses of sealed batches in an entry.
-    pub(crate) fn resolve(&self, entry: &mut Entry, ordinal: u32) {
-        entry.resolve(|address| match address.segment == OPEN | ordinal {
-            true => self.bases.resolve(address),
-            false => address,
-        });
+    pub(crate) fn resolve(&self, entry: &mut Entry) {
+        entry.resolve(|segment| self.bases.find(segment));
     }
 }

@@ -1,12 +1,16 @@
-//! The files of a shard's log: made ready off the path of commits, found again at opening.
+//! The files of a shard's log: made ready off the path of commits, found again at opening, used again.
 //!
 //! A file goes through *preparing* (allocated, written over once with zeros, header written, synced;
 //! under a name that says so) and *ready* (renamed, the next to be written) to *current* and *full*. One
-//! that is ready and was never written is taken over by the next opening, with a header of its own.
+//! that is ready and was never written is taken over by the next opening, with a header of its own. One that
+//! nobody needs any more is removed, or is *preparing* again, for another number and incarnation: it was
+//! written over once already, and its first place for a batch is made zero, for that tells one in which
+//! nothing was written; what lies behind that is of another incarnation.
 //! What a file is stands in its header block, with which its name agrees. A file that has a segment's
 //! name was whole once: without a valid header that says the same number, or cut short, it is damaged.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::handles::Handle;
 use crate::env::Env;
@@ -30,21 +34,33 @@ pub(crate) struct Segment<F> {
     pub(crate) file: F,
     pub(crate) name: String,
     pub(crate) header: SegmentHeader,
-    /// Bytes of frames that were written to it.
-    pub(crate) frames_bytes: u32,
+    /// Whether it stays whatever is live in it: it holds batches that recovery gave up, which a repair may
+    /// want.
+    pub(crate) kept: bool,
+    /// Whoever reads it holds one: while there is one besides this, its file stays what it is.
+    pub(crate) pin: Rc<()>,
 }
 
 impl<F> Segment<F> {
+    pub(crate) fn new(file: F, name: String, header: SegmentHeader) -> Self {
+        Self { file, name, header, kept: false, pin: Rc::default() }
+    }
+
+    /// Whether anybody reads it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        Rc::strong_count(&self.pin) > 1
+    }
+
     /// The same segment with something else for its file.
     pub(crate) fn with<G>(&self, file: G) -> Segment<G> {
-        let Self { name, header, frames_bytes, .. } = self;
-        Segment { file, name: name.clone(), header: *header, frames_bytes: *frames_bytes }
+        let Self { name, header, kept, pin, .. } = self;
+        Segment { file, name: name.clone(), header: *header, kept: *kept, pin: pin.clone() }
     }
 
     /// The same segment in the care of [`Segments`].
     pub(crate) fn kept(self) -> Segment<Handle<F>> {
-        let Self { file, name, header, frames_bytes } = self;
-        Segment { file: Handle::open(file), name, header, frames_bytes }
+        let Self { file, name, header, kept, pin } = self;
+        Segment { file: Handle::open(file), name, header, kept, pin }
     }
 
     /// Where its batches belong.
@@ -85,7 +101,7 @@ pub(crate) fn number_in_preparing(shard: u16, name: &str) -> Option<u32> {
     name.strip_prefix(&preparing_prefix(shard))?.parse().ok()
 }
 
-/// Bytes of the segment after one of `current` bytes, in a log of `log_bytes`: twice as many, for it
+/// Bytes of the segment after one of `current` bytes, in a log whose segments have `log_bytes`: twice as many, for it
 /// is made ready while half of the current one is written, and a fourth of the log at most.
 pub(crate) fn next_bytes(current: u32, log_bytes: u64, limits: &Limits) -> u32 {
     let wanted = u32::try_from(log_bytes / 4).unwrap_or(u32::MAX).min(limits.segment_bytes_max);
@@ -93,7 +109,15 @@ pub(crate) fn next_bytes(current: u32, log_bytes: u64, limits: &Limits) -> u32 {
     wanted.next_power_of_two().clamp(limits.segment_bytes_min, limits.segment_bytes_max)
 }
 
-/// Makes a segment ready to be written: real blocks, header, all durable.
+/// The file of a segment that nobody needs any more: to be used again, under another name.
+#[derive(Clone, Debug)]
+pub(crate) struct Recycled {
+    pub(crate) name: String,
+    pub(crate) bytes: u32,
+}
+
+/// Makes a segment ready to be written: real blocks, header, all durable. With `recycled` of that file, which
+/// has as many bytes and was written over once already.
 ///
 /// Errors: `NoSpace`; `Retry` for anything else: nothing depends on the file yet, and it is removed
 /// as far as possible.
@@ -103,8 +127,10 @@ pub(crate) async fn prepare<E: Env>(
     shard: u16,
     number: SegmentNumber,
     bytes: u32,
+    recycled: Option<&Recycled>,
     limits: &Limits,
 ) -> Result<Segment<FileOf<E>>> {
+    assert!(recycled.is_none_or(|recycled| recycled.bytes == bytes));
     let name = file_name(shard, number);
     let header = SegmentHeader {
         store: superblock.store,
@@ -116,17 +142,23 @@ pub(crate) async fn prepare<E: Env>(
     };
     let preparing = format!("{}{:010}", preparing_prefix(shard), number.0);
     let made = async {
-        let file = write_new(env, &preparing, &header, limits).await?;
+        let file = match recycled {
+            Some(recycled) => write_again(env, recycled, &preparing, &header, limits).await?,
+            None => write_new(env, &preparing, &header, limits).await?,
+        };
         env.disk().rename(&preparing, &name).await?;
         env.disk().sync_dir().await?;
         Ok(file)
     };
     match made.await {
-        Ok(file) => Ok(Segment { file, name, header, frames_bytes: 0 }),
+        Ok(file) => Ok(Segment::new(file, name, header)),
         Err(source) => {
             // Best effort: a file that stays is taken away by the next recovery.
             let _ = env.disk().remove(&preparing).await;
             let _ = env.disk().remove(&name).await;
+            if let Some(recycled) = recycled {
+                let _ = env.disk().remove(&recycled.name).await;
+            }
             Err(Error::making(format!("making segment {name} of {bytes} bytes ready"), source))
         }
     }
@@ -157,6 +189,30 @@ async fn write_header<F: File>(file: &F, header: &SegmentHeader) -> std::io::Res
     let encoded = header.encode();
     block[..encoded.len()].copy_from_slice(&encoded);
     write_all_at(file, block, 0, header.block_bytes).await.0
+}
+
+/// Takes a file for another segment. Its old name must be gone for good before its header changes: a file
+/// that has a segment's name is that segment's.
+async fn write_again<E: Env>(
+    env: &E,
+    recycled: &Recycled,
+    name: &str,
+    header: &SegmentHeader,
+    limits: &Limits,
+) -> std::io::Result<FileOf<E>> {
+    let lock_wait = Some(limits.lock_wait);
+    let open = Open { create: Create::Never, mode: Mode::Through, lock_wait };
+    let file = env.disk().open(&recycled.name, open).await?;
+    env.disk().rename(&recycled.name, name).await?;
+    env.disk().sync_dir().await?;
+    // The first place of a batch is zero until one is written, as in a new file: what lies behind it is of
+    // another incarnation.
+    let mut blocks = PageBuf::zeroed(2 * header.block_bytes);
+    let encoded = header.encode();
+    blocks[..encoded.len()].copy_from_slice(&encoded);
+    write_all_at(&file, blocks, 0, header.block_bytes).await.0?;
+    file.sync().await?;
+    Ok(file)
 }
 
 async fn write_new<E: Env>(

@@ -17,8 +17,9 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Role, Seal};
 use crate::ids::{SegmentNumber, Sequence};
-use crate::io::write_all_at;
-use crate::shard::{Inner, Life};
+use crate::io::{File, write_all_at};
+use crate::limits::Limits;
+use crate::shard::{Inner, Life, State, Written};
 
 /// The longest pause between two tries to write a close record.
 const QUIET_MAX: Duration = Duration::from_secs(10);
@@ -164,10 +165,11 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
             let mut state = inner.state.borrow_mut();
             state.queue.fail(&error);
             state.pending.clear();
+            state.unfinished = None;
             return Ok(());
         }
     };
-    let (buf, crc, sequence) = {
+    let (buf, crc, sequence, wall_ms) = {
         let state = &mut *inner.state.borrow_mut();
         let sequence = state.tail.last.next();
         let fields = Seal {
@@ -184,9 +186,10 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
         for update in &batch.updates {
             let entry =
                 state.pending.get_mut(&update.id).and_then(|pending| pending.entry.as_mut());
-            entry.into_iter().for_each(|entry| state.queue.resolve(entry, batch.ordinal));
+            entry.into_iter().for_each(|entry| state.queue.resolve(entry));
         }
-        (buf, crc, sequence)
+        state.queue.forget_sealed();
+        (buf, crc, sequence, fields.wall_ms)
     };
     let (result, _buf) = write_all_at(&segment.file, buf, u64::from(offset), block_bytes).await;
     if let Err(source) = result {
@@ -196,7 +199,7 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
         batch.outcome.resolve(Err(error.clone()));
         return Err(error);
     }
-    settle(inner, batch, crc, sequence, bytes);
+    settle(inner, batch, crc, sequence, bytes, wall_ms);
     Ok(())
 }
 
@@ -207,6 +210,7 @@ fn settle<E: Env>(
     crc: u32,
     sequence: Sequence,
     bytes: usize,
+    wall_ms: u64,
 ) {
     let mut borrowed = inner.state.borrow_mut();
     let state = &mut *borrowed;
@@ -216,10 +220,26 @@ fn settle<E: Env>(
     state.tail.last_crc = crc;
     state.tail.vouched = batch.role == Role::Close;
     state.log_bytes += bytes as u64;
-    let frames_bytes = batch.frames_bytes();
-    let segment = state.segments.get_mut(&state.tail.segment.0).expect("it was written to");
-    segment.frames_bytes += frames_bytes;
-    for Update { id, existed, entry, origin } in batch.updates {
+    let commits = batch.updates.len();
+    let segment = state.tail.segment.0;
+    state.unfinished = match (batch.ends_with_part, state.unfinished) {
+        (false, _) => None,
+        // Of a commit that began in an earlier batch, and goes on.
+        (true, Some(first)) if batch.updates.is_empty() => Some(first),
+        (true, _) => Some(segment),
+    };
+    for Update { id, existed, entry, rewrite, parts, dead, origin } in batch.updates {
+        let (changed, total) = (state.live.changed(), state.live.total());
+        dead.iter().for_each(|dead| state.live.lower_all(dead));
+        let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
+        frames.filter(|_| entry.is_some()).for_each(|frame| state.live.raise(frame));
+        let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
+        state.live.written(segment, written_ms);
+        // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.
+        state.cleaning.others_changed(match rewrite {
+            true => total.saturating_sub(state.live.total()),
+            false => state.live.changed() - changed,
+        });
         state.directory.set(id, existed, entry, &origin);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
@@ -227,11 +247,19 @@ fn settle<E: Env>(
     }
     // With the first commits to a segment: the next opening may want one too.
     let spare = batch.role == Role::Commits && matches!(state.spare, Spare::None);
+    let space = state.cleaning.wants_to_look();
     drop(borrowed);
+    if space {
+        inner.space.notify();
+    }
     if spare {
         start_spare(inner);
     }
     checkpoint::start_if_due(inner);
+    if batch.role == Role::Commits {
+        let observer = inner.observer.get();
+        observer.into_iter().for_each(|observer| observer(Written { commits, bytes }));
+    }
     batch.outcome.resolve(Ok(()));
     inner.changed.notify();
 }
@@ -287,27 +315,41 @@ async fn take_spare<E: Env>(inner: &Rc<Inner<E>>) -> Result<Segment<FileOf<E>>> 
     }
 }
 
+impl<F: File> State<F> {
+    /// Bytes that the next segment should have.
+    pub(crate) fn next_bytes(&self, limits: &Limits) -> u32 {
+        let current = self.segments[&self.tail.segment.0].header.bytes;
+        let all = self.segments.values().map(|segment| u64::from(segment.header.bytes)).sum();
+        segments::next_bytes(current, all, limits)
+    }
+}
+
 /// Begins to make the next segment, off the path of commits.
 pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
-    let (number, bytes) = {
+    let (number, bytes, recycled) = {
         let mut state = inner.state.borrow_mut();
         state.spare = Spare::Preparing;
         let number = state.next_segment;
         state.next_segment.0 += 1;
-        let current = state.segments[&state.tail.segment.0].header.bytes;
-        (number, segments::next_bytes(current, state.log_bytes, &inner.limits))
+        let bytes = state.next_bytes(&inner.limits);
+        // One of the size that the next one should have.
+        let recycled = state.recycled.iter().position(|file| file.bytes == bytes);
+        (number, bytes, recycled.map(|index| state.recycled.swap_remove(index)))
     };
     let task_inner = inner.clone();
     inner.env.spawn("segment", async move {
         let inner = task_inner;
         let limits = &inner.limits;
+        let (env, superblock, recycled) = (&inner.env, &inner.superblock, recycled.as_ref());
         let prepared =
-            segments::prepare(&inner.env, &inner.superblock, inner.number, number, bytes, limits)
-                .await;
-        inner.state.borrow_mut().spare = match prepared {
+            segments::prepare(env, superblock, inner.number, number, bytes, recycled, limits).await;
+        let mut state = inner.state.borrow_mut();
+        state.cleaning.recycled += u64::from(recycled.is_some() && prepared.is_ok());
+        state.spare = match prepared {
             Ok(segment) => Spare::Ready(segment),
             Err(error) => Spare::Failed(error),
         };
+        drop(state);
         inner.changed.notify();
     });
 }

@@ -93,7 +93,6 @@ struct Found<F> {
 enum Taken<F> {
     Scanned(Scanned<F>),
     Old(Segment<F>),
-    Stale(String),
     Unknown(Unknown),
 }
 
@@ -135,6 +134,11 @@ pub(super) async fn read_files<E: Env>(
             files.keep(place, name, wanted);
             continue;
         }
+        if named < from && !base.needs_segment(named) {
+            // Whatever is in it: it may have been about to be used again.
+            files.stale.push(name);
+            continue;
+        }
         opening.push(find(env, place, name, named));
     }
     let mut reading = Vec::new();
@@ -154,7 +158,6 @@ pub(super) async fn read_files<E: Env>(
             Taken::Old(segment) => {
                 drop(files.old.insert(segment.header.number.0, segment.kept()));
             }
-            Taken::Stale(name) => files.stale.push(name),
             Taken::Unknown(file) => files.unknown.push(file),
         }
     }
@@ -180,8 +183,8 @@ impl<F: File> Files<F> {
     /// frames have checksums of their own. It is opened when something in it is read.
     fn keep(&mut self, place: &Place<'_>, name: String, wanted: SegmentRef) {
         let header = header_of(place, wanted);
-        let SegmentRef { number, frames_bytes, .. } = wanted;
-        let segment = Segment { file: Handle::Closed, name, header, frames_bytes };
+        let SegmentRef { number, kept, .. } = wanted;
+        let segment = Segment { kept, ..Segment::new(Handle::Closed, name, header) };
         self.old.insert(number.0, segment);
     }
 }
@@ -231,33 +234,49 @@ async fn take<F: File>(
     let header = header.filter(|header| named < from || is_whole(header));
     if let Some(header) = header.filter(|_| named < from) {
         // No slot lists it, so nothing in it is needed; but a slot's replay may pass through it.
-        return Ok(match base.needs_segment(named) {
-            true => Taken::Old(Segment { file, name, header, frames_bytes: 0 }),
-            false => Taken::Stale(name),
-        });
+        return Ok(Taken::Old(Segment::new(file, name, header)));
     }
     let read = match header {
-        Some(_) => read_log(&file, len, start(place, base, named), place, unread).await,
+        Some(header) => {
+            let home = Segment::new((), String::new(), header).home();
+            read_log(&file, len, start(place, base, named), place, unread, &home).await
+        }
         None => read_file(&file, superblock.block_bytes).await,
     };
     let bytes = read.map_err(|source| failed(&name, source))?;
-    // Written before any batch, and since then brought back: it is none of this segment.
-    let is_stale = |header: &SegmentHeader| {
-        let first = lone_batches(&bytes, superblock, shard).next();
-        first.is_some_and(|(_, incarnation)| incarnation != header.incarnation)
-    };
-    let header = match header.filter(|header| !is_stale(header)) {
+    let replayed = base.checkpoint().map_or(Sequence(0), |checkpoint| checkpoint.last);
+    let header = match header.filter(|it| !is_stale(it, &bytes, superblock, shard, replayed)) {
         None if opening.accept_losses => adopt(&bytes, superblock, shard, named),
         header => header,
     };
     Ok(match header {
         Some(header) => {
-            let frames_bytes = wanted.map_or(0, |wanted| wanted.frames_bytes);
-            let segment = Segment { file, name, header, frames_bytes };
+            let kept = wanted.is_some_and(|wanted| wanted.kept);
+            let segment = Segment { kept, ..Segment::new(file, name, header) };
             Taken::Scanned(Scanned { segment, bytes, accepted: false })
         }
         None => Taken::Unknown(Unknown { name, len, bytes }),
     })
+}
+
+/// Whether the header was written before the batches behind it, and since then brought back: it is none
+/// of this segment. Batches that the file held before it was used again are older than `replayed`, and in
+/// its first place there is none of them.
+fn is_stale(
+    header: &SegmentHeader,
+    bytes: &[u8],
+    superblock: &Superblock,
+    shard: u16,
+    replayed: Sequence,
+) -> bool {
+    let block = superblock.block_bytes;
+    let first = bytes.get(block..2 * block).unwrap_or_default();
+    if all_zero(first) {
+        return false;
+    }
+    let mut others = lone_batches(bytes, superblock, shard)
+        .take_while(|(_, _, incarnation)| *incarnation != header.incarnation);
+    others.any(|(at, batch, _)| at == block || batch.sequence > replayed)
 }
 
 /// A file's length and its first block.
@@ -267,38 +286,62 @@ async fn read_head<F: File>(file: &F, block_bytes: usize) -> std::io::Result<(u6
     result.map(|_| (len, head))
 }
 
-/// Reads a segment of `len` bytes from `start` on, to where nothing was written: so much is zero behind
-/// it that no batch lies between, and more was read than `unread`, what replay should need. Bytes before
-/// it read as zero.
+/// Reads a segment of `len` bytes from `start` on, to where nothing was written: so much without the head
+/// or the tail of a batch of its own that none lies between, be one of them damaged, and more was read than
+/// `unread`, what replay should need. Bytes before it read as zero. Behind it may lie what the file held
+/// before it was used again.
 async fn read_log<F: File>(
     file: &F,
     len: u64,
     start: usize,
     place: &Place<'_>,
     unread: u64,
+    home: &Home,
 ) -> std::io::Result<PageBuf> {
     let (block_bytes, limits) = (place.superblock.block_bytes, place.limits);
     let bytes = usize::try_from(len).expect("a file fits an address space");
     let total = bytes.next_multiple_of(block_bytes).max(block_bytes);
     let mut buf = PageBuf::zeroed(total);
-    let (mut at, mut ends) = (start.min(total), false);
-    while at < total && !ends {
+    let (mut at, mut empty) = (start.min(total), 0);
+    while at < total && empty < 2 {
         // What one batch in flight may leave unwritten at most.
         let upto = total.min(at + limits.batch_bytes_max);
         buf.set_window(at..upto);
         let (result, returned) = read_full_at(file, buf, at as u64, block_bytes).await;
         result?;
         buf = returned;
-        ends = (at - start) as u64 >= unread && all_zero(&buf);
+        let enough = (at - start) as u64 >= unread;
+        empty = match all_zero(&buf) {
+            true => 2,
+            false if has_batch(&buf, at, home) => 0,
+            false => empty + 1,
+        };
+        empty = if enough { empty } else { 0 };
         at = upto;
     }
     buf.set_window(0..at);
     Ok(buf)
 }
 
-/// Takes the file that was ready to be written next, if nothing was ever written to it.
+/// Whether the head or the tail of a batch lies in these blocks, which begin at `start` of the segment.
+fn has_batch(bytes: &[u8], start: usize, home: &Home) -> bool {
+    let block = home.block_bytes;
+    (0..bytes.len()).step_by(block).any(|at| {
+        let head = || BatchHeader::decode(&bytes[at..], home, start + at).is_ok();
+        let tail = || Trailer::decode(&bytes[..bytes.len().min(at + block)], home).is_ok();
+        !all_zero(&bytes[at..bytes.len().min(at + block)]) && (head() || tail())
+    })
+}
+
+/// Takes the file that was ready to be written next, if no batch of it was ever written: its first place
+/// was zero when it became ready. Whatever was begun in it is none of whoever takes it over.
 pub(super) fn unwritten<F>(scanned: &mut Vec<Scanned<F>>) -> Option<Segment<F>> {
-    let last = scanned.pop_if(|last| !last.accepted && all_zero(&last.bytes[last.first()..]));
+    let last = scanned.pop_if(|last| {
+        let first = last.first();
+        let is_empty = last.bytes.get(first..2 * first).is_some_and(all_zero);
+        let home = last.segment.home();
+        !last.accepted && is_empty && !has_batch(&last.bytes[first..], first, &home)
+    });
     last.map(|last| last.segment)
 }
 
@@ -317,7 +360,9 @@ fn header_of(place: &Place<'_>, wanted: SegmentRef) -> SegmentHeader {
 /// The header that a segment must have had, by its first batch and its name.
 fn adopt(bytes: &[u8], superblock: &Superblock, shard: u16, named: u32) -> Option<SegmentHeader> {
     let block = superblock.block_bytes;
-    let (_, incarnation) = lone_batches(bytes, superblock, shard).next()?;
+    // Others may be left of what the file held before it was used again.
+    let batches = lone_batches(bytes, superblock, shard);
+    let (.., incarnation) = batches.max_by_key(|(_, batch, _)| batch.sequence)?;
     Some(SegmentHeader {
         store: superblock.store,
         shard,
@@ -328,20 +373,20 @@ fn adopt(bytes: &[u8], superblock: &Superblock, shard: u16, named: u32) -> Optio
     })
 }
 
-/// The batches of a file without a segment's header that are this shard's. The header alone says
+/// The batches of a file without a segment's header that are this shard's, and where they lie. The header alone says
 /// which incarnation this was; the batches' own word must do.
 pub(super) fn lone_batches(
     bytes: &[u8],
     superblock: &Superblock,
     shard: u16,
-) -> impl Iterator<Item = (BatchHeader, Incarnation)> {
+) -> impl Iterator<Item = (usize, BatchHeader, Incarnation)> {
     let (store, block_bytes) = (superblock.store, superblock.block_bytes);
     (block_bytes..bytes.len()).step_by(block_bytes).filter_map(move |at| {
         let bytes = &bytes[at..];
         let incarnation = Incarnation(u64::from_le_bytes(get(bytes, 40)));
         let home = Home { store, shard, incarnation, block_bytes };
         let header = BatchHeader::decode(bytes, &home, at).ok()?;
-        header.check_body(bytes).is_ok().then_some((header, incarnation))
+        header.check_body(bytes).is_ok().then_some((at, header, incarnation))
     })
 }
 

@@ -43,6 +43,7 @@ use files::{Files, Scanned, read_files};
 use replay::Replay;
 
 use crate::checkpoint::{Manifest, Progress, manifest_name, read_manifest};
+use crate::clean::Cleaning;
 use crate::directory::IdMap;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
@@ -169,7 +170,7 @@ pub(crate) async fn recover<E: Env>(
                 let number = SegmentNumber(next_number);
                 // Small, for opening waits until it is written over; those after it grow again.
                 let bytes = limits.segment_bytes_min;
-                begin(segments::prepare(env, superblock, shard, number, bytes, limits).await?)
+                begin(segments::prepare(env, superblock, shard, number, bytes, None, limits).await?)
                     .await?
             };
             segments.insert(tail.segment.0, segment.kept());
@@ -192,6 +193,11 @@ pub(crate) async fn recover<E: Env>(
         running: false,
         merges: 0,
     };
+    if !replay.unknown.is_empty() {
+        // What was counted is about what is lost.
+        replay.directory.recount();
+        replay.directory.count_live(&mut replay.live);
+    }
     let recovery = Recovery {
         batches: replay.batches,
         segments: replayed,
@@ -206,6 +212,10 @@ pub(crate) async fn recover<E: Env>(
         rewriting: IdMap::default(),
         queue: Queue::default(),
         segments,
+        live: replay.live,
+        unfinished: None,
+        cleaning: Cleaning::default(),
+        recycled: Vec::new(),
         reads: 0,
         spare: Spare::None,
         next_segment: SegmentNumber(next_number + 1),
@@ -268,7 +278,7 @@ pub(crate) async fn create<E: Env>(
     }
     let bytes = limits.segment_bytes_min;
     let segment =
-        segments::prepare(env, superblock, shard, SegmentNumber(1), bytes, limits).await?;
+        segments::prepare(env, superblock, shard, SegmentNumber(1), bytes, None, limits).await?;
     write_fence(env, &segment, Epoch(1), Sequence(0), 0).await?;
     Ok(())
 }

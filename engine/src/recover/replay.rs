@@ -15,6 +15,7 @@ use crate::format::superblock::Superblock;
 use crate::format::{Rejected, len_u32};
 use crate::ids::{Epoch, ObjectId, Sequence};
 use crate::io::File;
+use crate::live::Live;
 
 /// Versions that a lost batch may have used at most; skipped, so that none is used twice.
 const LOST_VERSIONS: u64 = 1 << 20;
@@ -22,6 +23,7 @@ const LOST_VERSIONS: u64 = 1 << 20;
 /// The replay of one shard's log.
 pub(super) struct Replay<F: File> {
     pub(super) directory: Directory<F>,
+    pub(super) live: Live,
     /// Objects that lost batches held.
     pub(super) damaged: BTreeSet<ObjectId>,
     pub(super) epoch: Epoch,
@@ -43,8 +45,12 @@ impl<F: File> Replay<F> {
     pub(super) fn new(place: &Place<'_>, base: &Base<F>) -> Self {
         let checkpoint = base.checkpoint();
         let objects = checkpoint.map_or(0, |it| it.objects);
+        let counted = checkpoint.iter().flat_map(|it| &it.segments);
+        let counted = counted.map(|it| (it.number.0, it.live_bytes, it.newest_s));
+        let inexact = checkpoint.is_some_and(|it| it.inexact);
         Self {
             directory: Directory::new(place.superblock.store, base.runs.clone(), objects),
+            live: Live::kept(counted, inexact),
             damaged: BTreeSet::new(),
             epoch: checkpoint.map_or(Epoch(0), |it| it.epoch),
             last: checkpoint.map_or(Sequence(0), |it| it.last),
@@ -202,11 +208,11 @@ impl<F: File> Replay<F> {
         }
         self.next_version += LOST_VERSIONS;
         // What is left of these batches stays: the next opening needs it to find the same (E7), and
-        // a repair to bring back what it can. So their files count as such that hold frames.
+        // a repair to bring back what it can. So their files are kept, whatever is live in them.
         let first = here.map_or(0, |(file, _)| file);
         for file in &mut files[first..=next.0] {
             file.accepted = true;
-            file.segment.frames_bytes = file.segment.frames_bytes.max(1);
+            file.segment.kept = true;
         }
         Ok(())
     }
@@ -229,14 +235,13 @@ impl<F: File> Replay<F> {
             let segment = file.segment.header.number.0;
             let address = Address { segment, offset: place, bytes: len_u32(bytes) };
             self.next_version = self.next_version.max(frame.version.0 + 1);
-            self.directory.replay(&frame, address);
+            self.directory.replay(&frame, address, &mut self.live);
             at += bytes;
         }
         self.epoch = header.epoch;
         self.last = header.sequence;
         self.last_crc = header.crc;
         self.batches += 1;
-        file.segment.frames_bytes += header.frames_bytes;
         self.log_bytes += u64::from(header.bytes);
         Ok(())
     }
@@ -275,15 +280,17 @@ impl<F: File> Replay<F> {
     ) -> Result<()> {
         for file in unknown {
             // Any batch, not only the first: that one may be damaged too.
-            let batches = lone_batches(&file.bytes, superblock, self.shard);
-            let newest = batches.map(|(header, _)| header.sequence).max();
+            let batches: Vec<_> = lone_batches(&file.bytes, superblock, self.shard).collect();
+            let newest = batches.iter().map(|(_, header, _)| header.sequence).max();
             let block = superblock.block_bytes;
             let first = file.bytes.get(block..2 * block).filter(|_| file.len >= 2 * block as u64);
+            // Batches behind it may be left of what the file held before it was used again.
             let unused = || first.is_some_and(crate::format::all_zero);
+            let known = || batches.first().is_some_and(|(at, ..)| *at == block);
             let name = &file.name;
             if newest.is_some_and(|newest| newest > self.last) {
                 self.unknown(format!("{name} is damaged, and the log goes on in it"))?;
-            } else if newest.is_none() && !unused() {
+            } else if !known() && !unused() {
                 self.unknown(format!("{name} is damaged, and nothing says what was in it"))?;
             }
         }

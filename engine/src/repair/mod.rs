@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::batch::Batch;
+use crate::clean::Hold;
 use crate::contents::Contents;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
@@ -38,12 +39,14 @@ pub struct Scrub {
     pub unreadable: Vec<(ObjectId, Error)>,
     /// Blocks of the directory that can't be read: objects in them are not in `unreadable`.
     pub directory: Vec<Error>,
+    /// Where live bytes were counted wrong ([`Shard::audit`]).
+    pub miscounted: Vec<String>,
 }
 
 impl Scrub {
     /// Whether all is whole.
     pub fn is_clean(&self) -> bool {
-        self.unreadable.is_empty() && self.directory.is_empty()
+        self.unreadable.is_empty() && self.directory.is_empty() && self.miscounted.is_empty()
     }
 }
 
@@ -110,6 +113,7 @@ impl<E: Env> Shard<E> {
             self.0.env.turn_end().await;
         }
         scrub.unreadable.sort_by_key(|(id, _)| *id);
+        scrub.miscounted = self.audit().await?;
         Ok(scrub)
     }
 
@@ -119,6 +123,7 @@ impl<E: Env> Shard<E> {
     /// Durability: what it says is durable when it returns.
     /// Errors: as [`Shard::commit`].
     pub async fn repair(&self, apply: bool) -> Result<Repair> {
+        let _hold = Hold::new(&self.0);
         let scrub = self.scrub(|_| {}).await?;
         let mut wanted: BTreeSet<ObjectId> = scrub.unreadable.iter().map(|(id, _)| *id).collect();
         let found = scan(&self.0, &wanted).await?;
@@ -133,6 +138,11 @@ impl<E: Env> Shard<E> {
         // A block that holds what could not be brought back is not given up.
         let too_large = |(_, fate): &(ObjectId, Fate)| matches!(fate, Fate::TooLarge(_));
         let forget = !repair.directory.is_empty() && !repair.objects.iter().any(too_large);
+        if apply {
+            // What is still lost stays so.
+            let state = &mut *self.0.state.borrow_mut();
+            state.segments.values_mut().for_each(|segment| segment.kept = false);
+        }
         if apply {
             checkpoint::make(&self.0, forget).await?;
         }

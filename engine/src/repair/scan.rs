@@ -30,7 +30,7 @@ pub(crate) enum Seen<'a> {
     /// A batch; its frames follow.
     Batch(Epoch, Sequence),
     /// A frame, and where it lies.
-    Frame(Address, frame::Frame<'a>),
+    Frame(Address, &'a frame::Frame<'a>),
 }
 
 /// Visits every batch and every frame that the log still holds, in the order of the segments, which are
@@ -62,7 +62,7 @@ pub(crate) async fn walk<E: Env>(
             };
             visit(Seen::Batch(batch.epoch, batch.sequence));
             walk_batch(&bytes, batch.frames, &home, |place, frame| {
-                visit(Seen::Frame(Address { segment: number, ..place }, frame));
+                visit(Seen::Frame(Address { segment: number, ..place }, &frame));
             });
             at = batch.end;
         }
@@ -124,7 +124,7 @@ pub(super) async fn scan<E: Env>(
             batch,
             address,
             stamp: Stamp { version, alarm, written_ms: frame.wall_ms },
-            beside: if frame.nests { Vec::new() } else { frame.chain },
+            beside: if frame.nests { Vec::new() } else { frame.chain.clone() },
         });
     };
     walk(inner, visit).await?;

@@ -45,12 +45,35 @@ impl StoreStats {
 impl ShardStats {
     fn add(&mut self, other: &Self) {
         // Whole, so that a new counter can't be forgotten here.
-        let Self { objects, log_bytes, segments, segment_bytes, checkpoints, runs, recovery } =
-            other;
+        let Self {
+            objects,
+            log_bytes,
+            segments,
+            segment_bytes,
+            live_bytes,
+            full_segment_bytes,
+            cleaning,
+            cleaned_bytes,
+            segments_cleaned,
+            moves_overtaken,
+            segments_freed,
+            segments_recycled,
+            checkpoints,
+            runs,
+            recovery,
+        } = other;
         self.objects += objects;
         self.log_bytes += log_bytes;
         self.segments += segments;
         self.segment_bytes += segment_bytes;
+        self.live_bytes += live_bytes;
+        self.full_segment_bytes += full_segment_bytes;
+        self.cleaning |= cleaning;
+        self.cleaned_bytes += cleaned_bytes;
+        self.segments_cleaned += segments_cleaned;
+        self.moves_overtaken += moves_overtaken;
+        self.segments_freed += segments_freed;
+        self.segments_recycled += segments_recycled;
         self.checkpoints += checkpoints;
         self.runs += runs;
         self.recovery.add(recovery);

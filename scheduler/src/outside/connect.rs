@@ -28,6 +28,7 @@ use crate::net::{Bounds, CarryLimits, Client, carry};
 use crate::server::{ServerOptions, TokioNet};
 use crate::socket::{LiveSocket, UpgradeRequest, names, wire};
 use crate::state::State;
+use crate::watch::Awake;
 
 impl State {
     /// Opens a WebSocket to the outside: `Request::get("ws://host/…").body(())`, with headers of
@@ -66,7 +67,7 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     let upgraded = within_limits(&instance, &outside, &target, shake).await?;
     let (core_end, client) = wire();
     let (connection, over) = instance.sockets.accept_live(core_end)?;
-    instance.push(Work::Task(over.boxed_local()));
+    instance.push(Work::Task(Awake::Socket, over.boxed_local()));
     let bounds = Arc::new(Bounds::new(CarryLimits {
         silence_time: outside.limits.silence_time,
         close_time: ServerOptions::PRODUCTION.close_time,

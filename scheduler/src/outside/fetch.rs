@@ -24,6 +24,7 @@ use crate::http::{Body, Request, Response};
 use crate::instance::{Instance, Work};
 use crate::socket::bad_argument;
 use crate::state::State;
+use crate::watch::Awake;
 
 impl State {
     /// Sends a request to the outside: `http://host/…`. It leaves when all that was written before
@@ -67,7 +68,7 @@ pub(super) fn start<T: 'static, W: Future<Output = Result<T>> + 'static>(
         if let Some(caller) = instance.current() {
             instance.gate.adopt(event, caller);
         }
-        let let_in = instance.gated(event, async {});
+        let let_in = instance.gated(event, async {}.boxed_local());
         let this = instance.clone();
         let task = async move {
             // Broken gates reset the instance.
@@ -81,7 +82,7 @@ pub(super) fn start<T: 'static, W: Future<Output = Result<T>> + 'static>(
             };
             let _nobody_waits = sender.send(done);
         };
-        instance.push(Work::Task(task.boxed_local()));
+        instance.push(Work::Task(Awake::OutsideRequest, task.boxed_local()));
         Ok(())
     });
     async move {

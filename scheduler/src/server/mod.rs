@@ -15,6 +15,7 @@ mod body;
 mod handshake;
 mod hostile;
 mod listen;
+mod metrics;
 mod patience;
 mod router;
 mod tokio_net;
@@ -25,6 +26,7 @@ use std::time::Duration;
 pub use hostile::hostile;
 pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
+pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
 pub use router::{ClientAddress, Route, Router};
 pub(crate) use tokio_net::TokioNet;
 

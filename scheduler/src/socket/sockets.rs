@@ -258,6 +258,11 @@ impl Sockets {
         !(open.is_empty() && leaving.is_empty() && self.live.borrow().is_empty())
     }
 
+    /// Connections that stay open while the object sleeps.
+    pub(crate) fn count(&self) -> usize {
+        self.open.borrow().len() + self.leaving.borrow().len()
+    }
+
     pub(crate) fn limits(&self) -> &SocketLimits {
         &self.limits
     }

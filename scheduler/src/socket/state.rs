@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::event::closed;
 use crate::instance::Work;
 use crate::state::State;
+use crate::watch::Awake;
 
 impl State {
     /// Accepts a socket that stays open while the object sleeps; its events come to the object's
@@ -43,7 +44,7 @@ impl State {
         socket.check()?;
         let wire = socket.accept().ok_or_else(closed)?;
         let (connection, over) = instance.sockets.accept_live(wire)?;
-        instance.push(Work::Task(over.boxed_local()));
+        instance.push(Work::Task(Awake::Socket, over.boxed_local()));
         Ok(LiveSocket::new(instance.clone(), connection))
     }
 

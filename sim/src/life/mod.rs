@@ -232,6 +232,7 @@ impl Life<'_> {
     }
 
     fn close(&mut self, running: &Running) -> Result<()> {
+        self.mark_cleaning(running, false);
         self.shared.closing.set(true);
         match self.plan.level {
             Level::Engine => self.close_engine(running)?,
@@ -262,6 +263,7 @@ impl Life<'_> {
 
     fn crash(&mut self, end: End, running: &Running) -> Result<()> {
         self.report.crashes += 1;
+        self.mark_cleaning(running, true);
         if self.world.writes_in_flight() > 0 {
             self.report.crashes_in_flight += 1;
             self.shared.mark(Mark::CrashInFlight);

@@ -65,11 +65,15 @@ pub enum Mark {
     TooManySockets,
     CutInsideAFrame,
     FrameHeldInACrash,
+    SegmentCleaned,
+    SegmentRecycled,
+    MoveOvertaken,
+    CrashWhileCleaning,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 47] = [
+    pub const ALL: [Self; 51] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -117,6 +121,10 @@ impl Mark {
         Self::TooManySockets,
         Self::CutInsideAFrame,
         Self::FrameHeldInACrash,
+        Self::SegmentCleaned,
+        Self::SegmentRecycled,
+        Self::MoveOvertaken,
+        Self::CrashWhileCleaning,
     ];
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dormouse_engine::io::Disk;
 use dormouse_engine::{
-    Batch, Env, Host, Limits, ObjectId, Recovery, Result, Shard, StoreLock, Ticket,
+    Batch, Env, Host, Limits, ObjectId, Recovery, Result, Shard, ShardStats, StoreLock, Ticket,
 };
 use dormouse_sim::{SimEnv, World};
 
@@ -27,6 +27,7 @@ pub(crate) const LIMITS: Limits = Limits {
     checkpoint_bytes: 6 << 10,
     replay_bytes_max: 12 << 10,
     manifest_slot_bytes: 4096,
+    space_slack_bytes: 4 << 10,
     ..Limits::TINY
 };
 
@@ -137,6 +138,9 @@ pub(crate) struct Passed {
     /// Files that were there when the last session began, and are gone.
     segments_removed: usize,
     runs_removed: usize,
+    /// In the sessions that commit.
+    segments_cleaned: u64,
+    segments_recycled: u64,
 }
 
 /// Images, a nested chain, a commit in parts, deleted objects, checkpoints; then a close in order.
@@ -153,7 +157,10 @@ async fn first_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>) -> Passed {
     shard.close().await.expect("closed");
     let stats = shard.stats();
     let (segments, checkpoints, runs) = (stats.segments, stats.checkpoints, stats.runs);
-    Passed { parts_bytes, rewrite_bytes, segments, checkpoints, runs, ..Passed::default() }
+    let mut passed =
+        Passed { parts_bytes, rewrite_bytes, segments, checkpoints, runs, ..Passed::default() };
+    passed.cleaned(&stats);
+    passed
 }
 
 /// Opens the store and closes it: its segment has no frame and goes with a later checkpoint.
@@ -178,7 +185,10 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
         before.iter().filter(gone).count()
     };
     let (segments_removed, runs_removed) = (gone("segment"), gone("run"));
-    Passed { replayed: recovery.batches, segments_removed, runs_removed, ..passed }
+    let mut passed =
+        Passed { replayed: recovery.batches, segments_removed, runs_removed, ..passed };
+    passed.cleaned(&shard.stats());
+    passed
 }
 
 /// Lives the whole life, or until the machine stands still: then `None`.
@@ -196,6 +206,11 @@ pub(crate) fn live(world: &World, ledger: &Rc<RefCell<Ledger>>) -> Option<Passed
 }
 
 impl Passed {
+    fn cleaned(&mut self, stats: &ShardStats) {
+        self.segments_cleaned += stats.segments_cleaned;
+        self.segments_recycled += stats.segments_recycled;
+    }
+
     /// That the life went everywhere.
     pub(crate) fn check(&self) {
         let batch = LIMITS.batch_bytes_max as u64;
@@ -208,5 +223,7 @@ impl Passed {
         assert!(self.replayed > 0, "reopening replayed: {self:?}");
         assert!(self.segments_removed > 0, "segments were removed: {self:?}");
         assert!(self.runs_removed > 0, "runs were removed: {self:?}");
+        assert!(self.segments_cleaned > 0, "segments were cleaned: {self:?}");
+        assert!(self.segments_recycled > 0, "files were used again: {self:?}");
     }
 }

@@ -12,7 +12,8 @@ use dormouse_sim::{DiskFaults, SimEnv, World};
 use crate::scene;
 
 pub(crate) const STEPS: u64 = 1_000_000;
-pub(crate) const LIMITS: Limits = Limits::TINY;
+/// Nothing is cleaned: each row is about files that stay where they are.
+pub(crate) const LIMITS: Limits = Limits { space_slack_bytes: 1 << 30, ..Limits::TINY };
 
 /// Files by name.
 pub(crate) type Files = BTreeMap<String, Vec<u8>>;

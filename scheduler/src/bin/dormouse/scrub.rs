@@ -43,6 +43,8 @@ pub(crate) struct Findings {
     directory_damaged: Vec<String>,
     /// What keeps a shard from opening.
     shards_damaged: Vec<String>,
+    /// Where live bytes were counted wrong.
+    miscounted: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -93,6 +95,7 @@ impl Findings {
         let damaged = |(id, error): &(ObjectId, Error)| Damaged::new(shard, id, error);
         self.objects_damaged.extend(found.unreadable.iter().map(damaged));
         self.directory_damaged.extend(found.directory.iter().map(Error::to_string));
+        self.miscounted.extend(found.miscounted);
         Ok(())
     }
 
@@ -101,7 +104,7 @@ impl Findings {
     }
 
     pub(crate) fn is_clean(&self) -> bool {
-        self.damaged() == 0
+        self.damaged() == 0 && self.miscounted.is_empty()
     }
 
     pub(crate) fn print(&self, out: &mut impl Write) -> std::io::Result<()> {
@@ -115,6 +118,9 @@ impl Findings {
         }
         for reason in &self.shards_damaged {
             writeln!(out, "{reason}")?;
+        }
+        for wrong in &self.miscounted {
+            writeln!(out, "miscounted: {wrong}")?;
         }
         let Self { objects, bytes, .. } = self;
         writeln!(out, "scrub: {objects} objects, {bytes} bytes, {} damaged", self.damaged())

@@ -47,6 +47,9 @@ struct Figures {
     objects: u64,
     log_bytes: u64,
     segments: usize,
+    segment_bytes: u64,
+    /// Bytes of the segments that objects need.
+    live_bytes: u64,
     disk_bytes: u64,
     checkpoints: u64,
     runs: usize,
@@ -114,6 +117,8 @@ async fn of_shard(opened: &Opened, number: u16) -> Result<Figures, Error> {
         objects: stats.objects,
         log_bytes: stats.log_bytes,
         segments: stats.segments,
+        segment_bytes: stats.segment_bytes,
+        live_bytes: stats.live_bytes,
         disk_bytes: 0,
         checkpoints: stats.checkpoints,
         runs: stats.runs,
@@ -130,6 +135,8 @@ impl Figures {
         self.objects += other.objects;
         self.log_bytes += other.log_bytes;
         self.segments += other.segments;
+        self.segment_bytes += other.segment_bytes;
+        self.live_bytes += other.live_bytes;
         self.disk_bytes += other.disk_bytes;
         self.checkpoints += other.checkpoints;
         self.runs += other.runs;
@@ -147,6 +154,12 @@ impl Figures {
             out,
             "{what}: {objects} objects, {damaged} damaged; {log_bytes} bytes of log so far in \
              {segments} segments, {checkpoints} checkpoints, {runs} runs; {disk_bytes} bytes on disk"
+        )?;
+        let Self { segment_bytes, live_bytes, .. } = self;
+        let amplification = *segment_bytes as f64 / (*live_bytes).max(1) as f64;
+        writeln!(
+            out,
+            "  {live_bytes} live bytes in {segment_bytes} bytes of segments: {amplification:.2} for each"
         )
     }
 

@@ -1,0 +1,496 @@
+//! The cleaner: gives back the space of what nobody needs any more (docs/design.md, 3.5).
+//!
+//! A task of each shard. It looks at the log when commits have made some bytes live, or dead: while the full
+//! segments take more than [`Limits::space_percent`] of the live bytes and [`Limits::space_slack_bytes`]
+//! beyond, it takes one step after the other:
+//!
+//! | what there is | step |
+//! |---|---|
+//! | segments without live bytes, an eighth of all or enough | checkpoints, until neither slot needs them: then they go |
+//! | others | the victim's objects are written anew elsewhere, as consolidation does |
+//! | none that can be emptied | it waits |
+//!
+//! The victim is the one of most benefit for its cost, free share × age / (1 + live share), from exact
+//! live bytes (Rosenblum and Ousterhout, *The design and implementation of a log-structured file
+//! system*, 1992): so one with cold data is taken while it is still rather full, one with hot data is left to
+//! empty by itself. The age is that of the newest commit, and what was moved keeps its own.
+//!
+//! An object is moved by a rewrite ([`crate::consolidate`]): of the version that it has, in the directory only
+//! if nothing newer came, so that no commit is buried. Some objects are read, then appended in one
+//! turn, so that they share a batch. Between two such groups there is a pause until others have written 70 of
+//! 100 bytes, or had 70 of 100 parts of the time to do so; it shrinks to nothing as space runs out. For each
+//! byte that commits make live or dead three may be moved, and at opening each once: so it ends also
+//! where batches that do not fill their blocks and segments keep the log from being any smaller.
+//!
+//! A segment stays as long as an object that can't be read, or is too large for one image, needs it: the
+//! others leave it, and it is no victim again until its live bytes change. It stays, too, while its newest
+//! commit is younger than [`Limits::retention`], while somebody reads it, and while history or repair
+//! look at the log as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, select};
+
+use crate::checkpoint;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::Rejected;
+use crate::format::batch::BatchHeader;
+use crate::ids::ObjectId;
+use crate::io::{File, PageBuf, read_full_at};
+use crate::limits::Limits;
+use crate::log::handles;
+use crate::log::segments::Segment;
+use crate::shard::{Inner, Life, Shard, State, head};
+
+/// Objects that are moved together, at most.
+const GROUP_OBJECTS: usize = 64;
+/// Bytes that they need together at most, but for one alone.
+const GROUP_BYTES: u64 = 128 << 10;
+/// The share of the bytes, or of the time, that the cleaner takes at most while there is room, in percent.
+const SHARE_PERCENT: u32 = 30;
+/// A segment with a larger share of live bytes is no victim.
+const FULL_PERCENT: u64 = 90;
+/// Bytes that may be moved for each byte that commits made live or dead.
+const CREDIT: u64 = 3;
+/// How long a segment that only readers hold is left alone.
+const PINNED_WAIT: Duration = Duration::from_secs(1);
+
+/// What the cleaner knows.
+#[derive(Debug, Default)]
+pub(crate) struct Cleaning {
+    /// Whether its task runs ([`Running`]).
+    pub(crate) running: bool,
+    /// Who needs the log to stay as it is.
+    held: usize,
+    /// The segment that is being emptied.
+    pub(crate) victim: Option<u32>,
+    /// Bytes that became live or died by commits, or were freed by a rewrite.
+    others_changed: u64,
+    /// `others_changed` from which on it looks again.
+    look_at: u64,
+    /// Bytes that it may still write: where what is live can't lie any closer, it must not move it for
+    /// ever.
+    credit: u64,
+    /// Segments that could not be emptied, and their live bytes then.
+    stuck: BTreeMap<u32, u64>,
+    /// Bytes of frames that it wrote.
+    pub(crate) cleaned_bytes: u64,
+    /// Segments that it emptied.
+    pub(crate) victims: u64,
+    /// Objects that were committed to while it moved them.
+    pub(crate) overtaken: u64,
+    /// Segments that went.
+    pub(crate) freed: u64,
+    /// Of these, segments whose files were taken for new ones.
+    pub(crate) recycled: u64,
+}
+
+impl Cleaning {
+    /// Commits made so many bytes live, or dead; or a rewrite has freed them.
+    pub(crate) fn others_changed(&mut self, bytes: u64) {
+        self.others_changed += bytes;
+        self.credit = self.credit.saturating_add(bytes.saturating_mul(CREDIT));
+    }
+
+    /// Whether enough has changed since it looked last.
+    pub(crate) fn wants_to_look(&self) -> bool {
+        self.others_changed >= self.look_at
+    }
+
+    /// These segments are gone.
+    pub(crate) fn gone(&mut self, segments: &[u32]) {
+        self.freed += segments.len() as u64;
+        self.stuck.retain(|number, _| !segments.contains(number));
+    }
+}
+
+/// What it does next.
+enum Step {
+    /// Checkpoints, so that empty segments go.
+    Free,
+    Clean(u32),
+    /// The shard is closed, or poisoned.
+    End,
+}
+
+/// While it is there, no segment goes and nothing moves.
+pub(crate) struct Hold<E: Env>(Rc<Inner<E>>);
+
+impl<E: Env> Hold<E> {
+    pub(crate) fn new(inner: &Rc<Inner<E>>) -> Self {
+        inner.state.borrow_mut().cleaning.held += 1;
+        Self(inner.clone())
+    }
+}
+
+impl<E: Env> Drop for Hold<E> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().cleaning.held -= 1;
+        self.0.space.notify();
+    }
+}
+
+/// The cleaner's task: the shard is closed only when it has ended, be it by a panic.
+pub(crate) struct Running<E: Env>(Rc<Inner<E>>);
+
+impl<E: Env> Running<E> {
+    pub(crate) fn new(inner: &Rc<Inner<E>>) -> Self {
+        inner.state.borrow_mut().cleaning.running = true;
+        Self(inner.clone())
+    }
+}
+
+impl<E: Env> Drop for Running<E> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().cleaning.running = false;
+        self.0.changed.notify();
+    }
+}
+
+/// How much space a shard takes, beside the segment that is written and those to come.
+#[derive(Clone, Copy, Debug)]
+struct Space {
+    /// Bytes of full segments.
+    bytes: u64,
+    /// Of these, bytes of segments that nobody needs but perhaps a slot.
+    empty: u64,
+    /// What there may be.
+    allowed: u64,
+}
+
+impl<F: File> State<F> {
+    /// Whether segments must stay for somebody who looks at the whole log.
+    pub(crate) fn is_held(&self) -> bool {
+        self.cleaning.held > 0
+    }
+
+    pub(crate) fn full_segments(&self) -> impl Iterator<Item = &Segment<handles::Handle<F>>> {
+        self.segments.range(..self.tail.segment.0).map(|(_, segment)| segment)
+    }
+
+    fn space(&self, wall_ms: u64, limits: &Limits) -> Space {
+        let (mut bytes, mut empty) = (0, 0);
+        for segment in self.full_segments() {
+            let of_it = u64::from(segment.header.bytes);
+            bytes += of_it;
+            empty += if self.is_needed(segment, wall_ms, limits) { 0 } else { of_it };
+        }
+        let live = self.live.total();
+        let allowed = live.saturating_mul(limits.space_percent) / 100 + limits.space_slack_bytes;
+        Space { bytes, empty, allowed }
+    }
+
+    /// What is to be done, if anything.
+    fn step(&mut self, wall_ms: u64, limits: &Limits) -> Option<Step> {
+        if self.life != Life::Open || self.poison.is_some() {
+            return Some(Step::End);
+        }
+        if self.is_held() || !self.cleaning.wants_to_look() {
+            return None;
+        }
+        let space = self.space(wall_ms, limits);
+        let step = match space {
+            Space { bytes, allowed, .. } if bytes <= allowed => None,
+            Space { bytes, empty, allowed }
+                if empty > 0 && empty >= (bytes - allowed).min(bytes / 8) =>
+            {
+                Some(Step::Free)
+            }
+            Space { empty, .. } => {
+                match self.victim(wall_ms, limits).filter(|_| self.cleaning.credit > 0) {
+                    Some(victim) => Some(Step::Clean(victim)),
+                    None => (empty > 0).then_some(Step::Free),
+                }
+            }
+        };
+        if step.is_none() {
+            self.look_later(limits);
+        }
+        step
+    }
+
+    /// Whether a slot needs a segment that nobody else does.
+    fn slot_needs_empty(&self, wall_ms: u64, limits: &Limits) -> bool {
+        let slots = || self.progress.needs.iter().flatten();
+        let mut full = self.full_segments();
+        full.any(|segment| {
+            !self.is_needed(segment, wall_ms, limits)
+                && slots().any(|needs| needs.segment(segment.header.number.0))
+        })
+    }
+
+    fn look_later(&mut self, limits: &Limits) {
+        let step = u64::from(limits.segment_bytes_min) / 4;
+        self.cleaning.look_at = self.cleaning.others_changed + step;
+    }
+
+    /// The full segment that is best cleaned now.
+    fn victim(&self, wall_ms: u64, limits: &Limits) -> Option<u32> {
+        let now_s = wall_ms / 1000;
+        let candidates = self.full_segments().filter_map(|segment| {
+            let number = segment.header.number.0;
+            let (live, bytes) = (self.live.bytes(number), u64::from(segment.header.bytes));
+            let taken = live > 0
+                && live * 100 <= bytes * FULL_PERCENT
+                && !segment.kept
+                && self.cleaning.stuck.get(&number) != Some(&live)
+                && !self.is_retained(number, wall_ms, limits);
+            // One that is just full has an age too.
+            let age = 1 + now_s.saturating_sub(self.live.newest_s(number).into());
+            // Benefit by cost, as whole numbers: in billionths.
+            let benefit = u128::from(bytes - live.min(bytes)) * u128::from(age) * 1_000_000_000;
+            taken.then(|| (benefit / u128::from(bytes + live), std::cmp::Reverse(number)))
+        });
+        candidates.max().map(|(_, std::cmp::Reverse(number))| number)
+    }
+}
+
+/// Runs until the shard is closed or poisoned.
+pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
+    let inner = &shard.0;
+    {
+        // All that is there may be moved once.
+        let state = &mut *inner.state.borrow_mut();
+        state.cleaning.credit = state.live.total() + u64::from(inner.limits.segment_bytes_min);
+    }
+    loop {
+        let wall_ms = || inner.env.wall_ms();
+        let next = || inner.state.borrow_mut().step(wall_ms(), &inner.limits);
+        let done = match inner.space.until(next).await {
+            Step::End => break,
+            Step::Free => free(inner).await,
+            Step::Clean(victim) => {
+                inner.state.borrow_mut().cleaning.victim = Some(victim);
+                clean(&shard, victim).await
+            }
+        };
+        inner.state.borrow_mut().cleaning.victim = None;
+        if let Err(error) = done {
+            if inner.state.borrow().life == Life::Open {
+                tracing::warn!(shard = inner.number, %error, "cleaning failed; it is tried later");
+            }
+            inner.state.borrow_mut().look_later(&inner.limits);
+        }
+        inner.env.turn_end().await;
+    }
+}
+
+/// Waits, but not beyond the shard's end.
+async fn sleep<E: Env>(inner: &Rc<Inner<E>>, duration: Duration) {
+    let ended = || is_over(inner).then_some(());
+    select(pin!(inner.changed.until(ended)), pin!(inner.env.sleep(duration))).await;
+}
+
+fn is_over<E: Env>(inner: &Rc<Inner<E>>) -> bool {
+    let state = inner.state.borrow();
+    state.life != Life::Open || state.poison.is_some()
+}
+
+/// Lets empty segments go: with a checkpoint for each slot that still needs some.
+async fn free<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let before = inner.state.borrow().cleaning.freed;
+    for _slot in 0..2 {
+        let wall_ms = inner.env.wall_ms();
+        if !inner.state.borrow().slot_needs_empty(wall_ms, &inner.limits) || is_over(inner) {
+            break;
+        }
+        checkpoint::make(inner, false).await?;
+    }
+    checkpoint::remove_unneeded(inner).await;
+    let (after, pinned) = {
+        let state = inner.state.borrow();
+        let pinned = state.full_segments().any(Segment::is_pinned);
+        (state.cleaning.freed, pinned)
+    };
+    if after == before && pinned {
+        sleep(inner, PINNED_WAIT).await;
+    } else if after == before {
+        inner.state.borrow_mut().look_later(&inner.limits);
+    }
+    Ok(())
+}
+
+/// Moves what is live in a segment elsewhere.
+///
+/// Errors: why that could not go on; what was moved is.
+async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
+    let inner = &shard.0;
+    let before = inner.state.borrow().live.bytes(victim);
+    let mut walk = match handles::opened(inner, victim).await {
+        Ok(Some(segment)) => Walk { at: segment.header.block_bytes, segment },
+        Ok(None) => return Ok(()),
+        Err(error) if error.kind() == Kind::Corrupt => {
+            inner.state.borrow_mut().cleaning.stuck.insert(victim, before);
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut damaged = None;
+    let live = || inner.state.borrow().live.bytes(victim);
+    while live() > 0 {
+        let ids = match walk.next(inner.limits.batch_bytes_max).await {
+            Ok(Some(ids)) => ids,
+            Ok(None) => break,
+            Err(error) => {
+                damaged = Some(error);
+                break;
+            }
+        };
+        let mut rest: Vec<ObjectId> = ids.into_iter().collect();
+        while !rest.is_empty() {
+            if is_over(inner) || inner.state.borrow().is_held() {
+                return Ok(());
+            }
+            let group = next_group(inner, victim, &mut rest);
+            if !group.is_empty() {
+                damaged = move_group(shard, &group).await?.or(damaged);
+            }
+            inner.env.turn_end().await;
+        }
+    }
+    let state = &mut *inner.state.borrow_mut();
+    let left = state.live.bytes(victim);
+    if left == 0 {
+        state.cleaning.victims += 1;
+        state.cleaning.stuck.remove(&victim);
+    } else {
+        state.cleaning.stuck.insert(victim, left);
+    }
+    let shard = inner.number;
+    tracing::debug!(shard, segment = victim, before, left, "segment cleaned");
+    if let Some(error) = damaged {
+        tracing::error!(shard, segment = victim, %error, "not all of a segment can be moved; it stays");
+    }
+    Ok(())
+}
+
+/// Takes some objects that need something of the segment.
+fn next_group<E: Env>(
+    inner: &Rc<Inner<E>>,
+    victim: u32,
+    rest: &mut Vec<ObjectId>,
+) -> Vec<ObjectId> {
+    let state = inner.state.borrow();
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    while let Some(id) = rest.pop() {
+        // Where that can't be read, the segment stays.
+        let Ok(Some(entry)) = head(&state, &id) else { continue };
+        if !entry.needs().any(|share| share.segment == victim) {
+            continue;
+        }
+        let needs: u64 = entry.needs().map(|share| u64::from(share.bytes)).sum();
+        if !group.is_empty() && bytes + needs > GROUP_BYTES {
+            rest.push(id);
+            break;
+        }
+        bytes += needs;
+        group.push(id);
+        if group.len() == GROUP_OBJECTS {
+            break;
+        }
+    }
+    group
+}
+
+/// Reads some objects, appends all of them in one turn, and waits until they are durable, and then for
+/// as long as others are to have the device. Gives the error of one that can't be read.
+///
+/// Errors: nothing can be moved now.
+async fn move_group<E: Env>(shard: &Shard<E>, group: &[ObjectId]) -> Result<Option<Error>> {
+    let inner = &shard.0;
+    let began = inner.env.now();
+    let read = join_all(group.iter().map(|id| shard.begin_rewrite(id))).await;
+    let (mut tickets, mut damaged) = (Vec::new(), None);
+    let mut moved = 0;
+    for rewrite in read {
+        match rewrite {
+            Ok(Some(rewrite)) => {
+                let overtaken = rewrite.is_overtaken();
+                inner.state.borrow_mut().cleaning.overtaken += u64::from(overtaken);
+                if let Some((ticket, bytes)) = shard.append_rewrite(rewrite)? {
+                    tickets.push(ticket);
+                    moved += bytes;
+                }
+            }
+            Ok(None) => {}
+            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    for ticket in tickets {
+        ticket.await?;
+    }
+    {
+        let cleaning = &mut inner.state.borrow_mut().cleaning;
+        cleaning.cleaned_bytes += moved;
+        cleaning.credit = cleaning.credit.saturating_sub(moved);
+    }
+    pause(inner, moved, inner.env.now() - began).await;
+    Ok(damaged)
+}
+
+/// Leaves the device to others for as long as their share is: until they have written it, or had the time
+/// to. The less room there is, the shorter.
+async fn pause<E: Env>(inner: &Rc<Inner<E>>, moved: u64, took: Duration) {
+    let (others, until) = {
+        let state = inner.state.borrow();
+        let space = state.space(inner.env.wall_ms(), &inner.limits);
+        // Nothing is left to others once half as much again is taken as is allowed.
+        let urgent = space.bytes.saturating_sub(space.allowed).saturating_mul(200);
+        let urgent = u32::try_from(urgent / space.allowed.max(1)).unwrap_or(u32::MAX).min(100);
+        let others = (100 - SHARE_PERCENT) * (100 - urgent);
+        let bytes = moved * u64::from(others) / u64::from(SHARE_PERCENT * 100);
+        (others, state.log_bytes + bytes)
+    };
+    let have_written = || {
+        let state = inner.state.borrow();
+        let over = state.life != Life::Open || state.poison.is_some();
+        (over || state.log_bytes >= until).then_some(())
+    };
+    let time = took * others / (SHARE_PERCENT * 100);
+    select(pin!(inner.changed.until(have_written)), pin!(inner.env.sleep(time))).await;
+}
+
+/// A walk over the tables of a segment's batches, a few at a time.
+struct Walk<F: File> {
+    segment: Segment<F>,
+    at: usize,
+}
+
+impl<F: File> Walk<F> {
+    /// The ids of some more batches; `None` at the end. What is in a batch whose head is damaged is left
+    /// out.
+    ///
+    /// Errors: `Corrupt`: the segment can't be read.
+    async fn next(&mut self, bytes_max: usize) -> Result<Option<BTreeSet<ObjectId>>> {
+        let (home, block) = (self.segment.home(), self.segment.header.block_bytes);
+        let end = self.segment.header.bytes as usize;
+        if self.at >= end {
+            return Ok(None);
+        }
+        let buf = PageBuf::zeroed(bytes_max.min(end - self.at));
+        let (read, buf) = read_full_at(&self.segment.file, buf, self.at as u64, block).await;
+        read.map_err(|source| {
+            Error::io(Kind::Corrupt, format!("reading {}", self.segment.name), source)
+        })?;
+        let (mut ids, mut at) = (BTreeSet::new(), 0);
+        while at < buf.len() {
+            let header = BatchHeader::decode(&buf[at..], &home, self.at + at);
+            match header.map(|header| (header.table(&buf[at..]), header.bytes)) {
+                Ok((Ok(table), bytes)) => {
+                    ids.extend(table);
+                    at += bytes as usize;
+                }
+                // It goes on behind what was read.
+                Ok((Err(Rejected::Short), _)) if at > 0 => break,
+                _ => at += block,
+            }
+        }
+        self.at += at;
+        Ok(Some(ids))
+    }
+}
