@@ -104,6 +104,20 @@ impl Shared {
         }
     }
 
+    /// Reads fail: an object that can't be brought into memory for an end or a message of a socket
+    /// loses that socket, and is not told, since there is nobody to tell. From the outside
+    /// this shows only in what the next instance lists. A socket that was to wake its object and is
+    /// missed is therefore taken for lost, and none may be told of it any more.
+    pub(super) fn lines_forgotten(&self, object: &str, listed: &BTreeSet<u64>) {
+        let lines = &mut *self.lines.borrow_mut();
+        let Some(room) = lines.rooms.get(object) else { return };
+        for number in room.accepted.iter().filter(|number| !listed.contains(number)) {
+            let line = lines.lines.get_mut(number);
+            let line = line.filter(|line| line.wakes(room.version, room.auto));
+            line.into_iter().for_each(|line| line.cut = true);
+        }
+    }
+
     /// A frame reached its client.
     pub(super) fn arrived(&self, number: u64, frame: Frame) -> Option<Arrived> {
         let (version, set) = self.lines.borrow().auto_of(number);
