@@ -255,6 +255,20 @@ impl<F: File> Directory<F> {
         self.runs.iter().flat_map(|run| run.damaged_blocks()).collect()
     }
 
+    /// Tells which objects are lost where damaged blocks are given up, as a whole, be their own entries
+    /// readable or not.
+    pub(crate) fn in_damaged_blocks(&self) -> impl Fn(&Self, &ObjectId) -> bool + use<F> {
+        let damaged = self.runs.iter().map(|run| (run.clone(), run.damaged_entry_blocks()));
+        let damaged: Vec<_> = damaged.filter(|(_, blocks)| !blocks.is_empty()).collect();
+        move |directory, id| {
+            let key = Key::new(directory.store, *id);
+            let lies_in = |(run, blocks): &(Rc<Run<F>>, BTreeSet<u32>)| {
+                run.block_of(&key).is_none_or(|block| blocks.contains(&block))
+            };
+            directory.recent(id).is_none() && damaged.iter().any(lies_in)
+        }
+    }
+
     /// Counts the objects anew, after blocks of a run were given up.
     pub(crate) fn recount(&mut self) {
         let there = self

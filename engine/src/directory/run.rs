@@ -1,6 +1,7 @@
 //! One run of the directory on disk: mapped, and believed block by block.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 
 use super::guide::Guide;
 use super::{Entry, Keyed, Known};
@@ -202,6 +203,19 @@ impl<F: File> Run<F> {
     pub(crate) fn entries(&self, after: Option<&Key>) -> Entries<'_, F> {
         let block = after.and_then(|after| self.candidate(after).0).unwrap_or(1);
         Entries { run: self, block, read: Vec::new().into_iter(), after: after.copied() }
+    }
+
+    /// Its blocks of entries that are damaged, be it in an entry or two.
+    pub(crate) fn damaged_entry_blocks(&self) -> BTreeSet<u32> {
+        let is_damaged = |block: &u32| {
+            run::entries(self.block(*block), self.header.incarnation, *block).is_err()
+        };
+        (1..=self.header.entry_blocks).filter(is_damaged).collect()
+    }
+
+    /// The block that holds the key, if the run does.
+    pub(crate) fn block_of(&self, key: &Key) -> Option<u32> {
+        self.candidate(key).0
     }
 
     /// What of it can't be read.

@@ -94,8 +94,8 @@ impl Epochs {
     }
 }
 
-/// The frames of `wanted` objects, and of those whose block of the directory is damaged, by rising
-/// versions.
+/// The frames of `wanted` objects, and of those whose block of the directory is damaged, also where their own
+/// entry is not, by rising versions.
 ///
 /// Errors: as [`walk`].
 pub(super) async fn scan<E: Env>(
@@ -103,6 +103,7 @@ pub(super) async fn scan<E: Env>(
     wanted: &BTreeSet<ObjectId>,
 ) -> Result<BTreeMap<ObjectId, Vec<Found>>> {
     let mut found: BTreeMap<ObjectId, Vec<Found>> = BTreeMap::new();
+    let is_given_up = inner.state.borrow().directory.in_damaged_blocks();
     let mut epochs = Epochs::new(inner);
     let mut batch = (Epoch(0), Sequence(0));
     let visit = |seen: Seen<'_>| {
@@ -115,7 +116,10 @@ pub(super) async fn scan<E: Env>(
             Seen::Frame(address, frame) => (address, frame),
         };
         let id = frame.object;
-        let hidden = || inner.state.borrow().directory.get(&id).is_err();
+        let hidden = || {
+            let directory = &inner.state.borrow().directory;
+            directory.get(&id).is_err() || is_given_up(directory, &id)
+        };
         if frame.part || !(wanted.contains(&id) || hidden()) {
             return;
         }

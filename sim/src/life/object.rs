@@ -66,6 +66,9 @@ impl Drop for Inner {
     }
 }
 
+/// The retry after which an alarm is given up.
+const LAST_RETRY: u32 = 6;
+
 /// An error that the plan asks for.
 fn planned() -> Error {
     Error::user("as planned")
@@ -137,6 +140,12 @@ impl DurableObject for Actor {
         let spent = runs > ALARM_RUNS_MAX || this.shared.quiet.get();
         let result = match spent || plans.is_empty() {
             true => Ok(()),
+            // The last run never ends its instance: such an alarm is gone with the next delivery, of which
+            // no code of the object is told (R-640; sim/tests/alarms.rs).
+            false if info.retry_count == LAST_RETRY => match plans[runs % plans.len()].fate {
+                Fate::Fine => Ok(()),
+                _ => Err(planned()),
+            },
             false => this.clone().turn(event, &plans[runs % plans.len()]).await,
         };
         // Whether its writes were durable decides whether a failure counts.
