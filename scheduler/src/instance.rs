@@ -402,10 +402,10 @@ impl Instance {
                 None => Poll::Ready(None),
             });
             let Some(result) = opened.await else { return };
-            if result.is_err() {
-                // The gate is broken for good: nothing is said any more, and the reset follows.
-                self.outbox.borrow_mut().clear();
-                return;
+            // The gate is broken for good, and the reset follows; or that came already, by an event
+            // that was ready together with this: nothing is said any more.
+            if result.is_err() || self.reset_reason().is_some() {
+                return drop_quietly(std::mem::take(&mut *self.outbox.borrow_mut()));
             }
             let said = self.outbox.borrow_mut().pop_front();
             if let Some((_, send)) = said {

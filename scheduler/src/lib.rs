@@ -40,6 +40,8 @@ mod host;
 mod http;
 mod id;
 mod instance;
+#[cfg(feature = "net")]
+pub mod net;
 mod object;
 mod options;
 #[cfg(feature = "server")]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use dormouse_engine::{Env, Host, Work};
 
 use crate::disk::{Damage, DiskFaults, DiskImage, DiskState, Fate, Landing, Op, SimDisk};
+use crate::net::SimNet;
 use crate::random::Random;
 use crate::trace::Trace;
 
@@ -63,6 +64,8 @@ pub(crate) enum Event {
     Resume(u64),
     /// The task is ready, and its core hears of it now.
     Ready(u64),
+    /// Somebody may have waited for this moment.
+    Net(SimNet),
 }
 
 /// What one step of a world did.
@@ -318,6 +321,7 @@ impl World {
         match event {
             Event::Wake(waker) => waker.wake(),
             Event::Disk(op) => crate::disk::complete(&self.0, op),
+            Event::Net(net) => net.ring(),
             Event::Ready(id) => self.0.runnable.borrow_mut().push(id),
             Event::Land(landing) => self.0.disk.borrow_mut().land(landing),
             Event::Resume(core) => {

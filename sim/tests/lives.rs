@@ -4,7 +4,7 @@ use dormouse_engine::io::conformance;
 use dormouse_engine::io::{Create, Disk, File, Mode, Open, PageBuf};
 use dormouse_sim::life::{live, play};
 use dormouse_sim::plan::{At, Change, End, Fate, Level, Op, Plan, Session, Step, Turn, Wait};
-use dormouse_sim::{DiskFaults, World};
+use dormouse_sim::{DiskFaults, NetFaults, World};
 use proptest::prelude::*;
 
 const STEPS: u64 = 1_000_000;
@@ -78,6 +78,8 @@ fn one_changed_byte_changes_the_hash() {
         stalls: 0,
         late_wakes: 0,
         mailbox: 0,
+        net: NetFaults::default(),
+        tiny_sockets: false,
         tiny_caches: false,
         damage: false,
         alarms: Vec::new(),
@@ -158,7 +160,7 @@ fn every_canary_still_applies() {
         let entries = std::fs::read_dir(path).expect("canaries");
         entries.map(|entry| entry.expect("an entry").path()).collect()
     };
-    for area in ["log", "recovery", "cache", "gates", "scheduling", "alarms"] {
+    for area in ["log", "recovery", "cache", "gates", "scheduling", "alarms", "sockets"] {
         let patches = entries(&root.join("sim/canaries").join(area));
         assert!(patches.len() >= 5, "{area}");
         for path in patches {

@@ -22,6 +22,8 @@ thread_local! {
     /// The number of the last write that an object made, and of the last that is durable.
     static WRITTEN: Cell<u64> = const { Cell::new(0) };
     static DURABLE: Cell<u64> = const { Cell::new(0) };
+    /// Instances that were built.
+    static BUILT: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Writes a number, and says it.
@@ -31,6 +33,7 @@ struct Writer {
 
 impl DurableObject for Writer {
     fn new(state: State) -> Self {
+        BUILT.set(BUILT.get() + 1);
         Self { state }
     }
 
@@ -308,6 +311,20 @@ fn a_response_that_waits_for_its_client_is_the_one_that_was_set_then() {
     rig.send(&client, "ping");
     for expected in ["old", "old", "old", "old", "new"] {
         assert_eq!(rig.recv(&client), text(expected));
+    }
+}
+
+/// T-158, T-159: ten seconds without an event, counted anew with each.
+#[test]
+fn a_frame_restarts_the_time_after_which_an_object_sleeps() {
+    let rig = Rig::new(2);
+    BUILT.set(0);
+    let client = rig.connect("o");
+    for (pass_ms, built) in [(9_900, 1), (9_900, 1), (9_900, 1), (10_100, 2), (9_900, 2)] {
+        rig.pass(pass_ms);
+        rig.send(&client, "x");
+        assert_eq!(rig.recv(&client), text("x"));
+        assert_eq!(BUILT.get(), built, "after {pass_ms} ms");
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 /// Rules that are not kept, as the table says. A rule comes here, or leaves, only on purpose.
 const NOT_KEPT: [&str; 0] = [];
 /// Scenarios that nothing covers.
-const NOT_COVERED: [&str; 0] = [];
-/// The scenarios of sections 10.2 to 10.7.
-const SCENARIOS: RangeInclusive<u32> = 16..=130;
+const NOT_COVERED: [&str; 1] = ["T-161"];
+/// The scenarios of sections 10.2 to 10.7, and of 10.9.
+const SCENARIOS: [RangeInclusive<u32>; 2] = [16..=130, 158..=183];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace's")
@@ -145,7 +145,8 @@ fn every_scenario_is_covered_somewhere() {
         assert!(missing || !named.is_empty(), "covered by nothing: {scenarios}");
         wrong.extend(named.into_iter().filter_map(missing_test));
     }
-    assert_eq!(said, SCENARIOS.map(|number| format!("T-{number:03}")).collect());
+    let all = SCENARIOS.into_iter().flatten();
+    assert_eq!(said, all.map(|number| format!("T-{number:03}")).collect());
     assert_eq!(not_covered, NOT_COVERED.map(str::to_owned).into());
     assert_eq!(wrong, [] as [String; 0]);
 }

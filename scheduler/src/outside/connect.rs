@@ -6,7 +6,6 @@
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 
 use dormouse_engine as engine;
 use dormouse_engine::Host;
@@ -25,9 +24,8 @@ use super::target::Target;
 use crate::error::{Error, Result};
 use crate::http::{Body, Request};
 use crate::instance::{Instance, Work};
-use crate::server::ServerOptions;
-use crate::server::bridge::{self, Bounds};
-use crate::server::frames::Client;
+use crate::net::{Bounds, CarryLimits, Client, carry};
+use crate::server::{ServerOptions, TokioNet};
 use crate::socket::{LiveSocket, UpgradeRequest, names, wire};
 use crate::state::State;
 use crate::watch::Awake;
@@ -70,10 +68,12 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     let (core_end, client) = wire();
     let (connection, over) = instance.sockets.accept_live(core_end)?;
     instance.push(Work::Task(Awake::Socket, over.boxed_local()));
-    let options =
-        ServerOptions { silence_time: outside.limits.silence_time, ..ServerOptions::PRODUCTION };
-    let limits = *instance.sockets.limits();
-    let bounds = Arc::new(Bounds { options, limits, partial: AtomicUsize::new(0) });
+    let bounds = Arc::new(Bounds::new(CarryLimits {
+        silence_time: outside.limits.silence_time,
+        close_time: ServerOptions::PRODUCTION.close_time,
+        message_bytes: instance.sockets.limits().message_bytes,
+        partial_bytes: ServerOptions::PRODUCTION.partial_bytes,
+    }));
     let host = instance.host.clone();
     let random = host.clone();
     host.spawn("outside", async move {
@@ -81,7 +81,7 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
             let [a, b, c, d, ..] = random.random().to_ne_bytes();
             [a, b, c, d]
         });
-        bridge::run(TokioIo::new(upgraded), client, bounds, side, || false).await;
+        carry(TokioNet, TokioIo::new(upgraded), client, bounds, side, || false).await;
         drop(counted);
     });
     Ok(LiveSocket::new(instance, connection))

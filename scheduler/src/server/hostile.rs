@@ -11,8 +11,10 @@ use tungstenite::error::ProtocolError;
 use tungstenite::protocol::{Role, WebSocketConfig};
 use tungstenite::{Error, WebSocket};
 
-use super::frames::{CHUNK_BYTES, Client, Decoder, Inbound, Server, Side, Violation, put_message};
 use super::{Origins, handshake};
+use crate::net::frames::{
+    CHUNK_BYTES, Client, Decoder, Inbound, Server, Side, Violation, put_message,
+};
 use crate::socket::{Message, UpgradeRequest};
 
 /// Bytes of a message at most, here.

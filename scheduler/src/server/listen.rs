@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
-use super::bridge::within;
 use super::patience::Patient;
+use super::tokio_net::within;
 use super::{ClientAddress, Router, ServerOptions};
 use crate::error::{Error, Result};
 

@@ -3,7 +3,7 @@
 //!
 //! [`Router`] brings a request to the object that its path names, and is a `tower` service, so that
 //! it can stand behind another server too. A WebSocket's frames go between the client's connection
-//! and the object's core ([`bridge`]); what protocol they have is decided by [`frames`].
+//! and the object's core by [`net::carry`](crate::net::carry).
 //!
 //! TLS is the proxy's in front of it.
 //!
@@ -12,14 +12,13 @@
 //! asked for, and no longer than [`ServerOptions::drain_time`].
 
 mod body;
-pub(crate) mod bridge;
-pub(crate) mod frames;
 mod handshake;
 mod hostile;
 mod listen;
 mod metrics;
 mod patience;
 mod router;
+mod tokio_net;
 mod upload;
 
 use std::time::Duration;
@@ -29,6 +28,7 @@ pub use listen::until_signal;
 pub(crate) use listen::{Drained, Server, start};
 pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
 pub use router::{ClientAddress, Route, Router};
+pub(crate) use tokio_net::TokioNet;
 
 /// Bounds of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,12 +18,13 @@ use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
 use tokio::sync::Notify;
 
-use super::bridge::{self, Bounds, within};
+use super::tokio_net::{TokioNet, within};
 use super::upload::Progress;
-use super::{ServerOptions, frames, handshake, upload};
+use super::{ServerOptions, handshake, upload};
 use crate::error::{Error, Kind};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
+use crate::net::{self, Bounds, CarryLimits, carry};
 use crate::object::DurableObject;
 use crate::socket::{ClientSocket, UpgradeResponse};
 use crate::stub::{Call, Stub};
@@ -81,6 +82,7 @@ pub struct ClientAddress(pub SocketAddr);
 #[derive(Clone)]
 pub struct Router {
     topology: Topology,
+    options: Arc<ServerOptions>,
     bounds: Arc<Bounds>,
     sockets: Arc<Bridges>,
     /// Asked before a path is held for an object's.
@@ -98,9 +100,14 @@ struct Bridges {
 
 impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
-        let limits = topology.limits().sockets;
-        let bounds = Arc::new(Bounds { options, limits, partial: AtomicUsize::new(0) });
-        Self { topology, bounds, sockets: Arc::default(), own: None }
+        let bounds = Bounds::new(CarryLimits {
+            silence_time: options.silence_time,
+            close_time: options.close_time,
+            message_bytes: topology.limits().sockets.message_bytes,
+            partial_bytes: options.partial_bytes,
+        });
+        let (options, bounds) = (Arc::new(options), Arc::new(bounds));
+        Self { topology, options, bounds, sockets: Arc::default(), own: None }
     }
 
     /// Asks `own` first, with a request's method, path and headers, which it may change. It answers by
@@ -116,7 +123,7 @@ impl Router {
     }
 
     pub(super) fn options(&self) -> ServerOptions {
-        self.bounds.options
+        *self.options
     }
 
     /// From now on a client whose object hangs up is told that the server goes away.
@@ -150,16 +157,14 @@ impl Router {
             }
         };
         let mut request = http::Request::from_parts(parts, body);
-        let accept = handshake::accept_key(&request, self.bounds.options.origins)?;
-        if accept.is_some()
-            && self.sockets.open.load(Ordering::Acquire) >= self.bounds.options.sockets
-        {
+        let accept = handshake::accept_key(&request, self.options.origins)?;
+        if accept.is_some() && self.sockets.open.load(Ordering::Acquire) >= self.options.sockets {
             return Err(StatusCode::SERVICE_UNAVAILABLE);
         }
         let upgrade = accept.map(|accept| (accept, hyper::upgrade::on(&mut request)));
         let (parts, body) = request.into_parts();
         let progress = Arc::default();
-        let body = upload::receive(body, &self.bounds.options, &progress).await?;
+        let body = upload::receive(body, &self.options, &progress).await?;
         let Target { topology, class, id } = target;
         let call = topology.fetch(class, id, Request::from_parts(parts, body));
         let answer = self.in_time(call, &progress).await.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
@@ -208,7 +213,7 @@ impl Router {
     ) -> Option<crate::error::Result<Response>> {
         loop {
             let chunks = progress.chunks();
-            let answer = within(self.bounds.options.answer_time, &mut call).await;
+            let answer = within(self.options.answer_time, &mut call).await;
             if answer.is_some() || progress.chunks() == chunks {
                 return answer;
             }
@@ -225,7 +230,7 @@ impl Router {
             if let Ok(upgraded) = upgrade.await {
                 let going_away = || open.0.closing.load(Ordering::Acquire);
                 let io = TokioIo::new(upgraded);
-                bridge::run(io, client, bounds, frames::Server, going_away).await;
+                carry(TokioNet, io, client, bounds, net::Server, going_away).await;
             }
         });
     }

@@ -15,8 +15,8 @@ use http::StatusCode;
 use http_body_util::BodyExt;
 
 use super::ServerOptions;
-use super::bridge::within;
 use super::router::BoxError;
+use super::tokio_net::within;
 use crate::error::Error;
 use crate::http::Body;
 use crate::stream::{BUFFER_BYTES, BodySender};

@@ -109,6 +109,8 @@ pub(crate) struct Connection {
     close_sent: Cell<bool>,
     /// It was ended by [`break_off`](Self::break_off).
     broken_off: Cell<bool>,
+    /// It ends when all that waits has left.
+    ending: Cell<bool>,
     queue: RefCell<VecDeque<Queued>>,
     queued_bytes: Cell<usize>,
 }
@@ -134,6 +136,7 @@ impl Connection {
             close_called: Cell::default(),
             close_sent: Cell::default(),
             broken_off: Cell::default(),
+            ending: Cell::default(),
             queue: RefCell::default(),
             queued_bytes: Cell::default(),
         }
@@ -203,6 +206,20 @@ impl Connection {
             self.put(frame);
             let is_free = matches!(queue.front(), Some(Queued::Behind(_)));
             next = if is_free { queue.pop_front() } else { None };
+        }
+        drop(queue);
+        self.hang_up_if_left();
+    }
+
+    /// Ends the connection when all that waits for a gate has left.
+    pub(crate) fn hang_up_behind(&self) {
+        self.ending.set(true);
+        self.hang_up_if_left();
+    }
+
+    fn hang_up_if_left(&self) {
+        if self.ending.get() && self.queue.borrow().is_empty() {
+            self.wire.hang_up();
         }
     }
 

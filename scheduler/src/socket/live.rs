@@ -107,9 +107,8 @@ impl LiveSocket {
 impl Drop for LiveSocket {
     fn drop(&mut self) {
         self.is_over();
-        if self.0.instance.check_resident().is_ok() {
-            let connection = self.0.connection.clone();
-            self.0.instance.say_after_turn(move || connection.wire.hang_up());
-        }
+        // Nothing is left with the instance to do: its tasks, and this with them, may be dropped at
+        // any moment, and what then waited in it would keep it.
+        self.0.connection.hang_up_behind();
     }
 }

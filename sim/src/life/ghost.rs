@@ -85,6 +85,8 @@ pub(super) struct Ghost {
     /// Runs of the alarm of this time that failed; none where that is not known.
     failed: Option<(u64, Option<u32>)>,
     pub(super) alarm_runs: usize,
+    /// It set an alarm once.
+    pub(super) had_alarm: bool,
 }
 
 impl Ghost {
@@ -105,6 +107,7 @@ impl Ghost {
             run: None,
             failed: None,
             alarm_runs: 0,
+            had_alarm: false,
         })
     }
 
@@ -242,7 +245,10 @@ impl Ghost {
                 }
                 self.run_sql("DELETE FROM kv", params![])?
             }
-            Effect::Alarm(at) => self.set_alarm(*at)?,
+            Effect::Alarm(at) => {
+                self.had_alarm |= at.is_some();
+                self.set_alarm(*at)?
+            }
         };
         match self.overlays.last_mut() {
             Some((effects, _)) => effects.push(effect),

@@ -4,11 +4,17 @@
 //! plan and ends as the plan says, in order or by a crash. In the last one the disk is well,
 //! everything that was set off gets its time, and nothing may be left over.
 
+mod codec;
 mod engine;
 mod ghost;
+mod line;
+mod lines;
 mod object;
+mod peer;
 mod shared;
 mod stack;
+mod talk;
+mod visit;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -183,6 +189,7 @@ impl Life<'_> {
     /// Everything that was set off comes to its end, and the whole is as it must be.
     fn rest(&mut self, running: &Running) -> Result<()> {
         self.shared.quiet.set(true);
+        self.shared.read_all();
         let rested = self.spawn(running, running.env.sleep(QUIET));
         self.until("a quiet time", || rested.get())?;
         match &self.engine {
@@ -246,6 +253,7 @@ impl Life<'_> {
     /// The process is gone, in order if the disk let it.
     fn end(&self, running: &Running) {
         running.process.kill();
+        self.shared.lines_crashed();
         let ended = match self.shared.lenient.get() {
             true => ghost::Ghost::crashed,
             false => ghost::Ghost::closed,
@@ -268,6 +276,7 @@ impl Life<'_> {
         if end != End::PowerCut {
             running.process.kill();
         }
+        self.shared.lines_crashed();
         if let End::KillThenPowerCut(steps) = end {
             for _ in 0..steps {
                 self.step()?;

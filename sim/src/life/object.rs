@@ -1,6 +1,7 @@
 //! The object of a life: it does what a [`Turn`] says, and tells the ghost as it does it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
@@ -15,7 +16,9 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, LocalBoxFuture, select};
 
 use super::ghost::{Contents, Effect, Ghost};
+use super::line::Told;
 use super::shared::{Mark, Shared, shared};
+use super::talk::Handle;
 use crate::plan::{Change, Close, Fate, Op, Turn, key};
 
 /// Runs after which an alarm's handler does nothing more: one that sets itself again and again would
@@ -23,7 +26,7 @@ use crate::plan::{Change, Close, Fate, Op, Turn, key};
 const ALARM_RUNS_MAX: usize = 400;
 
 /// What an object is asked to do.
-pub(super) struct Request {
+pub(super) struct Ask {
     /// Which request it is: a number for each, rising.
     pub(super) token: u64,
     /// The client, for whom order is kept.
@@ -36,13 +39,17 @@ pub(super) struct Request {
 /// An object that lives by its plan.
 pub(super) struct Actor(Rc<Inner>);
 
-struct Inner {
-    state: State,
-    shared: Rc<Shared>,
-    name: String,
-    instance: u64,
+pub(super) struct Inner {
+    pub(super) state: State,
+    pub(super) shared: Rc<Shared>,
+    pub(super) name: String,
+    pub(super) instance: u64,
     /// Its plan had it end itself.
     ended: Cell<bool>,
+    /// Events of sockets: whose they are.
+    pub(super) events: RefCell<BTreeMap<u64, (u64, Handle)>>,
+    /// What events said since they last could wait: event, line and number.
+    pub(super) unsaid: RefCell<Vec<(u64, u64, u64)>>,
 }
 
 impl Drop for Inner {
@@ -85,10 +92,35 @@ impl DurableObject for Actor {
             ensure!(other.is_none(), "two live instances, {other:?} and {instance}");
             Ok(())
         });
-        let inner = Rc::new(Inner { state, shared, name, instance, ended: Cell::new(false) });
+        let inner = Rc::new(Inner {
+            state,
+            shared,
+            name,
+            instance,
+            ended: Cell::new(false),
+            events: RefCell::default(),
+            unsaid: RefCell::default(),
+        });
+        inner.check_birth();
         let this = inner.clone();
         drop(inner.state.block_concurrency_while(async move || this.activate().await));
         Self(inner)
+    }
+
+    async fn fetch(&self, request: Request) -> Result<Response> {
+        self.0.open(request).await
+    }
+
+    async fn web_socket_message(&self, socket: &WebSocket, message: Message) -> Result<()> {
+        self.0.socket_message(socket, message).await
+    }
+
+    async fn web_socket_close(&self, socket: &WebSocket, closed: Closed) -> Result<()> {
+        self.0.socket_ends(socket, Told::Closed(closed)).await
+    }
+
+    async fn web_socket_error(&self, socket: &WebSocket, error: Error) -> Result<()> {
+        self.0.socket_ends(socket, Told::Error(error)).await
     }
 
     async fn alarm(&self, info: AlarmInfo) -> Result<()> {
@@ -129,13 +161,14 @@ impl DurableObject for Actor {
     }
 }
 
-impl Handler<Request> for Actor {
+impl Handler<Ask> for Actor {
     type Reply = u64;
 
-    async fn handle(&self, request: Request) -> Result<u64> {
+    async fn handle(&self, request: Ask) -> Result<u64> {
         let (this, token) = (&self.0, request.token);
         let shared = &this.shared;
         shared.check(&this.name, shared.arrives(&this.name, token, request.client));
+        shared.called(&this.name, token);
         if let Some((caller, groups)) = &request.from {
             shared.mark(Mark::CalledFromAnObject);
             shared.on(caller, |ghost| {
@@ -183,7 +216,7 @@ impl Inner {
         Ok(())
     }
 
-    fn on<T: Default>(
+    pub(super) fn on<T: Default>(
         &self,
         event: u64,
         use_it: impl FnOnce(&mut Ghost) -> anyhow::Result<T>,
@@ -194,12 +227,15 @@ impl Inner {
         })
     }
 
-    async fn turn(self: Rc<Self>, event: u64, turn: &Turn) -> Result<()> {
+    pub(super) async fn turn(self: Rc<Self>, event: u64, turn: &Turn) -> Result<()> {
         let storage = self.state.storage();
         let mut made = Vec::new();
         self.run(event, storage, &turn.ops, &mut made).await?;
         // Writes that nobody waits for are made all the same.
         drop(made);
+        if matches!(turn.fate, Fate::Fine | Fate::Error) {
+            self.unsaid.borrow_mut().retain(|(of, ..)| *of != event);
+        }
         match turn.fate {
             Fate::Fine => Ok(()),
             Fate::Error => {
@@ -211,6 +247,8 @@ impl Inner {
                     ghost.reset();
                     Ok(())
                 });
+                self.unsay(event);
+                self.shared.lines_reset(&self.name);
                 let abort = turn.fate == Fate::Abort;
                 self.shared.mark(if abort { Mark::Aborted } else { Mark::Panicked });
                 self.ended.set(true);
@@ -237,6 +275,9 @@ impl Inner {
             for op in ops {
                 let wrote = self.write(event, storage, op, made);
                 self.shared.count(wrote);
+                if !matches!(op, Op::Say(..) | Op::Shut(..)) {
+                    self.unsaid.borrow_mut().retain(|(of, ..)| *of != event);
+                }
                 if !wrote {
                     self.finish(event, made).await?;
                     self.other(event, storage, op).await?;
@@ -386,12 +427,15 @@ impl Inner {
                 });
             }
             Op::Call(object, turn) => self.call(event, *object, turn).await,
+            Op::Say(..) | Op::Shut(..) | Op::Attach(..) | Op::AutoResponse(_) => {
+                self.socket_op(event, op);
+            }
             _ => self.read(event, storage, op).await?,
         }
         Ok(())
     }
 
-    fn tolerate(&self, result: Result<()>) {
+    pub(super) fn tolerate(&self, result: Result<()>) {
         if let Err(error) = result
             && !self.shared.lenient.get()
             && !self.shared.closing.get()
@@ -404,9 +448,13 @@ impl Inner {
         let from = self.on(event, |ghost| Ok(ghost.confirmed()));
         let token = self.shared.number();
         let from = Some((self.name.clone(), from));
-        let request = Request { token, client: None, from, turn: turn.clone() };
+        let request = Ask { token, client: None, from, turn: turn.clone() };
         let others = super::stack::namespace();
-        let reply = others.get_by_name(&name(object)).call(request).await;
+        let other = others.get_by_name(&name(object));
+        let callee = other.id().to_string();
+        self.shared.calls(&callee, token);
+        let reply = other.call(request).await;
+        self.shared.called(&callee, token);
         self.on(event, |_| Ok(()));
         match reply {
             Ok(got) => self.shared.answered(token, Some(got)),

@@ -7,9 +7,10 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 
 use anyhow::{Result, ensure};
-use dormouse_scheduler::Error;
+use dormouse_scheduler::{Error, SocketLimits};
 
 use super::ghost::Ghost;
+use super::lines::Lines;
 use crate::plan::{Plan, Turn};
 use crate::world::World;
 
@@ -49,6 +50,21 @@ pub enum Mark {
     DamageRefused,
     DamageContained,
     DamageHarmless,
+    OrdinarySocket,
+    SocketOutlivedItsObject,
+    EndOutlivedItsObject,
+    WokeWithSockets,
+    AutoResponse,
+    AnsweredForASleeper,
+    SocketClosed,
+    SocketLost,
+    LostInSilence,
+    SocketBroken,
+    SocketsReset,
+    SlowReader,
+    TooManySockets,
+    CutInsideAFrame,
+    FrameHeldInACrash,
     SegmentCleaned,
     SegmentRecycled,
     MoveOvertaken,
@@ -57,7 +73,7 @@ pub enum Mark {
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 51] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -90,12 +106,36 @@ impl Mark {
         Self::DamageRefused,
         Self::DamageContained,
         Self::DamageHarmless,
+        Self::OrdinarySocket,
+        Self::SocketOutlivedItsObject,
+        Self::EndOutlivedItsObject,
+        Self::WokeWithSockets,
+        Self::AutoResponse,
+        Self::AnsweredForASleeper,
+        Self::SocketClosed,
+        Self::SocketLost,
+        Self::LostInSilence,
+        Self::SocketBroken,
+        Self::SocketsReset,
+        Self::SlowReader,
+        Self::TooManySockets,
+        Self::CutInsideAFrame,
+        Self::FrameHeldInACrash,
         Self::SegmentCleaned,
         Self::SegmentRecycled,
         Self::MoveOvertaken,
         Self::CrashWhileCleaning,
     ];
 }
+
+/// Bounds of a few frames, and of a few sockets.
+const TINY: SocketLimits = SocketLimits {
+    per_object: 3,
+    message_bytes: 1000,
+    incoming_bytes: 300,
+    outgoing_bytes: 500,
+    ..SocketLimits::PRODUCTION
+};
 
 /// How often a life was in each [`Mark`], by its number.
 #[derive(Clone, Copy, Debug)]
@@ -140,6 +180,13 @@ pub(super) struct Shared {
     pub(super) evicting: RefCell<BTreeSet<String>>,
     /// The latest time that the wall clock showed.
     pub(super) wall_max_ms: Cell<u64>,
+    /// It was moved.
+    pub(super) jumped: Cell<bool>,
+    /// Whether the plan has any socket.
+    pub(super) sockets: bool,
+    pub(super) socket_limits: SocketLimits,
+    /// Those of the process that lives now.
+    pub(super) lines: RefCell<Lines>,
     pub(super) operations: Cell<u64>,
     pub(super) writes: Cell<u64>,
     pub(super) marks: RefCell<Marks>,
@@ -171,6 +218,10 @@ impl Shared {
             closing: Cell::new(false),
             evicting: RefCell::default(),
             wall_max_ms: Cell::new(0),
+            jumped: Cell::new(false),
+            sockets: plan.has_sockets(),
+            socket_limits: if plan.tiny_sockets { TINY } else { SocketLimits::PRODUCTION },
+            lines: RefCell::default(),
             operations: Cell::new(0),
             writes: Cell::new(0),
             marks: RefCell::default(),

@@ -9,17 +9,21 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use dormouse_cache::CacheLimits;
 use dormouse_engine::{Host, Limits, StoreLock};
-use dormouse_scheduler::{Error, Kind, Namespace, OBJECT_BYTES, StackLimits, Stub, Topology};
+use dormouse_scheduler::{Error, Id, Kind, Namespace, OBJECT_BYTES, StackLimits, Stub, Topology};
 use futures_util::FutureExt;
+use futures_util::future::select;
 
-use super::object::{Actor, Request, name};
+use super::object::{Actor, Ask, name};
 use super::shared::{Mark, Shared, shared};
 use super::{Life, Running};
+use crate::net::SimNet;
 use crate::plan::{Fate, Op, Step, Turn, Wait};
 use crate::world::SimEnv;
 
 /// How often an object is asked again that is refused for want of room.
 const LOOKS_MAX: u32 = 100;
+/// How long a client waits for an object to leave that may be held in memory.
+const EVICTION_MAX: Duration = Duration::from_millis(50);
 
 thread_local! {
     /// Through which objects call each other.
@@ -34,10 +38,10 @@ pub(super) fn namespace() -> Namespace<Actor> {
 /// The stack of one process.
 #[derive(Clone)]
 pub(super) struct Stack {
-    topology: Topology,
+    pub(super) topology: Topology,
     /// Cores that came to their end.
     ended: Rc<Cell<usize>>,
-    cores: Rc<[SimEnv]>,
+    pub(super) cores: Rc<[SimEnv]>,
 }
 
 impl Life<'_> {
@@ -51,6 +55,11 @@ impl Life<'_> {
         NAMESPACE.set(Some(topology.namespace::<Actor>()));
         let cores: Vec<_> = (0..self.plan.cores).map(|_| running.process.core()).collect();
         let stack = Stack { topology, ended: Rc::default(), cores: cores.clone().into() };
+        if self.shared.sockets {
+            let seed = self.plan.seed ^ self.shared.number();
+            let net = SimNet::new(&self.world, seed, self.plan.net);
+            self.shared.lines.borrow_mut().net = Some(net);
+        }
         let (opened, failed) = (running.opened.clone(), running.failed.clone());
         let shared = self.shared.clone();
         let open = open(running.env.clone(), cores, stack.clone(), self.plan.shards, opened);
@@ -79,6 +88,7 @@ impl Life<'_> {
             limits.mailbox = self.plan.mailbox;
             limits.calls = self.plan.mailbox;
         }
+        limits.sockets = self.shared.socket_limits;
         limits
     }
 
@@ -89,6 +99,8 @@ impl Life<'_> {
             env: running.env.clone(),
             topology: running.stack.clone().expect("opened").topology,
             stubs: BTreeMap::new(),
+            sockets: BTreeMap::new(),
+            live_sockets: self.plan.has_live_sockets(),
         };
         let clients = running.clients.clone();
         running.env.spawn("client", async move {
@@ -105,6 +117,7 @@ impl Life<'_> {
                 self.shared.ghosts.borrow().contains_key(&id)
             })
             .collect();
+        self.check_sockets(running)?;
         let topology = running.stack.clone().expect("opened").topology;
         let (shared, env) = (self.shared.clone(), running.env.clone());
         let looked = self.spawn(running, async move {
@@ -131,6 +144,7 @@ impl Life<'_> {
         self.until("closing", || stack.ended.get() == cores)?;
         let live = self.shared.ghosts.borrow().values().filter_map(|ghost| ghost.instance).count();
         ensure!(live == 0, "{live} objects outlive their runtime");
+        self.close_sockets(running)?;
         // What is on its way may come to its end; nothing may wait forever.
         let world = self.world.clone();
         let tasks = || stack.cores.iter().flat_map(|core| world.tasks_of(core));
@@ -145,7 +159,8 @@ async fn look(shared: &Shared, env: &SimEnv, stub: &Stub<Actor>) -> Result<(), E
     for tries in 0.. {
         let turn = Turn { ops: vec![Op::GetAlarm], fate: Fate::Fine };
         let token = shared.number();
-        match stub.call(Request { token, client: None, from: None, turn }).await {
+        shared.calls(&stub.id().to_string(), token);
+        match stub.call(Ask { token, client: None, from: None, turn }).await {
             Ok(got) => {
                 shared.answered(token, Some(got));
                 break;
@@ -187,12 +202,15 @@ async fn open(
     std::future::pending().await
 }
 
-struct Client {
-    number: u64,
-    shared: Rc<Shared>,
-    env: SimEnv,
+pub(super) struct Client {
+    pub(super) number: u64,
+    pub(super) shared: Rc<Shared>,
+    pub(super) env: SimEnv,
     topology: Topology,
     stubs: BTreeMap<u8, Stub<Actor>>,
+    /// Its sockets: their lines, by its own numbers.
+    pub(super) sockets: BTreeMap<u8, u64>,
+    live_sockets: bool,
 }
 
 impl Client {
@@ -203,10 +221,16 @@ impl Client {
             match step {
                 Step::Call(object, turn, wait) => {
                     let token = self.shared.number();
-                    let request = Request { token, client: Some(self.number), from: None, turn };
+                    let request = Ask { token, client: Some(self.number), from: None, turn };
+                    let id = self.stub(object).id().to_string();
+                    self.shared.calls(&id, token);
                     let call = self.stub(object).call(request);
                     match wait {
-                        Wait::Now => ended(&self.shared, token, call.await),
+                        Wait::Now => {
+                            let reply = call.await;
+                            self.shared.called(&id, token);
+                            ended(&self.shared, token, reply);
+                        }
                         Wait::Last => later.push(call.map(move |reply| (token, reply))),
                         Wait::Never => {
                             self.shared.mark(Mark::CallWasDropped);
@@ -221,12 +245,14 @@ impl Client {
                         self.shared.mark(Mark::EvictedWhileDirty);
                     }
                     self.shared.evicting.borrow_mut().insert(id.to_string());
-                    self.topology.evict(&id).await;
+                    self.evict(&id).await;
                     self.shared.evicting.borrow_mut().remove(&id.to_string());
                     self.shared.count(false);
                 }
                 Step::Pause(us) => self.env.sleep(Duration::from_micros(u64::from(us))).await,
+                Step::Socket(socket, talk) => self.talk(socket, talk).await,
                 Step::Clock(ms) => {
+                    self.shared.jumped.set(true);
                     let now = self.env.wall_ms().max(self.shared.wall_max_ms.get());
                     self.shared.wall_max_ms.set(now);
                     self.env.world().jump_wall_clock(i64::from(ms));
@@ -240,12 +266,22 @@ impl Client {
         }
     }
 
-    fn stub(&mut self, object: u8) -> &Stub<Actor> {
+    /// Has an object leave memory. A socket that it reads itself may keep it there for long.
+    async fn evict(&self, id: &Id) {
+        let gone = self.topology.evict(id).boxed_local();
+        if self.live_sockets {
+            select(gone, self.env.sleep(EVICTION_MAX).boxed_local()).await;
+        } else {
+            gone.await;
+        }
+    }
+
+    pub(super) fn stub(&mut self, object: u8) -> &Stub<Actor> {
         self.stubs.entry(object).or_insert_with(|| namespace().get_by_name(&name(object)))
     }
 }
 
-fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
+pub(super) fn ended(shared: &Shared, token: u64, reply: Result<u64, Error>) {
     shared.note(|| format!("request {token}: {reply:?}"));
     match reply {
         Ok(got) => shared.answered(token, Some(got)),

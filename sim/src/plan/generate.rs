@@ -2,8 +2,9 @@
 
 use dormouse_engine::Limits;
 
-use super::{At, Change, Close, End, Fate, Level, Op, Plan, Session, Step, Turn, Wait};
+use super::{At, Change, Close, End, Fate, Level, Op, Plan, Session, Step, Talk, Turn, Wait};
 use crate::disk::DiskFaults;
+use crate::net::NetFaults;
 use crate::random::Random;
 
 /// Clients of a process at most.
@@ -13,7 +14,7 @@ const LAST_OPS_MIN: usize = 240;
 
 /// In what an operation stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Inside {
+pub(super) enum Inside {
     Event,
     /// Nothing is asked of others.
     Section,
@@ -22,8 +23,8 @@ enum Inside {
 }
 
 /// What a seed decides for its whole life.
-struct Swarm {
-    random: Random,
+pub(super) struct Swarm {
+    pub(super) random: Random,
     level: Level,
     objects: u64,
     keys: u64,
@@ -36,9 +37,12 @@ struct Swarm {
     calls: bool,
     unconfirmed: bool,
     beside: bool,
-    fates: bool,
+    pub(super) fates: bool,
     evictions: bool,
     clock: bool,
+    sockets: bool,
+    /// Sockets that their objects read themselves, too.
+    pub(super) live_sockets: bool,
     /// Clients that wait for minutes: retries of alarms come to their end.
     patient: bool,
     /// Alarms within milliseconds, and many changes of them: they meet what runs.
@@ -63,6 +67,7 @@ impl Plan {
         // The stack has more to go wrong in; the engine alone sees more commits.
         let level = if random.one_in(3) { Level::Engine } else { Level::Stack };
         let faults = faults(&mut random);
+        let tiny_caches = random.one_in(3);
         let mut flag = |odds| random.one_in(odds);
         let mut swarm = Swarm {
             level,
@@ -78,6 +83,9 @@ impl Plan {
             fates: flag(2),
             evictions: flag(2),
             clock: flag(6),
+            sockets: flag(2) && level == Level::Stack,
+            // They would hold what little room there is for good.
+            live_sockets: flag(2) && !tiny_caches,
             patient: flag(4) || (faults.capacity > 0 && flag(2)),
             eager: flag(3),
             pipelined: flag(2),
@@ -100,8 +108,12 @@ impl Plan {
         let stalls = if random.one_in(4) { random.between(20, 400) } else { 0 };
         let late_wakes = if random.one_in(4) { random.between(2, 40) } else { 0 };
         let mailbox = if random.one_in(8) { random.index(4) + 1 } else { 0 };
-        let tiny_caches = random.one_in(3);
         let damage = level == Level::Engine && random.one_in(3);
+        let (net, tiny_sockets) = (net(&mut random), random.one_in(3));
+        let (net, tiny_sockets) = match swarm.sockets {
+            true => (net, tiny_sockets),
+            false => (NetFaults::default(), false),
+        };
         Self {
             seed,
             level,
@@ -111,6 +123,8 @@ impl Plan {
             stalls,
             late_wakes,
             mailbox,
+            net,
+            tiny_sockets,
             tiny_caches,
             damage,
             alarms,
@@ -144,6 +158,14 @@ fn faults(random: &mut Random) -> DiskFaults {
         read_error,
         sync_error,
         capacity,
+    }
+}
+
+fn net(random: &mut Random) -> NetFaults {
+    NetFaults {
+        pieces: if random.one_in(2) { random.between(1, 8) } else { 0 },
+        late: if random.one_in(3) { random.between(2, 20) } else { 0 },
+        room: if random.one_in(2) { random.index(1000) + 1 } else { 0 },
     }
 }
 
@@ -183,11 +205,14 @@ impl Swarm {
         let steps = self.random.between(4, 12);
         match self.level {
             Level::Engine => (0..steps).map(|_| self.engine_step(number)).collect(),
-            Level::Stack => (0..steps).map(|_| self.stack_step()).collect(),
+            Level::Stack => {
+                let mut open = [false; 2];
+                (0..steps).map(|_| self.stack_step(&mut open)).collect()
+            }
         }
     }
 
-    fn object(&mut self) -> u8 {
+    pub(super) fn object(&mut self) -> u8 {
         u8::try_from(self.random.below(self.objects)).expect("few objects")
     }
 
@@ -253,7 +278,13 @@ impl Swarm {
         }
     }
 
-    fn stack_step(&mut self) -> Step {
+    /// `open`: which of the client's sockets are.
+    fn stack_step(&mut self, open: &mut [bool]) -> Step {
+        if self.sockets && self.random.one_in(2) {
+            let socket = self.random.index(open.len());
+            let talk = self.talk(&mut open[socket]);
+            return Step::Socket(u8::try_from(socket).expect("few"), talk);
+        }
         let long = self.patient && self.random.one_in(2);
         let pause = self.random.below(if long { 400_000_000 } else { 3000 });
         let pause = u32::try_from(pause).expect("below an hour");
@@ -275,7 +306,7 @@ impl Swarm {
         }
     }
 
-    fn turn(&mut self, depth: u32) -> Turn {
+    pub(super) fn turn(&mut self, depth: u32) -> Turn {
         let count = self.random.between(1, 8);
         let ops = (0..count).map(|_| self.op(depth, Inside::Event)).collect();
         let fate = match self.random.below(12) {
@@ -288,7 +319,7 @@ impl Swarm {
     }
 
     /// `depth`: how many calls to others may be nested.
-    fn op(&mut self, depth: u32, within: Inside) -> Op {
+    pub(super) fn op(&mut self, depth: u32, within: Inside) -> Op {
         let inside = within != Inside::Event;
         let waits = within != Inside::Transaction;
         match self.random.below(32) {
@@ -323,6 +354,7 @@ impl Swarm {
                 let (key, bytes, fill) = self.put();
                 Op::Unconfirmed(key, bytes, fill)
             }
+            22..25 if self.sockets && waits => self.socket_op(),
             _ => match self.change() {
                 // Not to be done in a transaction.
                 Change::DeleteAll(_) if inside => Op::Get(self.key()),
@@ -339,7 +371,7 @@ impl Swarm {
 /// Checked operations that a step brings at least.
 fn weight(step: &Step) -> usize {
     match step {
-        Step::Call(_, turn, _) => 1 + turn.ops.len(),
+        Step::Call(_, turn, _) | Step::Socket(_, Talk::Send(_, _, _, turn)) => 1 + turn.ops.len(),
         Step::Commit(_, batches) | Step::CommitResident(_, batches) => batches.len(),
         _ => 1,
     }

@@ -9,6 +9,7 @@
 
 mod generate;
 pub mod shrink;
+mod talk;
 
 use std::fmt::Write;
 
@@ -16,6 +17,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::DiskFaults;
+use crate::net::NetFaults;
 
 /// One life.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,12 @@ pub struct Plan {
     /// Messages that a core's mailbox holds; 0 for as many as in use.
     #[serde(default)]
     pub mailbox: usize,
+    /// What the network does with the bytes of sockets.
+    #[serde(default)]
+    pub net: NetFaults,
+    /// Whether sockets have bounds of a few messages, and objects of a few sockets.
+    #[serde(default)]
+    pub tiny_sockets: bool,
     /// Whether the caches have bounds of a few keys.
     #[serde(default)]
     pub tiny_caches: bool,
@@ -106,6 +114,8 @@ pub enum Step {
     Pause(u32),
     /// Moves the wall clock, in milliseconds.
     Clock(i32),
+    /// Does something with one of its sockets.
+    Socket(u8, Talk),
     /// Engine: commits one after the other, waiting for none before all are made.
     Commit(u8, Vec<Vec<Change>>),
     /// Engine: commits one after the other as an object does that keeps all its keys in memory.
@@ -114,6 +124,80 @@ pub enum Step {
     CommitStale(u8, Vec<Change>),
     /// Engine: reads a whole object.
     Load(u8),
+}
+
+/// What a client does with a socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Talk {
+    /// Opens one to an object, and drops the one of this number that it had.
+    Open(u8, Accept),
+    /// Sends a message, for which the object does this: so many bytes, binary or text, in so many
+    /// frames.
+    Send(u16, bool, u8, Turn),
+    /// Sends the text that an automatic response of this number is for.
+    Ask(u8),
+    /// Sends a ping of so many bytes.
+    Ping(u8),
+    /// Sends a close frame: its code, 0 for none, and how long its reason is.
+    Close(u16, u8),
+    /// Is gone.
+    Leave(Leave),
+    /// Sends what no client may send.
+    Break(Break),
+    /// Reads nothing any more.
+    Hold,
+    /// Reads again.
+    Read,
+}
+
+/// How an object accepts a socket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accept {
+    /// Whether it reads the socket itself, and so stays in memory.
+    pub live: bool,
+    /// Tags, as numbers.
+    pub tags: Vec<u8>,
+    /// What it does when it has accepted.
+    pub turn: Turn,
+    /// What it does when it is told of the end.
+    pub end: Turn,
+}
+
+/// How a client leaves without a close frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leave {
+    /// What it sent arrives before its end.
+    Finish,
+    /// At any byte.
+    Reset,
+    /// It says and takes nothing more.
+    Silent,
+}
+
+/// What no client may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Break {
+    /// A frame without a mask.
+    Unmasked,
+    /// A frame of a kind that there is not.
+    Unknown,
+    /// A text that is none.
+    NotUtf8,
+    /// A frame that says that it is longer than a message may be.
+    TooLong,
+    /// A part of a message that never began.
+    Headless,
+}
+
+/// Which sockets of its own an object means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum To {
+    /// The one whose event this is; none in other events.
+    This,
+    /// Those with a tag.
+    Tag(u8),
+    /// All that it does not read itself.
+    All,
 }
 
 /// What a client does about the answer of a call.
@@ -182,6 +266,14 @@ pub enum Op {
     Beside(Vec<Op>),
     /// Calls another object and waits.
     Call(u8, Turn),
+    /// Sends a message of so many bytes, binary or text.
+    Say(To, u16, bool),
+    /// Closes, with this code.
+    Shut(To, u16),
+    /// Attaches so many bytes of this value.
+    Attach(To, u16, u8),
+    /// From now on answers what `Ask` of this number sends; none, if there is none.
+    AutoResponse(Option<u8>),
 }
 
 /// How a transaction ends.
@@ -227,7 +319,8 @@ const HEAD: &str = "\
 // A life, step by step; `cargo sim play FILE` lives it, `cargo sim shrink` makes shorter ones.
 // Keys are numbers. Put(1, 40, 7) sets key 1 to 40 bytes of the value 7; List(from, to, limit,
 // descending); Alarm(ms from now); Pause in microseconds; Clock in milliseconds. An end strikes
-// At Done, after Steps(n) of the machine, or after n steps with a write InFlight.
+// At Done, after Steps(n) of the machine, or after n steps with a write InFlight. Socket(number, Send(
+// bytes, binary, frames, what the object does)); Say(to, bytes, binary) is the object's message.
 ";
 
 impl Plan {
@@ -248,6 +341,18 @@ impl Plan {
     /// Errors: where the text is not a plan.
     pub fn parse(text: &str) -> Result<Self> {
         ron::from_str(text).context("not a plan")
+    }
+
+    /// Whether any client opens a socket.
+    pub(crate) fn has_sockets(&self) -> bool {
+        let mut steps = self.sessions.iter().flat_map(|session| session.clients.iter().flatten());
+        steps.any(|step| matches!(step, Step::Socket(..)))
+    }
+
+    /// Whether objects read any sockets themselves.
+    pub(crate) fn has_live_sockets(&self) -> bool {
+        let mut steps = self.sessions.iter().flat_map(|session| session.clients.iter().flatten());
+        steps.any(|step| matches!(step, Step::Socket(_, Talk::Open(_, Accept { live: true, .. }))))
     }
 
     /// How much there is to read: what shrinking makes less.

@@ -4,8 +4,9 @@
 //! still fails takes its place. A change of the plan changes every choice that its seed makes, so
 //! that a failure may need another one: each candidate is tried with a few.
 
-use super::{At, End, Fate, Level, Op, Plan, Session, Step, Turn, Wait};
+use super::{Accept, At, End, Fate, Level, Op, Plan, Session, Step, Talk, Turn, Wait};
 use crate::disk::DiskFaults;
+use crate::net::NetFaults;
 
 /// Seeds with which each candidate is tried.
 const SEEDS: u64 = 4;
@@ -43,9 +44,11 @@ pub fn shrink(plan: &Plan, tries: u64, mut fails: impl FnMut(&Plan) -> bool) -> 
 
 impl Plan {
     /// How plain it is, where its text is no shorter.
-    fn shape(&self) -> (usize, u16, u64, bool, bool) {
+    fn shape(&self) -> (usize, u16, u64, bool, bool, usize) {
         let stalls = self.stalls.min(1) + self.late_wakes.min(1) + (self.mailbox as u64).min(1);
-        (self.cores, self.shards, stalls, self.damage, self.tiny_caches)
+        let net = [self.net.pieces > 0, self.net.late > 0, self.net.room > 0, self.tiny_sockets];
+        let net = net.into_iter().filter(|is_on| *is_on).count();
+        (self.cores, self.shards, stalls, self.damage, self.tiny_caches, net)
     }
 }
 
@@ -70,6 +73,11 @@ fn candidates(plan: &Plan) -> impl Iterator<Item = Plan> {
         with(&|plan| plan.late_wakes = 0),
         with(&|plan| plan.mailbox = 0),
         with(&|plan| plan.tiny_caches = false),
+        with(&|plan| plan.tiny_sockets = false),
+        with(&|plan| plan.net = NetFaults::default()),
+        with(&|plan| plan.net.pieces = 0),
+        with(&|plan| plan.net.late = 0),
+        with(&|plan| plan.net.room = 0),
         with(&|plan| plan.damage = false),
         with(&|plan| plan.cores = 1),
         with(&|plan| plan.shards = 1),
@@ -135,11 +143,44 @@ fn steps(step: &Step) -> Vec<Step> {
             }
             all
         }
+        Step::Socket(socket, talk) => {
+            talks(talk).into_iter().map(|talk| Step::Socket(*socket, talk)).collect()
+        }
         Step::Commit(object, batches) => {
             batches_of(batches).map(|batches| Step::Commit(*object, batches)).collect()
         }
         Step::CommitResident(object, batches) => {
             batches_of(batches).map(|batches| Step::CommitResident(*object, batches)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn talks(talk: &Talk) -> Vec<Talk> {
+    match talk {
+        Talk::Open(object, accept) => {
+            let with = |change: &dyn Fn(&mut Accept)| {
+                let mut changed = accept.clone();
+                change(&mut changed);
+                Talk::Open(*object, changed)
+            };
+            let mut all: Vec<_> = without(&accept.tags)
+                .map(|tags| with(&|accept| accept.tags = tags.clone()))
+                .collect();
+            all.extend(turns(&accept.turn).map(|turn| with(&|accept| accept.turn = turn.clone())));
+            all.extend(turns(&accept.end).map(|end| with(&|accept| accept.end = end.clone())));
+            all
+        }
+        Talk::Send(bytes, binary, frames, turn) => {
+            let send = |bytes, frames, turn| Talk::Send(bytes, *binary, frames, turn);
+            let mut all: Vec<_> = turns(turn).map(|turn| send(*bytes, *frames, turn)).collect();
+            if *frames > 1 {
+                all.push(send(*bytes, 1, turn.clone()));
+            }
+            if *bytes > 9 {
+                all.push(send(9, *frames, turn.clone()));
+            }
+            all
         }
         _ => Vec::new(),
     }

@@ -21,12 +21,12 @@ use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use super::ServerOptions;
 use super::frames::{
     self, Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
 };
+use super::{CarryLimits, Net};
 use crate::error::Error;
-use crate::socket::{ClientSocket, CloseFrame, Received, SocketLimits};
+use crate::socket::{ClientSocket, CloseFrame, Received};
 
 /// Bytes that are written at once, about.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -56,12 +56,20 @@ impl Shared {
     }
 }
 
-/// The bounds of all connections: one copy, since most of what a silent one holds is its task.
-pub(crate) struct Bounds {
-    pub(crate) options: ServerOptions,
-    pub(crate) limits: SocketLimits,
-    /// What messages hold that have not come whole: [`ServerOptions::partial_bytes`].
-    pub(crate) partial: AtomicUsize,
+/// What all connections of one server share: one copy, since most of what a silent one holds is its
+/// task.
+#[derive(Debug)]
+pub struct Bounds {
+    limits: CarryLimits,
+    /// What messages hold that have not come whole: [`CarryLimits::partial_bytes`].
+    partial: AtomicUsize,
+}
+
+impl Bounds {
+    /// For connections of which none is open yet.
+    pub fn new(limits: CarryLimits) -> Self {
+        Self { limits, partial: AtomicUsize::new(0) }
+    }
 }
 
 /// One connection's part of [`Bounds::partial`].
@@ -82,7 +90,7 @@ impl Held<'_> {
             return true;
         }
         let more = bytes - before;
-        all.fetch_add(more, Ordering::Relaxed) + more <= self.bounds.options.partial_bytes
+        all.fetch_add(more, Ordering::Relaxed) + more <= self.bounds.limits.partial_bytes
     }
 }
 
@@ -92,21 +100,26 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Carries frames until one side ends. `going_away` says that the server is being shut down: then
-/// a client whose object hangs up is told so (1001), instead of nothing.
-pub(crate) async fn run(
-    io: impl AsyncRead + AsyncWrite,
+/// Carries a WebSocket's frames between a connection and its object, until one side ends. It is
+/// past its opening handshake, in which this was the `side`. `going_away` says that the server is
+/// being shut down: then a client whose object hangs up is told so (1001), instead of nothing
+///
+///
+/// Cancel: the connection is cut, and the object is told that it is lost.
+pub async fn carry<N: Net>(
+    net: N,
+    io: N::Stream,
     client: ClientSocket,
     bounds: Arc<Bounds>,
     side: impl Side,
     going_away: impl Fn() -> bool,
 ) {
-    let options = &bounds.options;
+    let limits = &bounds.limits;
     let (mut input, mut output) = tokio::io::split(io);
     let shared = Shared::default();
     let ended = {
-        let reading = pin!(read(&mut input, &client, &shared, &side, &bounds));
-        let writing = pin!(write(&mut output, &client, &shared, &side, options, &going_away));
+        let reading = pin!(read(&net, &mut input, &client, &shared, &side, &bounds));
+        let writing = pin!(write(&net, &mut output, &client, &shared, &side, limits, &going_away));
         match select(reading, writing).await {
             Either::Left((ended, _)) => ended,
             Either::Right(((), _)) => Ended::Gone,
@@ -128,7 +141,7 @@ pub(crate) async fn run(
                 while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             }
         };
-        Box::pin(within(options.close_time.min(Duration::from_secs(2)), last)).await;
+        Box::pin(net.within(limits.close_time.min(Duration::from_secs(2)), last)).await;
     }
 }
 
@@ -138,21 +151,22 @@ enum Ended {
     Broken(Violation),
 }
 
-async fn read(
+async fn read<N: Net>(
+    net: &N,
     input: &mut (impl AsyncRead + Unpin),
     client: &ClientSocket,
     shared: &Shared,
     side: &impl Side,
     bounds: &Bounds,
 ) -> Ended {
-    let options = &bounds.options;
-    let mut decoder = Decoder::new(bounds.limits.message_bytes, side);
+    let limits = &bounds.limits;
+    let mut decoder = Decoder::new(limits.message_bytes, side);
     let mut held = Held { bounds, bytes: 0 };
     loop {
         let inbound = match decoder.next() {
             Ok(Some(inbound)) => inbound,
             Ok(None) if !held.may(decoder.held()) => return Ended::Broken(frames::TOO_MUCH),
-            Ok(None) => match fill(input, &mut decoder, shared, options).await {
+            Ok(None) => match fill(net, input, &mut decoder, shared, limits).await {
                 true => continue,
                 false => return Ended::Gone,
             },
@@ -166,7 +180,7 @@ async fn read(
             Inbound::Close(close) => {
                 let taken = client.close_with(close);
                 return match taken {
-                    Ok(()) => Box::pin(until_closed(input, options)).await,
+                    Ok(()) => Box::pin(until_closed(net, input, limits)).await,
                     Err(_) => std::future::pending().await,
                 };
             }
@@ -179,22 +193,23 @@ async fn read(
 }
 
 /// Reads more; false if the client is gone, or silent for too long, ping and all.
-async fn fill(
+async fn fill<N: Net>(
+    net: &N,
     input: &mut (impl AsyncRead + Unpin),
     decoder: &mut Decoder,
     shared: &Shared,
-    options: &ServerOptions,
+    limits: &CarryLimits,
 ) -> bool {
     let buffer = decoder.buffer();
-    for pinged in [false, true] {
-        let limit = match Shared::is(&shared.close_sent) {
-            true => options.close_time,
-            false => options.silence_time,
-        };
-        match within(limit, input.read_buf(buffer)).await {
+    for waited in [false, true] {
+        let closing = Shared::is(&shared.close_sent);
+        let limit = if closing { limits.close_time } else { limits.silence_time };
+        match net.within(limit, input.read_buf(buffer)).await {
             Some(Ok(read)) => return read > 0,
             Some(Err(_)) => return false,
-            None if pinged => {}
+            None if waited || closing => return false,
+            // Sent meanwhile: its answer has its time, and nothing follows it, a ping neither.
+            None if Shared::is(&shared.close_sent) => {}
             None => shared.set(&shared.ping),
         }
     }
@@ -203,18 +218,23 @@ async fn fill(
 
 /// After its close frame a client sends nothing; it is waited for until it goes, or the object has
 /// had its time to close as well.
-async fn until_closed(input: &mut (impl AsyncRead + Unpin), options: &ServerOptions) -> Ended {
+async fn until_closed<N: Net>(
+    net: &N,
+    input: &mut (impl AsyncRead + Unpin),
+    limits: &CarryLimits,
+) -> Ended {
     let gone = async { while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
-    within(options.close_time, gone).await;
+    net.within(limits.close_time, gone).await;
     Ended::Gone
 }
 
-async fn write(
+async fn write<N: Net>(
+    net: &N,
     output: &mut (impl AsyncWrite + Unpin),
     client: &ClientSocket,
     shared: &Shared,
     side: &impl Side,
-    options: &ServerOptions,
+    limits: &CarryLimits,
     going_away: &impl Fn() -> bool,
 ) {
     let mut out = Vec::new();
@@ -229,8 +249,8 @@ async fn write(
             output.flush().await
         };
         shared.cut.store(true, Ordering::Release);
-        let time = options.silence_time.saturating_mul(2);
-        if Box::pin(within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
+        let time = limits.silence_time.saturating_mul(2);
+        if Box::pin(net.within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
             return;
         }
         shared.cut.store(false, Ordering::Release);
@@ -238,7 +258,7 @@ async fn write(
         out.shrink_to(IDLE_BYTES);
         if hung_up {
             // After both closes the server ends the connection (RFC 6455 §7.1.1).
-            Box::pin(within(options.close_time, output.shutdown())).await;
+            Box::pin(net.within(limits.close_time, output.shutdown())).await;
             return;
         }
     }
@@ -282,9 +302,4 @@ async fn gather(
         }
     })
     .await
-}
-
-#[expect(clippy::disallowed_methods, reason = "the server's tasks live on tokio, not on a core")]
-pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
-    tokio::time::timeout(limit, future).await.ok()
 }

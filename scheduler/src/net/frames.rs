@@ -21,11 +21,11 @@ const CONTROL_BYTES_MAX: u64 = 125;
 /// Bytes of the buffer of one that says nothing.
 const IDLE_BYTES: usize = 128;
 /// Bytes that are read at once, of one that is in the midst of something.
-pub(super) const CHUNK_BYTES: usize = 16 << 10;
+pub(crate) const CHUNK_BYTES: usize = 16 << 10;
 
 /// Which side of a connection this is. A client masks what it sends, a server does not (RFC 6455
 /// §5.1).
-pub(crate) trait Side {
+pub trait Side {
     /// Whether the other side is to mask.
     const READS_MASKED: bool;
     /// The mask of the next frame, if this side masks.
@@ -33,7 +33,8 @@ pub(crate) trait Side {
 }
 
 /// The side that was connected to.
-pub(crate) struct Server;
+#[derive(Clone, Copy, Debug)]
+pub struct Server;
 
 impl Side for Server {
     const READS_MASKED: bool = true;
@@ -44,7 +45,8 @@ impl Side for Server {
 }
 
 /// The side that connected, with where its masks come from.
-pub(crate) struct Client<F>(pub(crate) F);
+#[derive(Clone, Copy, Debug)]
+pub struct Client<F>(pub F);
 
 impl<F: Fn() -> [u8; 4]> Side for Client<F> {
     const READS_MASKED: bool = false;
@@ -56,7 +58,7 @@ impl<F: Fn() -> [u8; 4]> Side for Client<F> {
 
 /// What the other side sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Inbound {
+pub(crate) enum Inbound {
     Message(Message),
     Ping(Bytes),
     Pong,
@@ -65,9 +67,9 @@ pub(super) enum Inbound {
 
 /// What the other side may not send, and the code to close with.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Violation {
-    pub(super) code: u16,
-    pub(super) text: &'static str,
+pub(crate) struct Violation {
+    pub(crate) code: u16,
+    pub(crate) text: &'static str,
 }
 
 const fn protocol(text: &'static str) -> Violation {
@@ -75,7 +77,7 @@ const fn protocol(text: &'static str) -> Violation {
 }
 
 /// What is closed because all together hold too much.
-pub(super) const TOO_MUCH: Violation = Violation { code: 1013, text: "too much is going on" };
+pub(crate) const TOO_MUCH: Violation = Violation { code: 1013, text: "too much is going on" };
 const TOO_LARGE: Violation = Violation { code: 1009, text: "message too large" };
 const NOT_UTF8: Violation = Violation { code: 1007, text: "text that is not UTF-8" };
 
@@ -86,7 +88,7 @@ struct Partial {
 }
 
 /// Reads what the other side sends.
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     buffer: BytesMut,
     partial: Option<Partial>,
     message_bytes_max: usize,
@@ -95,14 +97,14 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    pub(super) fn new<S: Side>(message_bytes_max: usize, _side: &S) -> Self {
+    pub(crate) fn new<S: Side>(message_bytes_max: usize, _side: &S) -> Self {
         let masked = S::READS_MASKED;
         Self { buffer: BytesMut::new(), partial: None, message_bytes_max, masked }
     }
 
     /// Where the bytes that arrive are put. With nothing in it, it keeps no memory of what came
     /// before: most clients are silent most of the time.
-    pub(super) fn buffer(&mut self) -> &mut BytesMut {
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::with_capacity(IDLE_BYTES);
         } else {
@@ -112,13 +114,13 @@ impl Decoder {
     }
 
     /// Bytes that it holds, of what has not come whole.
-    pub(super) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         let partial = self.partial.as_ref().map_or(0, |partial| partial.bytes.capacity());
         self.buffer.capacity() + partial
     }
 
     /// The next thing that is complete; `None` if more bytes are needed.
-    pub(super) fn next(&mut self) -> Result<Option<Inbound>, Violation> {
+    pub(crate) fn next(&mut self) -> Result<Option<Inbound>, Violation> {
         loop {
             let Some((header, mut payload)) = self.frame()? else { return Ok(None) };
             if let Some(mask) = header.mask {
@@ -228,20 +230,20 @@ fn close(payload: &[u8]) -> Result<Inbound, Violation> {
 }
 
 /// Appends a message of the object's.
-pub(super) fn put_message(out: &mut Vec<u8>, message: &Message, side: &impl Side) {
+pub(crate) fn put_message(out: &mut Vec<u8>, message: &Message, side: &impl Side) {
     let kind = if message.as_text().is_some() { Data::Text } else { Data::Binary };
     put(out, OpCode::Data(kind), message.as_bytes(), side);
 }
 
-pub(super) fn put_pong(out: &mut Vec<u8>, bytes: &[u8], side: &impl Side) {
+pub(crate) fn put_pong(out: &mut Vec<u8>, bytes: &[u8], side: &impl Side) {
     put(out, OpCode::Control(Control::Pong), bytes, side);
 }
 
-pub(super) fn put_ping(out: &mut Vec<u8>, side: &impl Side) {
+pub(crate) fn put_ping(out: &mut Vec<u8>, side: &impl Side) {
     put(out, OpCode::Control(Control::Ping), &[], side);
 }
 
-pub(super) fn put_close(out: &mut Vec<u8>, close: &CloseFrame, side: &impl Side) {
+pub(crate) fn put_close(out: &mut Vec<u8>, close: &CloseFrame, side: &impl Side) {
     let code = close.code.map(u16::to_be_bytes);
     let mut payload = Vec::from(code.as_ref().map_or(&[][..], |code| code));
     payload.extend_from_slice(close.reason.as_bytes());
