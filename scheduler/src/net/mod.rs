@@ -2,8 +2,8 @@
 //!
 //! [`Net`] says what a connection's bytes come through, and how time passes for it: tokio's in a
 //! server, a simulated network's in the simulator. What stands above is one code path: the
-//! protocol's frames ([`frames`]), and the task that brings them to the object and back
-//! ([`bridge`]). How connections are listened for is the server's, beneath the HTTP that they
+//! protocol's frames (`frames`), and the task that brings them to the object and back
+//! (`bridge`). How connections are listened for is the server's, beneath the HTTP that they
 //! begin with. What objects open to the outside is carried the same way, with the sides turned round;
 //! how it is opened is said by `Network` (feature `server`).
 
