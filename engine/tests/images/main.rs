@@ -120,7 +120,7 @@ fn the_record_holds_what_can_go_wrong() {
         assert!(acknowledged > 200 && submitted > acknowledged);
         // Every process that dies has one at least.
         assert!(begun - ended >= 9);
-        assert!(created("-preparing-") > 20 && removed("-segment-") > 0);
+        assert!(created("-preparing-") > 10 && removed("-segment-") > 0);
         assert!(created("-run-") > 10 && removed("-run-") > 3);
     }
 }
