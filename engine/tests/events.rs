@@ -101,13 +101,16 @@ fn a_store_says_what_happens_to_it_and_nothing_of_commits() {
     assert!(checkpoints.len() > 3, "{said:?}");
     for (generation, checkpoint) in (1..).zip(&checkpoints) {
         assert_eq!(checkpoint.number("generation"), generation);
-        // One object: header, entries.
-        assert_eq!(checkpoint.number("bytes"), 2 * 4096);
         assert_eq!(checkpoint.number("merged"), 0);
         assert_eq!(checkpoint.number("objects"), 1);
-        assert!(checkpoint.number("run") >= generation);
+        // One object: header, entries. Some only let segments go: nothing has changed.
+        if checkpoint.number("bytes") > 0 {
+            assert_eq!(checkpoint.number("bytes"), 2 * 4096);
+            assert!(checkpoint.number("run") >= generation);
+        }
     }
-    assert!(!with(&said, "runs merged").is_empty(), "{said:?}");
+    let background = with(&said, "runs merged").len() + with(&said, "segment cleaned").len();
+    assert!(background > 0, "{said:?}");
     let segments = with(&said, "segment opened");
     assert!(segments.len() > 1, "{said:?}");
     assert!(segments.iter().all(|said| said.number("bytes") >= 16 << 10));
@@ -116,7 +119,7 @@ fn a_store_says_what_happens_to_it_and_nothing_of_commits() {
     let closed = with(&said, "shard closed");
     assert_eq!(closed.len(), 1);
     assert_eq!(closed[0].0["vouched"], "true");
-    let told = checkpoints.len() + segments.len() + closed.len();
+    let told = checkpoints.len() + segments.len() + background + closed.len();
     assert_eq!(said.len(), told, "commits are not told: {said:?}");
 
     let store = open();
