@@ -10,8 +10,9 @@ use dormouse_sim::{DiskFaults, SimEnv, World};
 const STEPS: u64 = 10_000_000;
 const LIMITS: Limits = Limits::TINY;
 /// Superblock, manifest, the runs, the segment that is written, the next one, and full ones: of these,
-/// those that were replayed are open from the start.
-const FILES: usize = 2 + LIMITS.runs_max + 2 + LIMITS.open_segments_max;
+/// those that were replayed are open from the start. Besides, the run that a merge writes, and the segment that is
+/// cleaned.
+const FILES: usize = 2 + LIMITS.runs_max + 2 + LIMITS.open_segments_max + 2;
 const OBJECTS: u8 = 200;
 
 fn id(number: u8) -> ObjectId {
