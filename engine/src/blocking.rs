@@ -173,17 +173,21 @@ mod tests {
         (work, runs, go)
     }
 
+    /// Has every thread of the pool at work, until what is given is dropped.
+    fn occupied(pool: &BlockingPool) -> Vec<mpsc::Sender<()>> {
+        let occupy = |_| {
+            let (work, runs, go) = held();
+            pool.submit(work).unwrap();
+            runs.recv_timeout(SOON).expect("it has a thread");
+            go
+        };
+        (0..THREADS_MAX).map(occupy).collect()
+    }
+
     #[test]
     fn as_many_run_as_there_are_threads_further_ones_wait_and_more_are_refused() {
         let pool = BlockingPool::new();
-        let running: Vec<_> = (0..THREADS_MAX)
-            .map(|_| {
-                let (work, runs, go) = held();
-                pool.submit(work).unwrap();
-                runs.recv_timeout(SOON).expect("it has a thread");
-                go
-            })
-            .collect();
+        let running = occupied(&pool);
         let (ran, order) = mpsc::channel();
         for number in 0..QUEUE_MAX {
             let ran = ran.clone();
@@ -213,14 +217,7 @@ mod tests {
     #[test]
     fn what_waits_at_the_end_is_dropped() {
         let pool = BlockingPool::new();
-        let running: Vec<_> = (0..THREADS_MAX)
-            .map(|_| {
-                let (work, runs, go) = held();
-                pool.submit(work).unwrap();
-                runs.recv_timeout(SOON).expect("it has a thread");
-                go
-            })
-            .collect();
+        let running = occupied(&pool);
         let waiting = Arc::new(());
         let held = waiting.clone();
         pool.submit(Box::new(move || drop(held))).unwrap();
