@@ -97,6 +97,10 @@ impl Host for CountedEnv {
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.env.turn_end()
     }
+
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.env.idle()
+    }
 }
 
 impl Env for CountedEnv {

@@ -386,14 +386,10 @@ pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
         let gone: Vec<_> = gone.iter().filter_map(|number| segments.remove(number)).collect();
         let next_bytes = state.next_bytes(&inner.limits);
         let (again, gone): (Vec<_>, Vec<_>) =
-            gone.into_iter().partition(|segment| segment.header.bytes == next_bytes);
-        let again = again
-            .into_iter()
-            .map(|segment| Recycled { name: segment.name, bytes: segment.header.bytes });
+            gone.into_iter().map(Recycled::from).partition(|file| file.fits(next_bytes));
         state.recycled.extend(again);
         let room = RECYCLED_MAX.min(state.recycled.len());
-        let gone = gone.into_iter().map(|segment| segment.name);
-        let gone = gone.chain(state.recycled.split_off(room).into_iter().map(|file| file.name));
+        let gone = gone.into_iter().chain(state.recycled.split_off(room)).map(|file| file.name);
         let State { progress, directory, .. } = state;
         let slots = || progress.needs.iter().flatten();
         let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();

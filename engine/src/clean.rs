@@ -1,8 +1,11 @@
 //! The cleaner: gives back the space of what nobody needs any more (docs/design.md, 3.5).
 //!
-//! A task of each shard. It looks at the log when commits have made some bytes live, or dead: while the full
-//! segments take more than [`Limits::space_percent`] of the live bytes and [`Limits::space_slack_bytes`]
-//! beyond, it takes one step after the other:
+//! A task of each shard. It looks at the log when commits have made some bytes live, or dead. There is
+//! work while the full segments take more than [`Limits::space_percent`] of the live bytes and
+//! [`Limits::space_slack_bytes`] beyond; but beside commits, which would wait for the device and the core
+//! with it, only above [`Limits::busy_space_percent`] and its slack: there it works a little at a
+//! time, and otherwise waits for a lull, or for somebody who wants the shard compact ([`crate::compact`]).
+//! It takes one step after the other:
 //!
 //! | what there is | step |
 //! |---|---|
@@ -17,8 +20,8 @@
 //!
 //! An object is moved by a rewrite ([`crate::consolidate`]): of the version that it has, in the directory only
 //! if nothing newer came, so that no commit is buried. Some objects are read, then appended in one
-//! turn, so that they share a batch. Between two such groups there is a pause until others have written 70 of
-//! 100 bytes, or had 70 of 100 parts of the time to do so; it shrinks to nothing as space runs out. For each
+//! turn, so that they share a batch. Between two such groups there is, beside commits, a pause until others have
+//! written 70 of 100 bytes, or had 70 of 100 parts of the time to do so; it shrinks to nothing as space runs out. For each
 //! byte that commits make live or dead three may be moved, and at opening each once: so it ends also
 //! where batches that do not fill their blocks and segments keep the log from being any smaller.
 //!
@@ -47,13 +50,17 @@ use crate::log::segments::Segment;
 use crate::shard::{Inner, Life, Shard, State, head};
 
 /// Objects that are moved together, at most.
-const GROUP_OBJECTS: usize = 64;
+pub(crate) const GROUP_OBJECTS: usize = 64;
+/// Likewise beside commits, which wait for the device as long as the group's reads take.
+const BUSY_GROUP_OBJECTS: usize = 8;
 /// Bytes that they need together at most, but for one alone.
-const GROUP_BYTES: u64 = 128 << 10;
+pub(crate) const GROUP_BYTES: u64 = 128 << 10;
 /// The share of the bytes, or of the time, that the cleaner takes at most while there is room, in percent.
 const SHARE_PERCENT: u32 = 30;
 /// A segment with a larger share of live bytes is no victim.
 const FULL_PERCENT: u64 = 90;
+/// Bytes of full segments for 100 live bytes in a compact shard.
+const COMPACT_PERCENT: u64 = 110;
 /// Bytes that may be moved for each byte that commits made live or dead.
 const CREDIT: u64 = 3;
 /// How long a segment that only readers hold is left alone.
@@ -66,8 +73,16 @@ pub(crate) struct Cleaning {
     pub(crate) running: bool,
     /// Who needs the log to stay as it is.
     held: usize,
+    /// Who waits for the shard to be compact.
+    pub(crate) compacting: usize,
+    /// How often there was nothing to do for those.
+    pub(crate) compacted: u64,
+    /// When the last commit became durable, by the core's clock; at first, when the shard was opened.
+    pub(crate) last_commit: Duration,
     /// The segment that is being emptied.
     pub(crate) victim: Option<u32>,
+    /// Whether that waits for a lull.
+    pub(crate) waiting: bool,
     /// Bytes that became live or died by commits, or were freed by a rewrite.
     others_changed: u64,
     /// `others_changed` from which on it looks again.
@@ -96,6 +111,12 @@ impl Cleaning {
         self.credit = self.credit.saturating_add(bytes.saturating_mul(CREDIT));
     }
 
+    /// All that is there may be moved once, and it looks at once.
+    pub(crate) fn may_move(&mut self, bytes: u64) {
+        self.credit = self.credit.max(bytes);
+        self.look_at = 0;
+    }
+
     /// Whether enough has changed since it looked last.
     pub(crate) fn wants_to_look(&self) -> bool {
         self.others_changed >= self.look_at
@@ -113,6 +134,8 @@ enum Step {
     /// Checkpoints, so that empty segments go.
     Free,
     Clean(u32),
+    /// Nothing for so long, for somebody commits.
+    Wait(Duration),
     /// The shard is closed, or poisoned.
     End,
 }
@@ -160,6 +183,8 @@ struct Space {
     empty: u64,
     /// What there may be.
     allowed: u64,
+    /// What there may be beside commits.
+    allowed_busy: u64,
 }
 
 impl<F: File> State<F> {
@@ -172,6 +197,15 @@ impl<F: File> State<F> {
         self.segments.range(..self.tail.segment.0).map(|(_, segment)| segment)
     }
 
+    /// Bytes of full segments that there may be while nobody commits.
+    pub(crate) fn allowed_bytes(&self, limits: &Limits) -> u64 {
+        let (percent, slack) = match self.cleaning.compacting {
+            0 => (limits.space_percent, limits.space_slack_bytes),
+            _ => (COMPACT_PERCENT, u64::from(limits.segment_bytes_min)),
+        };
+        (self.live.total().saturating_mul(percent) / 100).saturating_add(slack)
+    }
+
     fn space(&self, wall_ms: u64, limits: &Limits) -> Space {
         let (mut bytes, mut empty) = (0, 0);
         for segment in self.full_segments() {
@@ -179,23 +213,49 @@ impl<F: File> State<F> {
             bytes += of_it;
             empty += if self.is_needed(segment, wall_ms, limits) { 0 } else { of_it };
         }
-        let live = self.live.total();
-        let allowed = live.saturating_mul(limits.space_percent) / 100 + limits.space_slack_bytes;
-        Space { bytes, empty, allowed }
+        let allowed = self.allowed_bytes(limits);
+        let live = self.live.total().saturating_mul(limits.busy_space_percent) / 100;
+        let allowed_busy = live + limits.busy_space_slack_bytes;
+        Space { bytes, empty, allowed, allowed_busy: allowed_busy.max(allowed) }
+    }
+
+    /// How long it lasts until there will have been no commit for long enough; `None` if that is so, or
+    /// somebody wants the shard compact.
+    fn until_lull(&self, now: Duration, limits: &Limits) -> Option<Duration> {
+        let left = (self.cleaning.last_commit + limits.lull).saturating_sub(now);
+        (self.cleaning.compacting == 0 && !left.is_zero()).then_some(left)
+    }
+
+    /// How long it is to wait for a lull, if at all.
+    fn waits(&self, now: Duration, wall_ms: u64, limits: &Limits) -> Option<Duration> {
+        let left = self.until_lull(now, limits)?;
+        let space = self.space(wall_ms, limits);
+        (space.bytes <= space.allowed_busy).then_some(left)
     }
 
     /// What is to be done, if anything.
-    fn step(&mut self, wall_ms: u64, limits: &Limits) -> Option<Step> {
+    fn step(&mut self, now: Duration, wall_ms: u64, limits: &Limits) -> Option<Step> {
         if self.life != Life::Open || self.poison.is_some() {
             return Some(Step::End);
         }
-        if self.is_held() || !self.cleaning.wants_to_look() {
+        if self.is_held() {
+            return None;
+        }
+        if !self.cleaning.wants_to_look() {
+            // What it could do is done, or has failed.
+            self.cleaning.compacted += 1;
             return None;
         }
         let space = self.space(wall_ms, limits);
         let step = match space {
+            Space { empty, .. } if empty > 0 && self.cleaning.compacting > 0 => Some(Step::Free),
             Space { bytes, allowed, .. } if bytes <= allowed => None,
-            Space { bytes, empty, allowed }
+            Space { bytes, allowed_busy, .. }
+                if bytes <= allowed_busy && self.until_lull(now, limits).is_some() =>
+            {
+                self.until_lull(now, limits).map(Step::Wait)
+            }
+            Space { bytes, empty, allowed, .. }
                 if empty > 0 && empty >= (bytes - allowed).min(bytes / 8) =>
             {
                 Some(Step::Free)
@@ -209,6 +269,7 @@ impl<F: File> State<F> {
         };
         if step.is_none() {
             self.look_later(limits);
+            self.cleaning.compacted += 1;
         }
         step
     }
@@ -253,15 +314,28 @@ impl<F: File> State<F> {
 pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
     let inner = &shard.0;
     {
-        // All that is there may be moved once.
         let state = &mut *inner.state.borrow_mut();
-        state.cleaning.credit = state.live.total() + u64::from(inner.limits.segment_bytes_min);
+        let all = state.live.total() + u64::from(inner.limits.segment_bytes_min);
+        state.cleaning.may_move(all);
+        state.cleaning.last_commit = inner.env.now();
     }
     loop {
-        let wall_ms = || inner.env.wall_ms();
-        let next = || inner.state.borrow_mut().step(wall_ms(), &inner.limits);
+        let next = || {
+            let (now, wall_ms) = (inner.env.now(), inner.env.wall_ms());
+            let state = &mut *inner.state.borrow_mut();
+            let waiting = state.cleaning.compacting > 0;
+            let step = state.step(now, wall_ms, &inner.limits);
+            if waiting && step.is_none() {
+                inner.changed.notify();
+            }
+            step
+        };
         let done = match inner.space.until(next).await {
             Step::End => break,
+            Step::Wait(time) => {
+                wait_for_lull(inner, time).await;
+                continue;
+            }
             Step::Free => free(inner).await,
             Step::Clean(victim) => {
                 inner.state.borrow_mut().cleaning.victim = Some(victim);
@@ -275,7 +349,7 @@ pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
             }
             inner.state.borrow_mut().look_later(&inner.limits);
         }
-        inner.env.turn_end().await;
+        inner.env.idle().await;
     }
 }
 
@@ -342,14 +416,14 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         };
         let mut rest: Vec<ObjectId> = ids.into_iter().collect();
         while !rest.is_empty() {
-            if is_over(inner) || inner.state.borrow().is_held() {
+            if !may_go_on(inner).await {
                 return Ok(());
             }
             let group = next_group(inner, victim, &mut rest);
             if !group.is_empty() {
                 damaged = move_group(shard, &group).await?.or(damaged);
             }
-            inner.env.turn_end().await;
+            inner.env.idle().await;
         }
     }
     let state = &mut *inner.state.borrow_mut();
@@ -368,6 +442,41 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
     Ok(())
 }
 
+/// Waits for so long, unless the cleaner is wanted before: there may be no room for waiting any more, or
+/// somebody wants the shard compact.
+async fn wait_for_lull<E: Env>(inner: &Rc<Inner<E>>, time: Duration) {
+    {
+        let state = &mut *inner.state.borrow_mut();
+        state.look_later(&inner.limits);
+        state.cleaning.waiting = true;
+    }
+    let wanted = || {
+        let State { cleaning, life, poison, .. } = &*inner.state.borrow();
+        let over = *life != Life::Open || poison.is_some();
+        let wanted = cleaning.wants_to_look() || cleaning.compacting > 0 || cleaning.held > 0;
+        (over || wanted).then_some(())
+    };
+    select(pin!(inner.space.until(wanted)), pin!(inner.env.sleep(time))).await;
+    let cleaning = &mut inner.state.borrow_mut().cleaning;
+    cleaning.waiting = false;
+    cleaning.look_at = cleaning.look_at.min(cleaning.others_changed);
+}
+
+/// Waits while commits come first; whether the segment is still to be emptied then.
+async fn may_go_on<E: Env>(inner: &Rc<Inner<E>>) -> bool {
+    loop {
+        if is_over(inner) || inner.state.borrow().is_held() {
+            return false;
+        }
+        let (now, wall_ms) = (inner.env.now(), inner.env.wall_ms());
+        let waits = inner.state.borrow().waits(now, wall_ms, &inner.limits);
+        match waits {
+            None => return true,
+            Some(time) => wait_for_lull(inner, time).await,
+        }
+    }
+}
+
 /// Takes some objects that need something of the segment.
 fn next_group<E: Env>(
     inner: &Rc<Inner<E>>,
@@ -376,6 +485,10 @@ fn next_group<E: Env>(
 ) -> Vec<ObjectId> {
     let state = inner.state.borrow();
     let (mut group, mut bytes) = (Vec::new(), 0);
+    let objects_max = match state.until_lull(inner.env.now(), &inner.limits) {
+        None => GROUP_OBJECTS,
+        Some(_) => BUSY_GROUP_OBJECTS,
+    };
     while let Some(id) = rest.pop() {
         // Where that can't be read, the segment stays.
         let Ok(Some(entry)) = head(&state, &id) else { continue };
@@ -389,7 +502,7 @@ fn next_group<E: Env>(
         }
         bytes += needs;
         group.push(id);
-        if group.len() == GROUP_OBJECTS {
+        if group.len() == objects_max {
             break;
         }
     }
@@ -400,7 +513,10 @@ fn next_group<E: Env>(
 /// as long as others are to have the device. Gives the error of one that can't be read.
 ///
 /// Errors: nothing can be moved now.
-async fn move_group<E: Env>(shard: &Shard<E>, group: &[ObjectId]) -> Result<Option<Error>> {
+pub(crate) async fn move_group<E: Env>(
+    shard: &Shard<E>,
+    group: &[ObjectId],
+) -> Result<Option<Error>> {
     let inner = &shard.0;
     let began = inner.env.now();
     let read = join_all(group.iter().map(|id| shard.begin_rewrite(id))).await;
@@ -438,10 +554,13 @@ async fn move_group<E: Env>(shard: &Shard<E>, group: &[ObjectId]) -> Result<Opti
 async fn pause<E: Env>(inner: &Rc<Inner<E>>, moved: u64, took: Duration) {
     let (others, until) = {
         let state = inner.state.borrow();
+        if state.until_lull(inner.env.now(), &inner.limits).is_none() {
+            return;
+        }
         let space = state.space(inner.env.wall_ms(), &inner.limits);
         // Nothing is left to others once half as much again is taken as is allowed.
-        let urgent = space.bytes.saturating_sub(space.allowed).saturating_mul(200);
-        let urgent = u32::try_from(urgent / space.allowed.max(1)).unwrap_or(u32::MAX).min(100);
+        let urgent = space.bytes.saturating_sub(space.allowed_busy).saturating_mul(200);
+        let urgent = u32::try_from(urgent / space.allowed_busy.max(1)).unwrap_or(u32::MAX).min(100);
         let others = (100 - SHARE_PERCENT) * (100 - urgent);
         let bytes = moved * u64::from(others) / u64::from(SHARE_PERCENT * 100);
         (others, state.log_bytes + bytes)

@@ -34,6 +34,12 @@ pub trait Host: Clone + 'static {
     /// moment to do what all tasks of a turn share.
     fn turn_end(&self) -> impl Future<Output = ()> + 'static;
 
+    /// Returns when this core has nothing else to do, not even with what the disk has just answered; or, where
+    /// there is always something, after some turns. For work that nobody waits for.
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.turn_end()
+    }
+
     /// Runs `work`, which may block, where the core does not wait for it; it says by itself what came
     /// of it. At the core's end it is dropped if it has not begun. A host without threads runs it as
     /// a task.

@@ -5,6 +5,10 @@
 //! for the turn's end goes on, and the core parks. It parks in every turn, also when tasks are
 //! always ready, because tokio-uring submits only when its thread parks: then the park ends at
 //! once. While nothing is ready the core sleeps until a waker runs, on this thread or another.
+//!
+//! Work that nobody waits for is done while there is no other: one task goes on in each turn after
+//! which nothing is ready, also after a park that looked what the disk has answered; or in every
+//! [`BUSY_TURNS`]th turn, where something always is.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,6 +26,9 @@ use crate::park::Park;
 
 /// Polls in one turn at most.
 pub const TURN_POLLS: usize = 256;
+
+/// Turns after which a task that waits for the core to be idle goes on in spite of others.
+const BUSY_TURNS: u32 = 16;
 
 type Future0 = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -76,6 +83,9 @@ struct Inner {
     tasks: RefCell<Vec<Option<Task>>>,
     free: RefCell<Vec<usize>>,
     turn_ends: RefCell<Vec<Waker>>,
+    idle: RefCell<VecDeque<Waker>>,
+    /// Turns since one of `idle` went on.
+    busy_turns: Cell<u32>,
     polls: Cell<u64>,
     turns: Cell<u64>,
     remote: Arc<Remote>,
@@ -97,6 +107,8 @@ impl Executor {
             tasks: RefCell::default(),
             free: RefCell::default(),
             turn_ends: RefCell::default(),
+            idle: RefCell::default(),
+            busy_turns: Cell::new(0),
             polls: Cell::new(0),
             turns: Cell::new(0),
             remote,
@@ -131,6 +143,20 @@ impl Executor {
         })
     }
 
+    /// Returns when nothing else is ready, or after [`BUSY_TURNS`].
+    pub fn idle(&self) -> impl Future<Output = ()> + 'static {
+        let inner = self.0.clone();
+        let mut waited = false;
+        std::future::poll_fn(move |context| {
+            if waited {
+                return Poll::Ready(());
+            }
+            waited = true;
+            inner.idle.borrow_mut().push_back(context.waker().clone());
+            Poll::Pending
+        })
+    }
+
     /// Turns so far.
     pub fn turns(&self) -> u64 {
         self.0.turns.get()
@@ -156,11 +182,27 @@ impl Executor {
             }
             // The task holds the other half until it ends.
             assert!(Rc::strong_count(&slot) > 1, "the core's main task panicked");
-            match self.has_ready() {
+            match self.has_ready() || self.has_idle() {
                 true => park_at_once().await,
                 false => self.park().await,
             }
+            self.wake_idle();
         }
+    }
+
+    fn has_idle(&self) -> bool {
+        !self.0.idle.borrow().is_empty()
+    }
+
+    /// Lets one task go on that waited for this, if nothing else is ready or it has waited for long.
+    fn wake_idle(&self) {
+        let busy_turns = self.0.busy_turns.get() + 1;
+        if self.has_ready() && busy_turns < BUSY_TURNS {
+            return self.0.busy_turns.set(busy_turns);
+        }
+        self.0.busy_turns.set(0);
+        let next = self.0.idle.borrow_mut().pop_front();
+        next.into_iter().for_each(Waker::wake);
     }
 
     /// Drops all tasks.

@@ -39,6 +39,7 @@ pub mod call;
 mod checkpoint;
 mod clean;
 pub mod clock;
+mod compact;
 mod consolidate;
 pub mod contents;
 pub mod directory;

@@ -20,6 +20,8 @@ pub struct Limits {
     pub segment_bytes_min: u32,
     /// Bytes that segments double up to as the shard grows.
     pub segment_bytes_max: u32,
+    /// Bytes in front of the log that are written over before small batches go there.
+    pub ahead_bytes: u32,
     /// Full segments of a shard that are open at most; others are opened when they are read.
     pub open_segments_max: usize,
     /// Alignment and unit of batches in bytes (*format*). At least what the disk needs.
@@ -37,10 +39,16 @@ pub struct Limits {
     /// Runs at most; the youngest are merged whatever their size where there would be more, and checkpoints wait
     /// for that.
     pub runs_max: usize,
-    /// Bytes of full segments for 100 live bytes above which the cleaner works.
+    /// Bytes of full segments for 100 live bytes above which the cleaner works while nobody commits.
     pub space_percent: u64,
     /// Bytes of full segments that there may be beyond.
     pub space_slack_bytes: u64,
+    /// Likewise, but above which it works beside commits too.
+    pub busy_space_percent: u64,
+    /// Likewise.
+    pub busy_space_slack_bytes: u64,
+    /// How long there is no commit before the cleaner takes it that nobody commits.
+    pub lull: Duration,
     /// How long commits stay in the log, whatever becomes of their objects, so that history shows them: a
     /// segment goes, and what is live in it moves, only when its newest commit is older.
     pub retention: Duration,
@@ -61,6 +69,7 @@ impl Limits {
         // With two shards, of two segments each, an empty store stays below 4 MiB.
         segment_bytes_min: 896 << 10,
         segment_bytes_max: 64 << 20,
+        ahead_bytes: 1 << 20,
         open_segments_max: 256,
         block_bytes: 4096,
         checkpoint_bytes: 1 << 20,
@@ -70,6 +79,9 @@ impl Limits {
         runs_max: 32,
         space_percent: 135,
         space_slack_bytes: 8 << 20,
+        busy_space_percent: 200,
+        busy_space_slack_bytes: 64 << 20,
+        lull: Duration::from_millis(100),
         retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
@@ -84,6 +96,7 @@ impl Limits {
         queue_bytes_max: 256 << 10,
         segment_bytes_min: 16 << 10,
         segment_bytes_max: 64 << 10,
+        ahead_bytes: 8 << 10,
         open_segments_max: 3,
         block_bytes: 512,
         checkpoint_bytes: 12 << 10,
@@ -93,6 +106,9 @@ impl Limits {
         runs_max: 4,
         space_percent: 135,
         space_slack_bytes: 16 << 10,
+        busy_space_percent: 150,
+        busy_space_slack_bytes: 24 << 10,
+        lull: Duration::from_micros(500),
         retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
@@ -111,13 +127,15 @@ impl Limits {
         assert!(self.segment_bytes_min as usize >= self.block_bytes + self.batch_bytes_max);
         assert!(self.segment_bytes_min <= self.segment_bytes_max);
         assert!(self.segment_bytes_max.is_power_of_two());
+        assert!(((self.ahead_bytes / 8) as usize).is_multiple_of(self.block_bytes));
+        assert!(self.ahead_bytes > 0);
         assert!(self.key_bytes_max <= u16::MAX as usize);
         // Any one operation fits in a batch, beside everything else that a frame may carry.
         assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
         assert!(self.merge_runs > 1 && self.runs_max > 2 && self.open_segments_max > 0);
-        assert!(self.space_percent > 100);
+        assert!(self.space_percent > 100 && self.busy_space_percent >= self.space_percent);
         assert!(self.commit_bytes_max <= self.queue_bytes_max);
     }
 }

@@ -21,7 +21,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::run::BLOCK_BYTES;
 use crate::log::segments::FileOf;
-use crate::shard::{Inner, Life};
+use crate::shard::{Inner, Life, State};
 
 /// Begins the merges that there are to make.
 pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
@@ -58,6 +58,50 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
         checkpoint::start_if_due(&inner);
         inner.changed.notify();
     });
+}
+
+/// Makes one run of all that there are, after the merges that are being made. A damaged one stays as it is, and
+/// with it all others.
+///
+/// Errors: `Closed` (also where the shard is poisoned), `NoSpace`, `Retry`: the runs are as before.
+pub(crate) async fn merge_all<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let over = |state: &State<FileOf<E>>| state.life != Life::Open || state.poison.is_some();
+    let idle = || {
+        let state = inner.state.borrow();
+        (over(&state) || state.progress.merges == 0 && !state.progress.running).then_some(())
+    };
+    inner.changed.until(idle).await;
+    let (runs, number) = {
+        let state = &mut *inner.state.borrow_mut();
+        if over(state) {
+            return Err(Error::new(Kind::Closed, "the shard needs no merge any more"));
+        }
+        let runs = state.directory.all_runs();
+        if runs.len() < 2 || runs.iter().any(|run| run.damaged.get()) {
+            return Ok(());
+        }
+        runs.iter().for_each(|run| run.merging.set(true));
+        state.progress.merges += 1;
+        (runs, state.progress.new_run())
+    };
+    let merging = Merging { inner, runs: &runs };
+    merge(inner, number, &runs, How { all: true, forget: false }).await?;
+    drop(merging);
+    Ok(())
+}
+
+/// A merge that somebody waits for: also where that is given up, it is under way no more.
+struct Merging<'a, E: Env> {
+    inner: &'a Rc<Inner<E>>,
+    runs: &'a [Rc<Run<FileOf<E>>>],
+}
+
+impl<E: Env> Drop for Merging<'_, E> {
+    fn drop(&mut self) {
+        self.runs.iter().for_each(|run| run.merging.set(false));
+        self.inner.state.borrow_mut().progress.merges -= 1;
+        self.inner.changed.notify();
+    }
 }
 
 async fn merge<E: Env>(

@@ -189,6 +189,10 @@ impl Host for RealEnv {
         self.0.executor.turn_end()
     }
 
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.0.executor.idle()
+    }
+
     fn spawn_blocking(&self, work: Work) -> crate::error::Result<()> {
         self.0.blocking.submit(work)
     }

@@ -22,6 +22,7 @@ use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
 use crate::live::Live;
+use crate::log::ahead::Ahead;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
 use crate::log::segments::{FileOf, Recycled, Segments};
@@ -71,6 +72,7 @@ pub(crate) struct State<F: File> {
     pub(crate) cleaning: Cleaning,
     /// Files to be used for the next segments.
     pub(crate) recycled: Vec<Recycled>,
+    pub(crate) ahead: Ahead,
     /// How often a segment was wanted for reading, to know which was not for longest.
     pub(crate) reads: u64,
     pub(crate) spare: Spare<F>,
@@ -546,7 +548,7 @@ impl<E: Env> Shard<E> {
                 + state.recycled.iter().map(|file| u64::from(file.bytes)).sum::<u64>(),
             live_bytes: state.live.total(),
             full_segment_bytes: state.full_segments().map(bytes).sum(),
-            cleaning: state.cleaning.victim.is_some(),
+            cleaning: state.cleaning.victim.is_some() && !state.cleaning.waiting,
             cleaned_bytes: state.cleaning.cleaned_bytes,
             segments_cleaned: state.cleaning.victims,
             moves_overtaken: state.cleaning.overtaken,
@@ -579,7 +581,7 @@ impl<E: Env> Shard<E> {
             match (&state.poison, state.life, &state.spare) {
                 (_, _, Spare::Preparing) => None,
                 _ if state.progress.running || state.progress.merges > 0 => None,
-                _ if state.cleaning.running => None,
+                _ if state.cleaning.running || state.ahead.running => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))

@@ -23,6 +23,7 @@ trait AnyHost {
     fn random(&self) -> u64;
     fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>);
     fn turn_end(&self) -> LocalBoxFuture<'static, ()>;
+    fn idle(&self) -> LocalBoxFuture<'static, ()>;
     fn spawn_blocking(&self, work: Work) -> Result<()>;
 }
 
@@ -49,6 +50,10 @@ impl<H: Host> AnyHost for H {
 
     fn turn_end(&self) -> LocalBoxFuture<'static, ()> {
         Host::turn_end(self).boxed_local()
+    }
+
+    fn idle(&self) -> LocalBoxFuture<'static, ()> {
+        Host::idle(self).boxed_local()
     }
 
     fn spawn_blocking(&self, work: Work) -> Result<()> {
@@ -89,6 +94,10 @@ impl Host for CoreHost {
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.0.turn_end()
+    }
+
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.0.idle()
     }
 
     fn spawn_blocking(&self, work: Work) -> Result<()> {

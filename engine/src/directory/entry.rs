@@ -119,6 +119,11 @@ impl Entry {
         self.nested.as_deref().unwrap_or_default()
     }
 
+    /// Whether its state is more than one image.
+    pub(crate) fn has_deltas(&self) -> bool {
+        self.chain[1].is_some() || self.depth > 0
+    }
+
     /// Whether more is nested than [`Entry::nested`] says.
     pub fn is_scattered(&self) -> bool {
         self.scattered

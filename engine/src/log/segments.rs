@@ -1,10 +1,10 @@
 //! The files of a shard's log: made ready off the path of commits, found again at opening, used again.
 //!
-//! A file goes through *preparing* (allocated, written over once with zeros, header written, synced;
+//! A file goes through *preparing* (allocated, its beginning written over once with zeros, header written, synced;
 //! under a name that says so) and *ready* (renamed, the next to be written) to *current* and *full*. One
 //! that is ready and was never written is taken over by the next opening, with a header of its own. One that
 //! nobody needs any more is removed, or is *preparing* again, for another number and incarnation: it was
-//! written over once already, and its first place for a batch is made zero, for that tells one in which
+//! written already, and its first place for a batch is made zero, for that tells one in which
 //! nothing was written; what lies behind that is of another incarnation.
 //! What a file is stands in its header block, with which its name agrees. A file that has a segment's
 //! name was whole once: without a valid header that says the same number, or cut short, it is damaged.
@@ -22,9 +22,6 @@ use crate::ids::{Incarnation, SegmentNumber};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, write_all_at};
 use crate::limits::Limits;
 
-/// Bytes that a fresh segment is written over with at a time.
-const ZERO_BYTES: usize = 1 << 20;
-
 /// The file type of an environment's disk.
 pub(crate) type FileOf<E> = <<E as Env>::Disk as Disk>::File;
 
@@ -37,13 +34,15 @@ pub(crate) struct Segment<F> {
     /// Whether it stays whatever is live in it: it holds batches that recovery gave up, which a repair may
     /// want.
     pub(crate) kept: bool,
+    /// Where blocks begin, if it is the next to be written, that were never written to ([`super::ahead`]).
+    pub(crate) written_to: u32,
     /// Whoever reads it holds one: while there is one besides this, its file stays what it is.
     pub(crate) pin: Rc<()>,
 }
 
 impl<F> Segment<F> {
     pub(crate) fn new(file: F, name: String, header: SegmentHeader) -> Self {
-        Self { file, name, header, kept: false, pin: Rc::default() }
+        Self { file, name, header, kept: false, written_to: 0, pin: Rc::default() }
     }
 
     /// Whether anybody reads it.
@@ -53,14 +52,15 @@ impl<F> Segment<F> {
 
     /// The same segment with something else for its file.
     pub(crate) fn with<G>(&self, file: G) -> Segment<G> {
-        let Self { name, header, kept, pin, .. } = self;
-        Segment { file, name: name.clone(), header: *header, kept: *kept, pin: pin.clone() }
+        let Self { name, header, kept, written_to, pin, .. } = self;
+        let (name, pin) = (name.clone(), pin.clone());
+        Segment { file, name, header: *header, kept: *kept, written_to: *written_to, pin }
     }
 
     /// The same segment in the care of [`Segments`].
     pub(crate) fn kept(self) -> Segment<Handle<F>> {
-        let Self { file, name, header, kept, pin } = self;
-        Segment { file: Handle::open(file), name, header, kept, pin }
+        let Self { file, name, header, kept, written_to, pin } = self;
+        Segment { file: Handle::open(file), name, header, kept, written_to, pin }
     }
 
     /// Where its batches belong.
@@ -102,9 +102,9 @@ pub(crate) fn number_in_preparing(shard: u16, name: &str) -> Option<u32> {
 }
 
 /// Bytes of the segment after one of `current` bytes, in a log whose segments have `log_bytes`: twice as many, for it
-/// is made ready while half of the current one is written, and a fourth of the log at most.
+/// is made ready while half of the current one is written, and an eighth of the log at most.
 pub(crate) fn next_bytes(current: u32, log_bytes: u64, limits: &Limits) -> u32 {
-    let wanted = u32::try_from(log_bytes / 4).unwrap_or(u32::MAX).min(limits.segment_bytes_max);
+    let wanted = u32::try_from(log_bytes / 8).unwrap_or(u32::MAX).min(limits.segment_bytes_max);
     let wanted = wanted.min(current.saturating_mul(2));
     wanted.next_power_of_two().clamp(limits.segment_bytes_min, limits.segment_bytes_max)
 }
@@ -116,8 +116,29 @@ pub(crate) struct Recycled {
     pub(crate) bytes: u32,
 }
 
-/// Makes a segment ready to be written: real blocks, header, all durable. With `recycled` of that file, which
-/// has as many bytes and was written over once already.
+impl Recycled {
+    /// Whether it is as large as the next segment should be, or about so.
+    pub(crate) fn fits(&self, bytes: u32) -> bool {
+        (bytes / 2..=bytes.saturating_mul(2)).contains(&self.bytes)
+    }
+}
+
+impl<F> From<Segment<F>> for Recycled {
+    fn from(segment: Segment<F>) -> Self {
+        Self { name: segment.name, bytes: segment.header.bytes }
+    }
+}
+
+/// What a segment is made of.
+#[derive(Clone, Copy)]
+pub(crate) enum Blocks<'a> {
+    /// Blocks of its own, of which those of so many bytes are written over with zeros.
+    New(u32),
+    /// A file of as many bytes that was a segment before.
+    Again(&'a Recycled),
+}
+
+/// Makes a segment ready to be written: real blocks, header, all durable.
 ///
 /// Errors: `NoSpace`; `Retry` for anything else: nothing depends on the file yet, and it is removed
 /// as far as possible.
@@ -127,10 +148,9 @@ pub(crate) async fn prepare<E: Env>(
     shard: u16,
     number: SegmentNumber,
     bytes: u32,
-    recycled: Option<&Recycled>,
+    blocks: Blocks<'_>,
     limits: &Limits,
 ) -> Result<Segment<FileOf<E>>> {
-    assert!(recycled.is_none_or(|recycled| recycled.bytes == bytes));
     let name = file_name(shard, number);
     let header = SegmentHeader {
         store: superblock.store,
@@ -142,21 +162,30 @@ pub(crate) async fn prepare<E: Env>(
     };
     let preparing = format!("{}{:010}", preparing_prefix(shard), number.0);
     let made = async {
-        let file = match recycled {
-            Some(recycled) => write_again(env, recycled, &preparing, &header, limits).await?,
-            None => write_new(env, &preparing, &header, limits).await?,
+        let file = match blocks {
+            Blocks::Again(recycled) => {
+                assert_eq!(recycled.bytes, bytes);
+                write_again(env, recycled, &preparing, &header, limits).await?
+            }
+            Blocks::New(zeros) => write_new(env, &preparing, &header, zeros, limits).await?,
         };
         env.disk().rename(&preparing, &name).await?;
         env.disk().sync_dir().await?;
         Ok(file)
     };
     match made.await {
-        Ok(file) => Ok(Segment::new(file, name, header)),
+        Ok(file) => {
+            let written_to = match blocks {
+                Blocks::Again(_) => bytes,
+                Blocks::New(zeros) => bytes.min(zeros),
+            };
+            Ok(Segment { written_to, ..Segment::new(file, name, header) })
+        }
         Err(source) => {
             // Best effort: a file that stays is taken away by the next recovery.
             let _ = env.disk().remove(&preparing).await;
             let _ = env.disk().remove(&name).await;
-            if let Some(recycled) = recycled {
+            if let Blocks::Again(recycled) = blocks {
                 let _ = env.disk().remove(&recycled.name).await;
             }
             Err(Error::making(format!("making segment {name} of {bytes} bytes ready"), source))
@@ -219,21 +248,15 @@ async fn write_new<E: Env>(
     env: &E,
     name: &str,
     header: &SegmentHeader,
+    zeros: u32,
     limits: &Limits,
 ) -> std::io::Result<FileOf<E>> {
     let open = Open { create: Create::New, mode: Mode::Through, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(name, open).await?;
     file.allocate(u64::from(header.bytes)).await?;
-    let total = header.bytes as usize;
-    let mut zeros = PageBuf::zeroed(total.min(ZERO_BYTES));
-    let mut offset = 0;
-    while offset < total {
-        zeros.set_window(0..zeros.capacity().min(total - offset).min(ZERO_BYTES));
-        let (result, returned) =
-            write_all_at(&file, zeros, offset as u64, header.block_bytes).await;
-        result?;
-        zeros = returned;
-        offset += zeros.len();
+    if zeros > 0 {
+        let zeros = PageBuf::zeroed(header.bytes.min(zeros) as usize);
+        write_all_at(&file, zeros, 0, header.block_bytes).await.0?;
     }
     write_header(&file, header).await?;
     file.sync().await?;

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
+use super::ahead;
 use super::handles::Handle;
 use super::queue::{OpenBatch, Outcome, Update};
-use super::segments::{self, FileOf, Segment};
+use super::segments::{self, Blocks, FileOf, Segment};
 use crate::checkpoint;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
@@ -37,6 +38,8 @@ pub(crate) struct Tail {
     pub(crate) last_crc: u32,
     /// Whether a close record vouches for everything so far.
     pub(crate) vouched: bool,
+    /// Whether the next batch goes to the next segment, whatever room there is in this one.
+    pub(crate) full: bool,
 }
 
 /// The segment that will be written next.
@@ -55,6 +58,8 @@ pub(crate) enum Spare<F> {
 enum Work {
     Write,
     Close,
+    /// The next segment is wanted.
+    Roll,
     Quiet,
 }
 
@@ -81,6 +86,13 @@ pub(crate) async fn run<E: Env>(inner: Rc<Inner<E>>) {
                     true => inner.limits.quiet,
                     false => (quiet * 2).min(QUIET_MAX),
                 };
+                written.is_err()
+            }
+            Work::Roll => {
+                let written = write_close(&inner).await;
+                // Without room for another segment this one goes on.
+                inner.state.borrow_mut().tail.full = false;
+                inner.changed.notify();
                 written.is_err()
             }
             Work::Close => {
@@ -129,6 +141,7 @@ async fn next_work<E: Env>(inner: &Rc<Inner<E>>, quiet: Duration) -> Work {
         let state = inner.state.borrow();
         match (state.queue.is_empty(), state.life) {
             (false, _) => Some(Work::Write),
+            (true, Life::Open) if state.tail.full => Some(Work::Roll),
             (true, Life::Open) => None,
             (true, _) => Some(Work::Close),
         }
@@ -169,6 +182,9 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
             return Ok(());
         }
     };
+    // What comes there must come after the zeros.
+    let end = offset + crate::format::len_u32(bytes);
+    inner.changed.until(|| inner.state.borrow_mut().ahead.reach(end).then_some(())).await;
     let (buf, crc, sequence, wall_ms) = {
         let state = &mut *inner.state.borrow_mut();
         let sequence = state.tail.last.next();
@@ -221,6 +237,7 @@ fn settle<E: Env>(
     state.tail.vouched = batch.role == Role::Close;
     state.log_bytes += bytes as u64;
     let commits = batch.updates.len();
+    let rewrites = batch.updates.iter().filter(|update| update.rewrite).count();
     let segment = state.tail.segment.0;
     state.unfinished = match (batch.ends_with_part, state.unfinished) {
         (false, _) => None,
@@ -245,6 +262,9 @@ fn settle<E: Env>(
             state.pending.remove(&id);
         }
     }
+    if batch.role == Role::Commits && commits > rewrites {
+        state.cleaning.last_commit = inner.env.now();
+    }
     // With the first commits to a segment: the next opening may want one too.
     let spare = batch.role == Role::Commits && matches!(state.spare, Spare::None);
     let space = state.cleaning.wants_to_look();
@@ -254,6 +274,9 @@ fn settle<E: Env>(
     }
     if spare {
         start_spare(inner);
+    }
+    if batch.role == Role::Commits {
+        ahead::start_if_due(inner, bytes);
     }
     checkpoint::start_if_due(inner);
     if batch.role == Role::Commits {
@@ -270,7 +293,8 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
     {
         let state = inner.state.borrow();
         let current = &state.segments[&state.tail.segment.0];
-        if state.tail.offset as usize + bytes <= current.header.bytes as usize {
+        let fits = state.tail.offset as usize + bytes <= current.header.bytes as usize;
+        if fits && !state.tail.full {
             let Handle::Open { file, .. } = &current.file else {
                 unreachable!("the segment that is written stays open")
             };
@@ -285,6 +309,8 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         let mut state = inner.state.borrow_mut();
         state.tail.segment = segment.header.number;
         state.tail.offset = offset;
+        state.tail.full = false;
+        state.ahead.begin(segment.written_to);
         state.segments.insert(segment.header.number.0, segment.clone().kept());
         state.close_idle(&inner.limits);
     }
@@ -316,33 +342,35 @@ async fn take_spare<E: Env>(inner: &Rc<Inner<E>>) -> Result<Segment<FileOf<E>>> 
 }
 
 impl<F: File> State<F> {
-    /// Bytes that the next segment should have.
+    /// Bytes that the next segment should have: by those that there are, but for what is to be cleaned.
     pub(crate) fn next_bytes(&self, limits: &Limits) -> u32 {
         let current = self.segments[&self.tail.segment.0].header.bytes;
         let all = self.segments.values().map(|segment| u64::from(segment.header.bytes)).sum();
-        segments::next_bytes(current, all, limits)
+        segments::next_bytes(current, self.allowed_bytes(limits).min(all), limits)
     }
 }
 
 /// Begins to make the next segment, off the path of commits.
 pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
-    let (number, bytes, recycled) = {
+    let (number, bytes, recycled, zeros) = {
         let mut state = inner.state.borrow_mut();
         state.spare = Spare::Preparing;
         let number = state.next_segment;
         state.next_segment.0 += 1;
         let bytes = state.next_bytes(&inner.limits);
-        // One of the size that the next one should have.
-        let recycled = state.recycled.iter().position(|file| file.bytes == bytes);
-        (number, bytes, recycled.map(|index| state.recycled.swap_remove(index)))
+        let recycled = state.recycled.iter().position(|file| file.fits(bytes));
+        let recycled = recycled.map(|index| state.recycled.swap_remove(index));
+        let bytes = recycled.as_ref().map_or(bytes, |file| file.bytes);
+        (number, bytes, recycled, state.ahead.zeros_at_first(&inner.limits))
     };
     let task_inner = inner.clone();
     inner.env.spawn("segment", async move {
         let inner = task_inner;
         let limits = &inner.limits;
-        let (env, superblock, recycled) = (&inner.env, &inner.superblock, recycled.as_ref());
+        let (env, superblock) = (&inner.env, &inner.superblock);
+        let blocks = recycled.as_ref().map_or(Blocks::New(zeros), Blocks::Again);
         let prepared =
-            segments::prepare(env, superblock, inner.number, number, bytes, recycled, limits).await;
+            segments::prepare(env, superblock, inner.number, number, bytes, blocks, limits).await;
         let mut state = inner.state.borrow_mut();
         state.cleaning.recycled += u64::from(recycled.is_some() && prepared.is_ok());
         state.spare = match prepared {

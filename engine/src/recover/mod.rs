@@ -53,8 +53,9 @@ use crate::format::superblock::Superblock;
 use crate::ids::{Epoch, ObjectId, SegmentNumber, Sequence};
 use crate::io::{Create, Disk, File, Mode, Open, write_all_at};
 use crate::limits::Limits;
+use crate::log::ahead::Ahead;
 use crate::log::queue::Queue;
-use crate::log::segments::{self, FileOf, Segment};
+use crate::log::segments::{self, Blocks, FileOf, Segment};
 use crate::log::writer::{Spare, Tail};
 use crate::shard::{Life, State};
 
@@ -154,6 +155,7 @@ pub(crate) async fn recover<E: Env>(
             last: replay.last,
             last_crc: replay.last_crc,
             vouched: true,
+            full: false,
         },
         false => {
             let removed = remove_stale(env, stale);
@@ -168,10 +170,13 @@ pub(crate) async fn recover<E: Env>(
                 // First, for there may be no room otherwise.
                 removed.await;
                 let number = SegmentNumber(next_number);
-                // Small, for opening waits until it is written over; those after it grow again.
-                let bytes = limits.segment_bytes_min;
-                begin(segments::prepare(env, superblock, shard, number, bytes, None, limits).await?)
-                    .await?
+                // Small, for nobody knows yet what will be written; those after it grow again.
+                let (bytes, blocks) = (limits.segment_bytes_min, Blocks::New(0));
+                begin(
+                    segments::prepare(env, superblock, shard, number, bytes, blocks, limits)
+                        .await?,
+                )
+                .await?
             };
             segments.insert(tail.segment.0, segment.kept());
             tail
@@ -216,6 +221,7 @@ pub(crate) async fn recover<E: Env>(
         unfinished: None,
         cleaning: Cleaning::default(),
         recycled: Vec::new(),
+        ahead: Ahead::default(),
         reads: 0,
         spare: Spare::None,
         next_segment: SegmentNumber(next_number + 1),
@@ -226,6 +232,9 @@ pub(crate) async fn recover<E: Env>(
         poison: None,
         life: if opening.read_only { Life::Reading } else { Life::Open },
     };
+    if let Some(segment) = state.segments.get(&tail.segment.0) {
+        state.ahead.begin(segment.written_to);
+    }
     state.close_idle(limits);
     Ok((state, recovery))
 }
@@ -277,8 +286,8 @@ pub(crate) async fn create<E: Env>(
         }
     }
     let bytes = limits.segment_bytes_min;
-    let segment =
-        segments::prepare(env, superblock, shard, SegmentNumber(1), bytes, None, limits).await?;
+    let (number, blocks) = (SegmentNumber(1), Blocks::New(0));
+    let segment = segments::prepare(env, superblock, shard, number, bytes, blocks, limits).await?;
     write_fence(env, &segment, Epoch(1), Sequence(0), 0).await?;
     Ok(())
 }
@@ -314,6 +323,7 @@ async fn write_fence<E: Env>(
         last: last.next(),
         last_crc: crc,
         vouched: true,
+        full: false,
     })
 }
 

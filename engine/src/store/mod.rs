@@ -228,6 +228,25 @@ impl Store {
         })
     }
 
+    /// Writes each object that lies in several places of the log as one image, and gives back the space that
+    /// this frees: for after a bulk load or many overwrites, before a copy of the files, or in quiet
+    /// hours. By itself a store does the same by and by, as far as space asks for it. Requests are
+    /// answered meanwhile.
+    ///
+    /// Objects that can't be read stay as they are; scrub names them.
+    ///
+    /// Errors: `NoSpace`, `Retry`, `Poisoned`, `Overloaded`, `Closed`: not all is compact, and nothing is lost.
+    pub fn compact(&self) -> Call<()> {
+        let asked = self.ask_all(Kind::Closed, |reply| Request::Compact { reply });
+        Call::gathered(async move {
+            let mut done = Ok(());
+            for core in asked {
+                done = done.and(core.await);
+            }
+            done
+        })
+    }
+
     /// Takes no new requests, answers those that are there, makes everything durable, and ends the
     /// threads. The store can be opened again when this returns. Closing twice is fine: both wait for
     /// the same end.

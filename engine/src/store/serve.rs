@@ -36,6 +36,7 @@ pub(super) enum Request {
     Objects { shard: u16, filter: Filter, after: Option<ObjectId>, reply: Reply<Page> },
     DeletePrefix { id: ObjectId, prefix: Bytes, reply: Reply<u64> },
     Flush { reply: Reply<Vec<Failure>> },
+    Compact { reply: Reply<()> },
     Stats { reply: Reply<CoreStats> },
 }
 
@@ -50,6 +51,7 @@ impl Request {
             Self::Objects { reply, .. } => drop(reply.send(Err(error))),
             Self::DeletePrefix { reply, .. } => drop(reply.send(Err(error))),
             Self::Flush { reply } => drop(reply.send(Err(error))),
+            Self::Compact { reply } => drop(reply.send(Err(error))),
             Self::Stats { reply } => drop(reply.send(Err(error))),
         }
     }
@@ -173,8 +175,20 @@ impl<E: Env> Served<E> {
                 drop(reply.send(Ok(self.numbered(shard).page(&filter, after))));
             }
             Request::Flush { reply } => self.answer("flush", reply, self.flush()),
+            Request::Compact { reply } => {
+                // The store's end does not wait for it.
+                let env = self.0.env.clone();
+                env.spawn("compact", async move { drop(reply.send(this.compact().await)) });
+            }
             Request::Stats { reply } => drop(reply.send(Ok(self.stats()))),
         }
+    }
+
+    async fn compact(&self) -> Result<()> {
+        for shard in &self.0.shards {
+            shard.compact().await?;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> CoreStats {

@@ -210,6 +210,10 @@ impl Host for Recorded {
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.env.turn_end()
     }
+
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.env.idle()
+    }
 }
 
 impl Env for Recorded {

@@ -143,7 +143,8 @@ impl Life<'_> {
                 Step::Commit(object, _)
                 | Step::CommitResident(object, _)
                 | Step::CommitStale(object, _)
-                | Step::Load(object) => Some(*object),
+                | Step::Load(object)
+                | Step::Compact(object) => Some(*object),
                 _ => None,
             })
             .collect();
@@ -408,6 +409,13 @@ impl Client {
     async fn step(&self, step: &Step) -> Result<()> {
         match step {
             Step::Load(number) => self.load(&object(*number)).await.map(drop),
+            Step::Compact(number) => {
+                let compact = shard_of(&self.shards, &object(*number)).compact();
+                compact.await.context("making it compact")?;
+                self.checker.shared.mark(Mark::Compacted);
+                self.checker.shared.count(false);
+                Ok(())
+            }
             Step::CommitStale(number, changes) => self.stale(*number, changes),
             Step::Commit(number, batches) => {
                 let id = object(*number);

@@ -69,11 +69,12 @@ pub enum Mark {
     SegmentRecycled,
     MoveOvertaken,
     CrashWhileCleaning,
+    Compacted,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 52] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -125,6 +126,7 @@ impl Mark {
         Self::SegmentRecycled,
         Self::MoveOvertaken,
         Self::CrashWhileCleaning,
+        Self::Compacted,
     ];
 }
 

@@ -39,6 +39,7 @@ pub(super) struct Swarm {
     beside: bool,
     pub(super) fates: bool,
     evictions: bool,
+    compacts: bool,
     clock: bool,
     sockets: bool,
     /// Sockets that their objects read themselves, too.
@@ -82,6 +83,7 @@ impl Plan {
             beside: flag(4),
             fates: flag(2),
             evictions: flag(2),
+            compacts: flag(3),
             clock: flag(6),
             sockets: flag(2) && level == Level::Stack,
             // They would hold what little room there is for good.
@@ -241,6 +243,7 @@ impl Swarm {
         match self.random.below(10) {
             0..2 => Step::Load(object),
             2 => Step::CommitStale(object, self.batch()),
+            3 if self.compacts => Step::Compact(object),
             _ if self.resident => {
                 Step::CommitResident(object, (0..count).map(|_| self.batch()).collect())
             }

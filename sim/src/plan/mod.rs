@@ -124,6 +124,8 @@ pub enum Step {
     CommitStale(u8, Vec<Change>),
     /// Engine: reads a whole object.
     Load(u8),
+    /// Engine: has the shard of an object made compact.
+    Compact(u8),
 }
 
 /// What a client does with a socket.

@@ -138,6 +138,8 @@ pub(crate) struct Passed {
     /// Files that were there when the last session began, and are gone.
     segments_removed: usize,
     runs_removed: usize,
+    /// Once it was made compact.
+    compact_runs: usize,
     /// In the sessions that commit.
     segments_cleaned: u64,
     segments_recycled: u64,
@@ -178,6 +180,10 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
     in_parts(&client, 2).await;
     client.durable(3, &Batch::new().delete_all(), false).await;
     in_parts(&client, 3).await;
+    small_commits(&client, 6).await;
+    shard.compact().await.expect("compact");
+    let compact_runs = shard.stats().runs;
+    small_commits(&client, 8).await;
     shard.close().await.expect("closed");
     let after = env.disk().list().await.expect("a directory");
     let gone = |kind: &str| {
@@ -185,8 +191,13 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
         before.iter().filter(gone).count()
     };
     let (segments_removed, runs_removed) = (gone("segment"), gone("run"));
-    let mut passed =
-        Passed { replayed: recovery.batches, segments_removed, runs_removed, ..passed };
+    let mut passed = Passed {
+        replayed: recovery.batches,
+        segments_removed,
+        runs_removed,
+        compact_runs,
+        ..passed
+    };
     passed.cleaned(&shard.stats());
     passed
 }
@@ -223,6 +234,7 @@ impl Passed {
         assert!(self.replayed > 0, "reopening replayed: {self:?}");
         assert!(self.segments_removed > 0, "segments were removed: {self:?}");
         assert!(self.runs_removed > 0, "runs were removed: {self:?}");
+        assert_eq!(self.compact_runs, 1, "made compact: {self:?}");
         assert!(self.segments_cleaned > 0, "segments were cleaned: {self:?}");
         assert!(self.segments_recycled > 0, "files were used again: {self:?}");
     }

@@ -117,7 +117,9 @@ fn load_shard(dir: &Path, objects: u64, seed: u64) -> Result<Duration> {
             });
             group(&shard, commits).await?;
         }
-        Ok(began.elapsed())
+        let took = began.elapsed();
+        shard.compact().await?;
+        Ok(took)
     })
 }
 
@@ -143,6 +145,7 @@ fn load_store(dir: &Path, objects: u64, rng: &mut Rng) -> Result<()> {
             calls.drain(..).try_for_each(|call| call.wait().map(drop))?;
         }
     }
+    store.compact().wait()?;
     Ok(store.close().wait()?)
 }
 
@@ -199,6 +202,8 @@ fn overwrite_shard(dir: &Path, order: Vec<u64>, seed: u64) -> Result<Duration> {
             });
             group(&shard, commits).await?;
         }
-        Ok(began.elapsed())
+        let took = began.elapsed();
+        shard.compact().await?;
+        Ok(took)
     })
 }

@@ -90,6 +90,10 @@ impl Host for FaultyEnv {
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         self.real.turn_end()
     }
+
+    fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.real.idle()
+    }
 }
 
 #[derive(Clone)]
