@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::directory::{How, Keyed, Run, write_run};
+use crate::directory::{Frozen, How, Run, write_run};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::checkpoint::{Checkpoint, SegmentRef};
@@ -232,7 +232,7 @@ pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Result<(
 struct Begun<F: File> {
     checkpoint: Checkpoint,
     run: u32,
-    frozen: Vec<Keyed>,
+    frozen: Frozen,
     /// The runs whose place it takes.
     merged: Vec<Rc<Run<F>>>,
     how: How,
@@ -313,7 +313,7 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<
         inner.env.turn_end().await;
         Ok(())
     };
-    let run = write_run(inner, number, frozen, &merged, how, turn).await?;
+    let run = write_run(inner, number, Some(frozen), &merged, how, turn).await?;
     let number = run.as_ref().map(|run| run.header.number);
     {
         let state = &mut *inner.state.borrow_mut();

@@ -118,7 +118,7 @@ async fn merge<E: Env>(
             false => Err(Error::new(Kind::Closed, "the shard needs no merge any more")),
         }
     };
-    let run = write_run(inner, number, Vec::new(), runs, how, go_on).await?;
+    let run = write_run(inner, number, None, runs, how, go_on).await?;
     let blocks = |run: &Run<_>| run.blocks() * BLOCK_BYTES as u64;
     tracing::debug!(
         shard = inner.number,

@@ -2,7 +2,6 @@
 
 use std::iter::Peekable;
 use std::rc::Rc;
-use std::vec::IntoIter;
 
 use super::Keyed;
 use super::run::{Entries, Run};
@@ -15,9 +14,12 @@ use crate::io::File;
 /// are damaged blocks: what they hold is left out.
 pub(crate) struct Merge<'a, F: File> {
     /// Youngest first.
-    recent: Vec<Peekable<IntoIter<Keyed>>>,
+    recent: Vec<Peekable<Recent<'a>>>,
     runs: Vec<Source<'a, F>>,
 }
+
+/// Entries in memory, in order of their keys.
+pub(crate) type Recent<'a> = Box<dyn Iterator<Item = Keyed> + 'a>;
 
 /// A run that is walked over.
 struct Source<'a, F: File> {
@@ -30,12 +32,12 @@ struct Source<'a, F: File> {
 impl<'a, F: File> Merge<'a, F> {
     /// All sources, each youngest first; those in memory are younger than all runs.
     pub(crate) fn new(
-        recent: Vec<Vec<Keyed>>,
+        recent: Vec<Recent<'a>>,
         runs: &'a [Rc<Run<F>>],
         after: Option<&Key>,
     ) -> Self {
         Self {
-            recent: recent.into_iter().map(|entries| entries.into_iter().peekable()).collect(),
+            recent: recent.into_iter().map(Iterator::peekable).collect(),
             runs: runs
                 .iter()
                 .map(|run| Source { entries: run.entries(after).peekable(), gap: false })

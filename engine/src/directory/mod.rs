@@ -36,7 +36,7 @@ use crate::live::Live;
 
 pub(crate) use entry::merged;
 pub use entry::{CHAIN_MAX, Entry, Known, SHARES_MAX, Stamp};
-pub(crate) use merge::Merge;
+pub(crate) use merge::{Merge, Recent};
 pub(crate) use run::Run;
 pub(crate) use write::{How, file_name, number_in_name, write_run};
 
@@ -47,6 +47,30 @@ pub type IdMap<V> = std::collections::HashMap<ObjectId, V, foldhash::fast::Fixed
 /// Objects that a new overlay has room for at most before it grows.
 const ROOM_MAX: usize = 1 << 14;
 
+/// Entries of what is frozen that are encoded at a time: all at once would keep the core for a millisecond.
+const ENCODED: usize = 128;
+
+/// What a checkpoint is made of: the entries of the frozen overlay, in order of their keys.
+pub(crate) struct Frozen {
+    map: Rc<IdMap<Known>>,
+    keys: std::vec::IntoIter<Key>,
+    encoded: std::vec::IntoIter<Keyed>,
+}
+
+impl Iterator for Frozen {
+    type Item = Keyed;
+
+    fn next(&mut self) -> Option<Keyed> {
+        if let Some(next) = self.encoded.next() {
+            return Some(next);
+        }
+        let keys: Vec<Key> = self.keys.by_ref().take(ENCODED).collect();
+        let entries = RawEntry::of_all(keys.iter().map(|key| (&key.id, &self.map[&key.id])));
+        self.encoded = keys.into_iter().zip(entries).collect::<Vec<_>>().into_iter();
+        self.encoded.next()
+    }
+}
+
 /// An object's key and its entry.
 pub(crate) type Keyed = (Key, RawEntry);
 
@@ -55,7 +79,7 @@ pub(crate) struct Directory<F: File> {
     store: StoreId,
     overlay: IdMap<Known>,
     /// The overlay that a checkpoint is being made of.
-    frozen: IdMap<Known>,
+    frozen: Rc<IdMap<Known>>,
     /// Youngest first.
     runs: Vec<Rc<Run<F>>>,
     alarms: BTreeSet<(u64, ObjectId)>,
@@ -297,7 +321,8 @@ impl<F: File> Directory<F> {
         after: Option<ObjectId>,
     ) -> impl Iterator<Item = Result<(Key, Known)>> + use<'_, F> {
         let after = after.map(|id| Key::new(self.store, id));
-        let recent = [&self.overlay, &self.frozen].map(|map| self.sorted(map, after.as_ref()));
+        let recent = [&self.overlay, &*self.frozen]
+            .map(|map| Box::new(self.sorted(map, after.as_ref()).into_iter()) as Recent<'_>);
         let mut namespace = None;
         Merge::new(recent.into(), &self.runs, after.as_ref()).map(move |entry| {
             let (key, entry) = entry?;
@@ -324,14 +349,16 @@ impl<F: File> Directory<F> {
     }
 
     /// A checkpoint begins: the overlay so far, sorted. Until it ends, changes gather in a new one.
-    pub(crate) fn freeze(&mut self) -> Vec<Keyed> {
+    pub(crate) fn freeze(&mut self) -> Frozen {
         assert!(self.frozen.is_empty(), "one checkpoint at a time");
         // About as much will come again: a map that grows by doubling moves all that it holds. After a
         // long replay it was more than that.
         let room = self.overlay.len().min(ROOM_MAX);
         let room = IdMap::with_capacity_and_hasher(room, Default::default());
-        self.frozen = std::mem::replace(&mut self.overlay, room);
-        self.sorted(&self.frozen, None)
+        self.frozen = Rc::new(std::mem::replace(&mut self.overlay, room));
+        let mut keys: Vec<_> = self.frozen.keys().map(|id| Key::new(self.store, *id)).collect();
+        keys.sort_unstable();
+        Frozen { map: self.frozen.clone(), keys: keys.into_iter(), encoded: Vec::new().into_iter() }
     }
 
     /// The runs that are to be merged next, youngest first; none if there is no need. Where `merge_runs` of about one
@@ -387,7 +414,7 @@ impl<F: File> Directory<F> {
 
     /// The checkpoint failed: what was frozen is part of the overlay again.
     pub(crate) fn thaw(&mut self) {
-        for (id, frozen) in std::mem::take(&mut self.frozen) {
+        for (id, frozen) in Rc::unwrap_or_clone(std::mem::take(&mut self.frozen)) {
             match self.overlay.entry(id) {
                 std::collections::hash_map::Entry::Vacant(free) => drop(free.insert(frozen)),
                 std::collections::hash_map::Entry::Occupied(mut newer) => {
@@ -399,11 +426,11 @@ impl<F: File> Directory<F> {
 
     /// The checkpoint is made: `run` holds what was frozen, and what `merged` held.
     pub(crate) fn install(&mut self, run: Option<Run<F>>, merged: &[Rc<Run<F>>]) {
-        for (id, known) in std::mem::take(&mut self.frozen) {
-            if let Some(at_ms) = known.entry.and_then(|entry| entry.alarm)
-                && !self.overlay.contains_key(&id)
+        for (id, known) in &*std::mem::take(&mut self.frozen) {
+            if let Some(at_ms) = known.entry.as_ref().and_then(|entry| entry.alarm)
+                && !self.overlay.contains_key(id)
             {
-                assert!(self.alarms.remove(&(at_ms, id)));
+                assert!(self.alarms.remove(&(at_ms, *id)));
             }
         }
         self.replace(merged, run);

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::Recent;
 use super::write::{How, Writer};
 use super::{Entry, Keyed, Known, Merge, Run, Stamp};
 use crate::call::wait;
@@ -93,6 +94,11 @@ fn known(number: u64) -> Known {
     Known { entry, origin }
 }
 
+/// Sources in memory.
+fn recent(sources: Vec<Vec<Keyed>>) -> Vec<Recent<'static>> {
+    sources.into_iter().map(|source| Box::new(source.into_iter()) as Recent<'_>).collect()
+}
+
 /// Entries of the first so many objects, in a run's order.
 fn sorted(objects: u64, known: impl Fn(u64) -> Known) -> Vec<Keyed> {
     let entry = |number| (Key::new(STORE, id(number)), RawEntry::of(&id(number), &known(number)));
@@ -117,7 +123,7 @@ fn written(objects: u64, how: How) -> (Run<Memory>, Memory) {
         entry_blocks: 0,
         alarm_blocks: 0,
     };
-    let merged = Merge::new(vec![sorted(objects, known)], &[], None);
+    let merged = Merge::new(recent(vec![sorted(objects, known)]), &[], None);
     let mut writer = Writer::new(&file, header);
     let header = wait(writer.write(merged, how, async || Ok(())));
     let header = header.expect("no run is read").expect("memory has room");
@@ -165,9 +171,9 @@ fn merged_entries_keep_the_names_that_older_ones_knew() {
     const OBJECTS: u64 = 200;
     let (header, file) = write(OBJECTS);
     let older = [Rc::new(open(header, &file))];
-    let recent = |number| Known { entry: known(number + 2).entry, origin: Origin::default() };
-    let recent = vec![sorted(OBJECTS, recent)];
-    let merged: Vec<_> = Merge::new(recent, &older, None).map(Result::unwrap).collect();
+    let newer = |number| Known { entry: known(number + 2).entry, origin: Origin::default() };
+    let newer = vec![sorted(OBJECTS, newer)];
+    let merged: Vec<_> = Merge::new(recent(newer), &older, None).map(Result::unwrap).collect();
     assert_eq!(merged.len() as u64, OBJECTS);
     for number in 0..OBJECTS {
         let (_, merged) = merged.iter().find(|(key, _)| key.id == id(number)).expect("there");

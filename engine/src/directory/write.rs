@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::guide::Guide;
-use super::{Keyed, Merge, Run};
+use super::{Frozen, Merge, Recent, Run};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::run::{BLOCK_BYTES, BlockBuilder, RunHeader};
@@ -49,7 +49,7 @@ pub(crate) struct How {
 pub(crate) async fn write_run<E: Env>(
     inner: &Inner<E>,
     number: u32,
-    frozen: Vec<Keyed>,
+    frozen: Option<Frozen>,
     runs: &[Rc<Run<FileOf<E>>>],
     how: How,
     pause: impl AsyncFnMut() -> Result<()>,
@@ -69,7 +69,8 @@ pub(crate) async fn write_run<E: Env>(
     };
     let mut writer = Writer::new(&file, header);
     let written = async {
-        let merged = Merge::new(vec![frozen], runs, None);
+        let frozen = frozen.into_iter().map(|frozen| Box::new(frozen) as Recent<'_>);
+        let merged = Merge::new(frozen.collect(), runs, None);
         let header = writer.write(merged, how, pause).await?.map_err(failed)?;
         if header.entry_blocks == 0 {
             return Ok(None);
