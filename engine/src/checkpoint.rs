@@ -387,9 +387,16 @@ pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
         let next_bytes = state.next_bytes(&inner.limits);
         let (again, gone): (Vec<_>, Vec<_>) =
             gone.into_iter().map(Recycled::from).partition(|file| file.fits(next_bytes));
-        state.recycled.extend(again);
+        let (mut fitting, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut state.recycled).into_iter().partition(|file| file.fits(next_bytes));
+        fitting.extend(again);
+        state.recycled = fitting;
         let room = RECYCLED_MAX.min(state.recycled.len());
-        let gone = gone.into_iter().chain(state.recycled.split_off(room)).map(|file| file.name);
+        let gone = gone
+            .into_iter()
+            .chain(others)
+            .chain(state.recycled.split_off(room))
+            .map(|file| file.name);
         let State { progress, directory, .. } = state;
         let slots = || progress.needs.iter().flatten();
         let runs: Vec<u32> = progress.runs_on_disk.iter().copied().collect();

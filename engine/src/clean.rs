@@ -73,12 +73,20 @@ pub(crate) struct Cleaning {
     pub(crate) running: bool,
     /// Who needs the log to stay as it is.
     held: usize,
-    /// Who waits for the shard to be compact.
+    /// Tasks that make the shard compact.
     pub(crate) compacting: usize,
-    /// How often there was nothing to do for those.
-    pub(crate) compacted: u64,
-    /// When the last commit became durable, by the core's clock; at first, when the shard was opened.
-    pub(crate) last_commit: Duration,
+    /// Steps that may still be taken for one of them.
+    asked: u32,
+    /// How often all was done for one, or could not be.
+    pub(crate) answered: u64,
+    /// Why not, the last time.
+    pub(crate) failure: Option<Error>,
+    /// When the last commit became durable, by the core's clock.
+    last_commit: Option<Duration>,
+    /// When there were last so many that it was no lull; at first, when the shard was opened.
+    last_busy: Duration,
+    /// Bytes committed within [`Limits::lull`] from a moment on.
+    committed: (Duration, u64),
     /// The segment that is being emptied.
     pub(crate) victim: Option<u32>,
     /// Whether that waits for a lull.
@@ -111,15 +119,44 @@ impl Cleaning {
         self.credit = self.credit.saturating_add(bytes.saturating_mul(CREDIT));
     }
 
-    /// All that is there may be moved once, and it looks at once.
-    pub(crate) fn may_move(&mut self, bytes: u64) {
+    /// A batch of commits became durable, of so many bytes.
+    pub(crate) fn committed(&mut self, now: Duration, bytes: u64, limits: &Limits) {
+        self.last_commit = Some(now);
+        let (since, before) = self.committed;
+        let recent =
+            if now.saturating_sub(since) < limits.lull { (since, before) } else { (now, 0) };
+        self.committed = (recent.0, recent.1 + bytes);
+        if self.committed.1 >= limits.lull_bytes {
+            self.last_busy = now;
+        }
+    }
+
+    /// All that is there, so many bytes, may be moved once, and it looks at once.
+    fn may_move(&mut self, bytes: u64) {
         self.credit = self.credit.max(bytes);
         self.look_at = 0;
     }
 
-    /// Whether enough has changed since it looked last.
+    /// Asks it to do now what there is to do, in so many steps at most: commits may make more and more.
+    /// How often it had answered before.
+    pub(crate) fn ask(&mut self, bytes: u64, steps: usize) -> u64 {
+        self.may_move(bytes);
+        self.asked = u32::try_from(steps).unwrap_or(u32::MAX);
+        self.failure = None;
+        self.answered
+    }
+
+    /// What was asked of it is done, as far as it can be.
+    fn answer(&mut self, failure: Option<Error>) {
+        if std::mem::take(&mut self.asked) > 0 {
+            self.answered += 1;
+            self.failure = failure;
+        }
+    }
+
+    /// Whether enough has changed since it looked last, or it was asked.
     pub(crate) fn wants_to_look(&self) -> bool {
-        self.others_changed >= self.look_at
+        self.asked > 0 || self.others_changed >= self.look_at
     }
 
     /// These segments are gone.
@@ -187,6 +224,15 @@ struct Space {
     allowed_busy: u64,
 }
 
+impl Space {
+    /// How badly space is needed, in percent: nothing is left to others once half as much again is taken as is
+    /// allowed beside them.
+    fn urgency(&self) -> u32 {
+        let over = self.bytes.saturating_sub(self.allowed_busy).saturating_mul(200);
+        u32::try_from(over / self.allowed_busy.max(1)).unwrap_or(u32::MAX).min(100)
+    }
+}
+
 impl<F: File> State<F> {
     /// Whether segments must stay for somebody who looks at the whole log.
     pub(crate) fn is_held(&self) -> bool {
@@ -219,11 +265,16 @@ impl<F: File> State<F> {
         Space { bytes, empty, allowed, allowed_busy: allowed_busy.max(allowed) }
     }
 
-    /// How long it lasts until there will have been no commit for long enough; `None` if that is so, or
-    /// somebody wants the shard compact.
+    /// How long it lasts at least until there is a lull; `None` if there is one, or somebody wants the shard
+    /// compact.
     fn until_lull(&self, now: Duration, limits: &Limits) -> Option<Duration> {
-        let left = (self.cleaning.last_commit + limits.lull).saturating_sub(now);
+        let left = (self.cleaning.last_busy + limits.lull).saturating_sub(now);
         (self.cleaning.compacting == 0 && !left.is_zero()).then_some(left)
+    }
+
+    /// Whether there was a commit a moment ago, be it one.
+    fn is_beside_commits(&self, now: Duration, limits: &Limits) -> bool {
+        self.cleaning.last_commit.is_some_and(|at| now.saturating_sub(at) < limits.lull)
     }
 
     /// How long it is to wait for a lull, if at all.
@@ -242,8 +293,6 @@ impl<F: File> State<F> {
             return None;
         }
         if !self.cleaning.wants_to_look() {
-            // What it could do is done, or has failed.
-            self.cleaning.compacted += 1;
             return None;
         }
         let space = self.space(wall_ms, limits);
@@ -269,7 +318,11 @@ impl<F: File> State<F> {
         };
         if step.is_none() {
             self.look_later(limits);
-            self.cleaning.compacted += 1;
+            self.cleaning.answer(None);
+        } else if self.cleaning.asked == 1 {
+            self.cleaning.answer(None);
+        } else {
+            self.cleaning.asked = self.cleaning.asked.saturating_sub(1);
         }
         step
     }
@@ -317,15 +370,15 @@ pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
         let state = &mut *inner.state.borrow_mut();
         let all = state.live.total() + u64::from(inner.limits.segment_bytes_min);
         state.cleaning.may_move(all);
-        state.cleaning.last_commit = inner.env.now();
+        state.cleaning.last_busy = inner.env.now();
     }
     loop {
         let next = || {
             let (now, wall_ms) = (inner.env.now(), inner.env.wall_ms());
             let state = &mut *inner.state.borrow_mut();
-            let waiting = state.cleaning.compacting > 0;
+            let before = state.cleaning.answered;
             let step = state.step(now, wall_ms, &inner.limits);
-            if waiting && step.is_none() {
+            if state.cleaning.answered > before {
                 inner.changed.notify();
             }
             step
@@ -347,7 +400,10 @@ pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
             if inner.state.borrow().life == Life::Open {
                 tracing::warn!(shard = inner.number, %error, "cleaning failed; it is tried later");
             }
-            inner.state.borrow_mut().look_later(&inner.limits);
+            let state = &mut *inner.state.borrow_mut();
+            state.look_later(&inner.limits);
+            state.cleaning.answer(Some(error));
+            inner.changed.notify();
         }
         inner.env.idle().await;
     }
@@ -380,10 +436,14 @@ async fn free<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
         let pinned = state.full_segments().any(Segment::is_pinned);
         (state.cleaning.freed, pinned)
     };
-    if after == before && pinned {
-        sleep(inner, PINNED_WAIT).await;
-    } else if after == before {
-        inner.state.borrow_mut().look_later(&inner.limits);
+    if after == before {
+        // Whoever asked does not wait for readers.
+        inner.state.borrow_mut().cleaning.answer(None);
+        inner.changed.notify();
+        match pinned {
+            true => sleep(inner, PINNED_WAIT).await,
+            false => inner.state.borrow_mut().look_later(&inner.limits),
+        }
     }
     Ok(())
 }
@@ -423,7 +483,11 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
             if !group.is_empty() {
                 damaged = move_group(shard, &group).await?.or(damaged);
             }
-            inner.env.idle().await;
+            let space = inner.state.borrow().space(inner.env.wall_ms(), &inner.limits);
+            match space.urgency() {
+                0 => inner.env.idle().await,
+                _ => inner.env.turn_end().await,
+            }
         }
     }
     let state = &mut *inner.state.borrow_mut();
@@ -485,9 +549,11 @@ fn next_group<E: Env>(
 ) -> Vec<ObjectId> {
     let state = inner.state.borrow();
     let (mut group, mut bytes) = (Vec::new(), 0);
-    let objects_max = match state.until_lull(inner.env.now(), &inner.limits) {
-        None => GROUP_OBJECTS,
-        Some(_) => BUSY_GROUP_OBJECTS,
+    let beside = state.is_beside_commits(inner.env.now(), &inner.limits);
+    let urgency = state.space(inner.env.wall_ms(), &inner.limits).urgency() as usize;
+    let objects_max = match beside {
+        false => GROUP_OBJECTS,
+        true => BUSY_GROUP_OBJECTS + (GROUP_OBJECTS - BUSY_GROUP_OBJECTS) * urgency / 100,
     };
     while let Some(id) = rest.pop() {
         // Where that can't be read, the segment stays.
@@ -554,14 +620,11 @@ pub(crate) async fn move_group<E: Env>(
 async fn pause<E: Env>(inner: &Rc<Inner<E>>, moved: u64, took: Duration) {
     let (others, until) = {
         let state = inner.state.borrow();
-        if state.until_lull(inner.env.now(), &inner.limits).is_none() {
+        if !state.is_beside_commits(inner.env.now(), &inner.limits) {
             return;
         }
         let space = state.space(inner.env.wall_ms(), &inner.limits);
-        // Nothing is left to others once half as much again is taken as is allowed.
-        let urgent = space.bytes.saturating_sub(space.allowed_busy).saturating_mul(200);
-        let urgent = u32::try_from(urgent / space.allowed_busy.max(1)).unwrap_or(u32::MAX).min(100);
-        let others = (100 - SHARE_PERCENT) * (100 - urgent);
+        let others = (100 - SHARE_PERCENT) * (100 - space.urgency());
         let bytes = moved * u64::from(others) / u64::from(SHARE_PERCENT * 100);
         (others, state.log_bytes + bytes)
     };

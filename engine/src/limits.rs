@@ -39,7 +39,7 @@ pub struct Limits {
     /// Runs at most; the youngest are merged whatever their size where there would be more, and checkpoints wait
     /// for that.
     pub runs_max: usize,
-    /// Bytes of full segments for 100 live bytes above which the cleaner works while nobody commits.
+    /// Bytes of full segments for 100 live bytes above which the cleaner works in a lull.
     pub space_percent: u64,
     /// Bytes of full segments that there may be beyond.
     pub space_slack_bytes: u64,
@@ -47,8 +47,10 @@ pub struct Limits {
     pub busy_space_percent: u64,
     /// Likewise.
     pub busy_space_slack_bytes: u64,
-    /// How long there is no commit before the cleaner takes it that nobody commits.
+    /// A lull is a time as long as this in which less than [`Limits::lull_bytes`] were committed.
     pub lull: Duration,
+    /// See [`Limits::lull`].
+    pub lull_bytes: u64,
     /// How long commits stay in the log, whatever becomes of their objects, so that history shows them: a
     /// segment goes, and what is live in it moves, only when its newest commit is older.
     pub retention: Duration,
@@ -82,6 +84,7 @@ impl Limits {
         busy_space_percent: 200,
         busy_space_slack_bytes: 64 << 20,
         lull: Duration::from_millis(100),
+        lull_bytes: 64 << 10,
         retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(10),
@@ -109,6 +112,7 @@ impl Limits {
         busy_space_percent: 150,
         busy_space_slack_bytes: 24 << 10,
         lull: Duration::from_micros(500),
+        lull_bytes: 2 << 10,
         retention: Duration::ZERO,
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
@@ -127,7 +131,6 @@ impl Limits {
         assert!(self.segment_bytes_min as usize >= self.block_bytes + self.batch_bytes_max);
         assert!(self.segment_bytes_min <= self.segment_bytes_max);
         assert!(self.segment_bytes_max.is_power_of_two());
-        assert!(((self.ahead_bytes / 8) as usize).is_multiple_of(self.block_bytes));
         assert!(self.ahead_bytes > 0);
         assert!(self.key_bytes_max <= u16::MAX as usize);
         // Any one operation fits in a batch, beside everything else that a frame may carry.

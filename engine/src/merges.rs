@@ -61,10 +61,10 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>) {
 }
 
 /// Makes one run of all that there are, after the merges that are being made. A damaged one stays as it is, and
-/// with it all others.
+/// with it all others. Whether there was anything to do.
 ///
 /// Errors: `Closed` (also where the shard is poisoned), `NoSpace`, `Retry`: the runs are as before.
-pub(crate) async fn merge_all<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+pub(crate) async fn merge_all<E: Env>(inner: &Rc<Inner<E>>) -> Result<bool> {
     let over = |state: &State<FileOf<E>>| state.life != Life::Open || state.poison.is_some();
     let idle = || {
         let state = inner.state.borrow();
@@ -78,7 +78,7 @@ pub(crate) async fn merge_all<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
         }
         let runs = state.directory.all_runs();
         if runs.len() < 2 || runs.iter().any(|run| run.damaged.get()) {
-            return Ok(());
+            return Ok(false);
         }
         runs.iter().for_each(|run| run.merging.set(true));
         state.progress.merges += 1;
@@ -87,7 +87,7 @@ pub(crate) async fn merge_all<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
     let merging = Merging { inner, runs: &runs };
     merge(inner, number, &runs, How { all: true, forget: false }).await?;
     drop(merging);
-    Ok(())
+    Ok(true)
 }
 
 /// A merge that somebody waits for: also where that is given up, it is under way no more.

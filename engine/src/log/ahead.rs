@@ -16,6 +16,7 @@ use std::rc::Rc;
 use super::handles::Handle;
 use super::segments::Segment;
 use crate::env::Env;
+use crate::error::{Error, Kind};
 use crate::io::{File, PageBuf, write_all_at};
 use crate::limits::Limits;
 use crate::shard::{Inner, Life, State};
@@ -74,12 +75,13 @@ impl<F: File> State<F> {
         let segment = &segments[&number];
         let Handle::Open { file, .. } = &segment.file else { return None };
         let goal = tail.offset.saturating_add(limits.ahead_bytes).min(segment.header.bytes);
-        let over = ahead.failed || self.life != Life::Open || self.poison.is_some();
+        let over = ahead.failed || ahead.large || self.life != Life::Open || self.poison.is_some();
         if over || ahead.written_to >= goal {
             return None;
         }
         let from = ahead.written_to;
-        let bytes = (limits.ahead_bytes / WRITES).min(segment.header.bytes - from);
+        let block = crate::format::len_u32(segment.header.block_bytes);
+        let bytes = write_bytes(limits, block).min(segment.header.bytes - from);
         ahead.zeros_from = Some(from);
         ahead.written_to = from + bytes;
         Some(Zeros { segment: segment.with(file.clone()), from, bytes })
@@ -92,6 +94,11 @@ impl<F: File> State<F> {
         let near = written_to < self.tail.offset.saturating_add(limits.ahead_bytes / 2);
         !running && !failed && !large && near && written_to < bytes && self.life == Life::Open
     }
+}
+
+/// Bytes of one write.
+fn write_bytes(limits: &Limits, block_bytes: u32) -> u32 {
+    (limits.ahead_bytes / WRITES).next_multiple_of(block_bytes)
 }
 
 /// Begins to write over what comes next, if it is time to. To be called after a batch of so many bytes.
@@ -108,7 +115,8 @@ pub(crate) fn start_if_due<E: Env>(inner: &Rc<Inner<E>>, batch_bytes: usize) {
     inner.env.spawn("ahead", async move {
         let Running(inner) = &running;
         let block = inner.superblock.block_bytes;
-        let mut zeros = PageBuf::zeroed((inner.limits.ahead_bytes / WRITES) as usize);
+        let most = write_bytes(&inner.limits, crate::format::len_u32(block));
+        let mut zeros = PageBuf::zeroed(most as usize);
         loop {
             let next = inner.state.borrow_mut().next_zeros(&inner.limits);
             let Some(Zeros { segment, from, bytes }) = next else { return };
@@ -138,6 +146,10 @@ struct Running<E: Env>(Rc<Inner<E>>);
 
 impl<E: Env> Drop for Running<E> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Nobody knows whether zeros are still on their way.
+            self.0.poison(Error::new(Kind::Poisoned, "writing ahead of the log ended by a panic"));
+        }
         self.0.state.borrow_mut().ahead.running = false;
         self.0.changed.notify();
     }

@@ -2,8 +2,9 @@
 //! something in it is read. Where more would be open than [`Limits::open_segments_max`], the one that
 //! was not read for longest is closed: so neither opening a store nor its descriptors follow its size.
 //!
-//! Nobody else writes to a full segment, dead or alive: its last batch was durable before the
-//! checkpoint that says that it is full. So it is not locked, and an old read that holds a closed file
+//! Nobody else writes a batch to a full segment, dead or alive: its last one was durable before the
+//! checkpoint that says that it is full; at most zeros are on their way behind that ([`super::ahead`]), which
+//! whoever uses the file again waits for with its lock. So it is not locked to be read, and an old read that holds a closed file
 //! is in nobody's way.
 
 use std::rc::Rc;

@@ -263,7 +263,7 @@ fn settle<E: Env>(
         }
     }
     if batch.role == Role::Commits && commits > rewrites {
-        state.cleaning.last_commit = inner.env.now();
+        state.cleaning.committed(inner.env.now(), bytes as u64, &inner.limits);
     }
     // With the first commits to a segment: the next opening may want one too.
     let spare = batch.role == Role::Commits && matches!(state.spare, Spare::None);
@@ -290,18 +290,28 @@ fn settle<E: Env>(
 /// The segment and offset where a batch of `bytes` goes; moves on to the spare segment when the
 /// current one is full.
 async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<FileOf<E>>, u32)> {
-    {
+    let current = || {
         let state = inner.state.borrow();
         let current = &state.segments[&state.tail.segment.0];
         let fits = state.tail.offset as usize + bytes <= current.header.bytes as usize;
-        if fits && !state.tail.full {
-            let Handle::Open { file, .. } = &current.file else {
-                unreachable!("the segment that is written stays open")
-            };
-            return Ok((current.with(file.clone()), state.tail.offset));
-        }
+        let Handle::Open { file, .. } = &current.file else {
+            unreachable!("the segment that is written stays open")
+        };
+        fits.then(|| (current.with(file.clone()), state.tail.offset))
+    };
+    let wants_next = inner.state.borrow().tail.full;
+    if let Some(place) = current().filter(|_| !wants_next) {
+        return Ok(place);
     }
-    let segment = take_spare(inner).await?;
+    let segment = match (take_spare(inner).await, current()) {
+        (Ok(segment), _) => segment,
+        // Without room for another one this one goes on, as far as it goes.
+        (Err(_), Some(place)) => {
+            inner.state.borrow_mut().tail.full = false;
+            return Ok(place);
+        }
+        (Err(error), None) => return Err(error),
+    };
     let (number, bytes) = (segment.header.number.0, segment.header.bytes);
     tracing::debug!(shard = inner.number, segment = number, bytes, "segment opened");
     let offset = crate::format::len_u32(segment.header.block_bytes);
@@ -310,7 +320,7 @@ async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<Fil
         state.tail.segment = segment.header.number;
         state.tail.offset = offset;
         state.tail.full = false;
-        state.ahead.begin(segment.written_to);
+        state.ahead.begin(segment.written_to.max(offset));
         state.segments.insert(segment.header.number.0, segment.clone().kept());
         state.close_idle(&inner.limits);
     }

@@ -233,7 +233,7 @@ pub(crate) async fn recover<E: Env>(
         life: if opening.read_only { Life::Reading } else { Life::Open },
     };
     if let Some(segment) = state.segments.get(&tail.segment.0) {
-        state.ahead.begin(segment.written_to);
+        state.ahead.begin(segment.written_to.max(tail.offset));
     }
     state.close_idle(limits);
     Ok((state, recovery))

@@ -185,10 +185,11 @@ impl<E: Env> Served<E> {
     }
 
     async fn compact(&self) -> Result<()> {
+        let mut done = Ok(());
         for shard in &self.0.shards {
-            shard.compact().await?;
+            done = done.and(shard.compact().await);
         }
-        Ok(())
+        done
     }
 
     fn stats(&self) -> CoreStats {

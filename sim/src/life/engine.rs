@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_engine::{
     Batch, Contents, Filter, Host, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version,
 };
+use futures_util::future::{FutureExt, select};
 
 use super::shared::{Mark, Shared};
 use super::{Life, Running};
@@ -155,7 +157,7 @@ impl Life<'_> {
 
     pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
         let shards = running.shards.borrow().clone().expect("opened");
-        let client = Client { checker: self.checker(), shards };
+        let client = Client { env: running.env.clone(), checker: self.checker(), shards };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
         running.env.spawn("client", async move {
             for step in steps {
@@ -401,6 +403,7 @@ impl Checker {
 }
 
 struct Client {
+    env: SimEnv,
     checker: Checker,
     shards: Shards,
 }
@@ -410,9 +413,15 @@ impl Client {
         match step {
             Step::Load(number) => self.load(&object(*number)).await.map(drop),
             Step::Compact(number) => {
-                let compact = shard_of(&self.shards, &object(*number)).compact();
-                compact.await.context("making it compact")?;
-                self.checker.shared.mark(Mark::Compacted);
+                let compact = shard_of(&self.shards, &object(*number)).compact().boxed_local();
+                // Some do not wait for its end.
+                if number % 3 == 0 {
+                    let patience = self.env.sleep(Duration::from_micros(300)).boxed_local();
+                    drop(select(compact, patience).await);
+                } else {
+                    compact.await.context("making it compact")?;
+                    self.checker.shared.mark(Mark::Compacted);
+                }
                 self.checker.shared.count(false);
                 Ok(())
             }
