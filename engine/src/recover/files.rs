@@ -142,8 +142,9 @@ pub(super) async fn read_files<E: Env>(
         opening.push(find(env, place, name, named));
     }
     let mut reading = Vec::new();
-    // Where the log goes on in a file, those before it are full of it or an opening left them: either
-    // way so much less of it is to come.
+    // Where the log goes on in a file, those before it are full of it, or an opening or a compaction left them:
+    // either way so much less of it is to come, but for what a compaction left, behind which its checkpoint
+    // comes at once.
     let mut unread = limits.replay_bytes_max;
     for found in join_all(opening).await {
         let found = found?;

@@ -75,7 +75,7 @@ impl Plan {
             odd_keys: flag(4),
             delete_all: flag(2),
             // Where commits are refused, retries of alarms are what goes on.
-            alarms: flag(2) || faults.capacity > 0,
+            alarms: flag(2) || faults.fails(),
             transactions: flag(2),
             sections: flag(3),
             calls: flag(2),
@@ -88,7 +88,7 @@ impl Plan {
             sockets: flag(2) && level == Level::Stack,
             // They would hold what little room there is for good.
             live_sockets: flag(2) && !tiny_caches,
-            patient: flag(4) || (faults.capacity > 0 && flag(2)),
+            patient: flag(4) || (faults.fails() && flag(2)),
             eager: flag(3),
             pipelined: flag(2),
             resident: flag(2),
