@@ -5,15 +5,16 @@
 mod common;
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use common::dir;
 use dormouse_engine::format::frame::Address;
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
 use dormouse_engine::{
-    Batch, Env, Error, Kind, Limits, ObjectId, Result, Shard, ShardStats, StoreLock,
+    Batch, Env, Error, Host, Kind, Limits, ObjectId, Result, Shard, ShardStats, StoreLock,
 };
-use futures_util::future::try_join;
+use futures_util::future::{FutureExt, select, try_join};
 
 const OBJECTS: u8 = 20;
 const ROUNDS: u16 = 150;
@@ -126,6 +127,26 @@ fn a_compact_shard_holds_one_image_of_each_object_and_no_more_than_it_may() {
             let contents = shard.load(&id(number)).await?;
             assert_eq!(contents.map[&[b'k', number % 3][..]], [2; 300][..]);
         }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_compaction_that_nobody_waits_for_goes_on_and_is_in_nobodys_way() {
+    let dir = dir();
+    with(dir.path(), Limits::TINY, async |env, shard| {
+        overwrite(&shard, ROUNDS).await?;
+        // Given up at some moment: before anything happened, and ever later.
+        for wait in 0..20 {
+            let compact = pin!(shard.compact());
+            select(compact, pin!(env.sleep(Duration::from_micros(100 * wait)))).await;
+            overwrite(&shard, 10).await?;
+        }
+        shard.compact().await
+    });
+    with(dir.path(), Limits::TINY, async |_, shard| {
+        // Closed in the midst of one.
+        assert!(shard.compact().now_or_never().is_none());
         Ok(())
     });
 }
