@@ -28,7 +28,7 @@ use crate::park::Park;
 pub const TURN_POLLS: usize = 256;
 
 /// Turns after which a task that waits for the core to be idle goes on in spite of others.
-const BUSY_TURNS: u32 = 16;
+pub const BUSY_TURNS: u32 = 16;
 
 type Future0 = Pin<Box<dyn Future<Output = ()>>>;
 
