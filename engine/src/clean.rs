@@ -289,21 +289,15 @@ impl<F: File> State<F> {
         if self.life != Life::Open || self.poison.is_some() {
             return Some(Step::End);
         }
-        if self.is_held() {
-            return None;
-        }
-        if !self.cleaning.wants_to_look() {
+        if self.is_held() || !self.cleaning.wants_to_look() {
             return None;
         }
         let space = self.space(wall_ms, limits);
+        let wait = self.until_lull(now, limits).filter(|_| space.bytes <= space.allowed_busy);
         let step = match space {
             Space { empty, .. } if empty > 0 && self.cleaning.compacting > 0 => Some(Step::Free),
             Space { bytes, allowed, .. } if bytes <= allowed => None,
-            Space { bytes, allowed_busy, .. }
-                if bytes <= allowed_busy && self.until_lull(now, limits).is_some() =>
-            {
-                self.until_lull(now, limits).map(Step::Wait)
-            }
+            _ if wait.is_some() => wait.map(Step::Wait),
             Space { bytes, empty, allowed, .. }
                 if empty > 0 && empty >= (bytes - allowed).min(bytes / 8) =>
             {
@@ -318,11 +312,10 @@ impl<F: File> State<F> {
         };
         if step.is_none() {
             self.look_later(limits);
-            self.cleaning.answer(None);
-        } else if self.cleaning.asked == 1 {
-            self.cleaning.answer(None);
-        } else {
-            self.cleaning.asked = self.cleaning.asked.saturating_sub(1);
+        }
+        match (&step, self.cleaning.asked) {
+            (None, _) | (_, 1) => self.cleaning.answer(None),
+            (Some(_), asked) => self.cleaning.asked = asked.saturating_sub(1),
         }
         step
     }

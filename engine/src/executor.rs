@@ -131,20 +131,19 @@ impl Executor {
 
     /// Returns at the end of this turn.
     pub fn turn_end(&self) -> impl Future<Output = ()> + 'static {
-        let inner = self.0.clone();
-        let mut waited = false;
-        std::future::poll_fn(move |context| {
-            if waited {
-                return Poll::Ready(());
-            }
-            waited = true;
-            inner.turn_ends.borrow_mut().push(context.waker().clone());
-            Poll::Pending
-        })
+        self.woken(|inner, waker| inner.turn_ends.borrow_mut().push(waker))
     }
 
     /// Returns when nothing else is ready, or after [`BUSY_TURNS`].
     pub fn idle(&self) -> impl Future<Output = ()> + 'static {
+        self.woken(|inner, waker| inner.idle.borrow_mut().push_back(waker))
+    }
+
+    /// Leaves a waker with `wait`, and returns once it runs.
+    fn woken<W>(&self, wait: W) -> impl Future<Output = ()> + use<W>
+    where
+        W: Fn(&Inner, Waker) + 'static,
+    {
         let inner = self.0.clone();
         let mut waited = false;
         std::future::poll_fn(move |context| {
@@ -152,7 +151,7 @@ impl Executor {
                 return Poll::Ready(());
             }
             waited = true;
-            inner.idle.borrow_mut().push_back(context.waker().clone());
+            wait(&inner, context.waker().clone());
             Poll::Pending
         })
     }

@@ -9,7 +9,7 @@ use dormouse_scheduler::{Kind, LiveSocket, SocketEvent};
 use super::line::{self, Ending, Told, What};
 use super::object::Inner;
 use super::shared::Mark;
-use crate::plan::{Op, To};
+use crate::plan::{Op, To, Turn};
 
 /// A socket of the object's, whoever reads it.
 #[derive(Clone)]
@@ -185,10 +185,20 @@ impl Inner {
         }
         let turn = token.and_then(|token| shared.lines.borrow_mut().turns.remove(&token));
         let Some(turn) = turn else { return Ok(()) };
-        self.events.borrow_mut().insert(event, (number, handle));
-        let result = self.clone().turn(event, &turn).await;
+        self.turn_on_line(event, (number, handle), &turn).await
+    }
+
+    /// Makes the turn of an event of a socket.
+    async fn turn_on_line(
+        self: &Rc<Self>,
+        event: u64,
+        line: (u64, Handle),
+        turn: &Turn,
+    ) -> Result<()> {
+        self.events.borrow_mut().insert(event, line);
+        let result = self.clone().turn(event, turn).await;
         self.events.borrow_mut().remove(&event);
-        shared.on(&self.name, |ghost| {
+        self.shared.on(&self.name, |ghost| {
             ghost.pause();
             Ok(())
         });
@@ -217,14 +227,7 @@ impl Inner {
             shared.mark(Mark::EndOutlivedItsObject);
         }
         let Some(turn) = turn else { return Ok(()) };
-        self.events.borrow_mut().insert(event, (number, handle));
-        let result = self.clone().turn(event, &turn).await;
-        self.events.borrow_mut().remove(&event);
-        shared.on(&self.name, |ghost| {
-            ghost.pause();
-            Ok(())
-        });
-        result
+        self.turn_on_line(event, (number, handle), &turn).await
     }
 
     /// Does what concerns sockets.
