@@ -1,4 +1,4 @@
-//! From a batch to frames in the queue: which of them are images, which deltas, and in how many parts.
+//! From a batch to frames in the queue: which of them are images, trees or deltas, and in how many parts.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -8,11 +8,13 @@ use crate::contents::{Origin, Resident};
 use crate::directory::{Entry, Stamp, merged};
 use crate::env::Env;
 use crate::format::batch::batch_bytes;
-use crate::format::frame::{self, Address, Frame, Share, Sizes};
+use crate::format::frame::{self, Address, Frame, Share};
+use crate::format::page;
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{OPEN, Ticket, Update};
 use crate::log::segments::FileOf;
 use crate::shard::{Inner, Pending, State};
+use crate::tree::{Draft, Pushed, Sizes};
 
 /// Images up to this size are written again whenever the chain is full.
 const SMALL_IMAGE_BYTES: usize = 16 << 10;
@@ -23,6 +25,8 @@ pub(crate) struct Appending<'a, E: Env> {
     pub(crate) id: &'a ObjectId,
     pub(crate) version: Version,
     pub(crate) alarm: Option<u64>,
+    /// When the commit was made by the wall clock, ms since 1970.
+    pub(crate) written_ms: u64,
     pub(crate) head: Option<Entry>,
     /// Whether there was an entry, known or not.
     pub(crate) existed: bool,
@@ -30,52 +34,144 @@ pub(crate) struct Appending<'a, E: Env> {
 }
 
 impl<E: Env> Appending<'_, E> {
+    /// Appends the commit as an image, if one is to be written, or as a delta.
     pub(crate) fn append(
         &self,
         state: &mut State<FileOf<E>>,
         batch: &Batch,
         resident: Option<&dyn Resident>,
     ) -> Ticket {
-        let wall_ms = self.inner.env.wall_ms();
-        let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
-        if let Some(head) = self.head.as_ref().filter(|_| self.rewrite) {
-            stamp.written_ms = head.written_ms;
-        }
-        let mut known = batch.origin().clone();
-        let (entry, parts, dead) = match self.image(batch, resident) {
+        let written = match self.image(batch, resident) {
+            Some((payload, origin)) if payload.len() > self.inner.limits.image_bytes_max => {
+                let sizes = Sizes::of(&self.inner.limits);
+                let draft = Draft::of_puts(&payload.into(), &sizes);
+                self.tree(state, draft, Vec::new(), &[], origin)
+            }
             Some((payload, origin)) => {
                 let exists = !payload.is_empty() || self.alarm.is_some();
-                let kind = frame::Kind::Image;
-                let Appended { address, parts, .. } =
-                    self.frames(state, kind, &payload, stamp, &origin);
-                known = origin;
-                let entry = exists.then(|| Entry::image(address, stamp, &parts));
-                (entry, parts, self.head.clone())
+                let Appended { address, .. } =
+                    self.frames(state, frame::Kind::Image, &payload, &origin);
+                let entry = exists.then(|| Entry::image(address, self.stamp(), &[]));
+                Written { entry, parts: Vec::new(), image: true, origin }
             }
             None => {
                 let head = self.head.as_ref();
                 let head = head.expect("an object that does not exist gets an image");
-                let (kind, payload) = (frame::Kind::Delta, batch.encoded_ops());
+                let origin = batch.origin().clone();
                 let Appended { address, parts, nests } =
-                    self.frames(state, kind, payload, stamp, &known);
-                (Some(head.with_delta(address, stamp, nests, &parts)), parts, None)
+                    self.frames(state, frame::Kind::Delta, batch.encoded_ops(), &origin);
+                let entry = Some(head.with_delta(address, self.stamp(), nests, &parts));
+                Written { entry, parts, image: false, origin }
             }
         };
+        self.enter(state, written)
+    }
+
+    /// Appends the object as a tree: `draft` is what is new of it, `kept` what all that it takes over from
+    /// the tree before amounts to, `operations` what waits in the root.
+    pub(crate) fn append_tree(
+        &self,
+        state: &mut State<FileOf<E>>,
+        draft: Draft,
+        kept: Vec<Share>,
+        operations: &[u8],
+        origin: Origin,
+    ) -> Ticket {
+        let written = self.tree(state, draft, kept, operations, origin);
+        self.enter(state, written)
+    }
+
+    /// What the directory says after it.
+    fn stamp(&self) -> Stamp {
+        Stamp { version: self.version, alarm: self.alarm, written_ms: self.written_ms }
+    }
+
+    /// Notes what was written for when its batch is durable.
+    fn enter(&self, state: &mut State<FileOf<E>>, written: Written) -> Ticket {
+        let Written { entry, parts, image, origin } = written;
         let open = state.queue.last_mut();
         let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
-        open.updates.push(Update {
-            id,
-            existed,
-            entry: entry.clone(),
-            rewrite,
-            parts,
-            dead,
-            origin: known,
-        });
+        let dead = self.head.clone().filter(|_| image);
+        let update =
+            Update { id, existed, entry: entry.clone(), rewrite, image, parts, dead, origin };
+        open.updates.push(update);
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
         let pending = Pending { entry, ordinal, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
         Ticket { version: self.version, outcome }
+    }
+
+    /// Writes a tree: all that is new as parts, and then its root.
+    fn tree(
+        &self,
+        state: &mut State<FileOf<E>>,
+        draft: Draft,
+        mut kept: Vec<Share>,
+        operations: &[u8],
+        origin: Origin,
+    ) -> Written {
+        let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
+        let mut payload = Vec::new();
+        let mut push = |pushed: Pushed<'_>| {
+            payload.clear();
+            let (kind, links) = match pushed {
+                Pushed::Page(page) => (frame::Kind::Page, page.encode(&mut payload)),
+                Pushed::Value(key, value) => {
+                    page::encode_value(key, value, &mut payload);
+                    (frame::Kind::Value, Vec::new())
+                }
+            };
+            let frame = Frame { part: true, links: &links, ..self.frame(kind, &payload) };
+            let address = state.queue.push(&frame, block, max);
+            // Most follow one of the same batch.
+            match kept.last_mut() {
+                Some(last) if last.segment == address.segment => last.bytes += address.bytes,
+                _ => kept.push(address.into()),
+            }
+            address
+        };
+        let root = draft.write(&Sizes::of(&self.inner.limits), &mut push);
+        let mut payload = Vec::new();
+        let links = page::encode_root(operations, &root, &mut payload);
+        let kept = merged(kept.into_iter());
+        let shares = self.head.as_ref().map_or(Vec::new(), |dead| merged(dead.needs()));
+        let frame = Frame {
+            tree: true,
+            kept: kept.clone(),
+            shares,
+            links: &links,
+            origin: origin.clone(),
+            ..self.frame(frame::Kind::Image, &payload)
+        };
+        let address = state.queue.push(&frame, block, max);
+        let entry = Some(Entry::tree(address, self.stamp(), &kept));
+        Written { entry, parts: Vec::new(), image: true, origin }
+    }
+
+    /// A frame of this commit that names nothing yet but its predecessor.
+    fn frame<'a>(&self, kind: frame::Kind, payload: &'a [u8]) -> Frame<'a> {
+        Frame {
+            kind,
+            part: false,
+            rewrite: self.rewrite,
+            object: *self.id,
+            version: self.version,
+            predecessor: self.head.as_ref().and_then(|head| head.newest()),
+            existed: self.existed,
+            chain: Vec::new(),
+            parts: 0,
+            shares: Vec::new(),
+            scattered: self.head.as_ref().is_some_and(|head| head.is_scattered()),
+            tree: false,
+            kept: Vec::new(),
+            nests: false,
+            sizes: frame::Sizes::default(),
+            wall_ms: self.written_ms,
+            alarm: self.alarm,
+            origin: Origin::default(),
+            payload,
+            links: &[],
+        }
     }
 
     /// The payload and origin of an image, where an image is to be written.
@@ -102,7 +198,8 @@ impl<E: Env> Appending<'_, E> {
     }
 
     /// Whether an image of a resident object is worth its bytes: always when it is hardly larger
-    /// than the delta or when nothing is left, and when a full chain has earned it.
+    /// than the delta or when nothing is left, and when a full chain has earned it. A large object's tree is
+    /// not written anew for a commit: what changed is put into its pages later.
     fn wants_image(&self, batch: &Batch, resident: &dyn Resident) -> bool {
         let (keys, bytes) = resident.size();
         let image = bytes + keys * crate::batch::OP_HEADER_BYTES;
@@ -111,11 +208,11 @@ impl<E: Env> Appending<'_, E> {
         }
         let Some(head) = &self.head else { return true };
         let delta = batch.encoded_ops().len();
+        let earned = image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2;
         self.rewrite
             || (keys == 0 && self.alarm.is_none())
             || image <= delta + delta / 2
-            || (head.is_full()
-                && (image <= SMALL_IMAGE_BYTES || head.delta_bytes as usize >= image / 2))
+            || (head.is_full() && earned && image <= self.inner.limits.image_bytes_max)
     }
 
     /// Payload bytes that one frame can hold beside a chain of `chain` addresses, and `shares`.
@@ -132,11 +229,10 @@ impl<E: Env> Appending<'_, E> {
         state: &mut State<FileOf<E>>,
         kind: frame::Kind,
         payload: &[u8],
-        stamp: Stamp,
         origin: &Origin,
     ) -> Appended {
         let (block, max) = (self.inner.superblock.block_bytes, self.inner.limits.batch_bytes_max);
-        // An image builds on nothing but its parts.
+        // An image builds on nothing.
         let base = self.head.as_ref().filter(|_| kind == frame::Kind::Delta);
         let shares: Vec<Share> = match (base, &self.head) {
             (Some(base), _) => base.nested().to_vec(),
@@ -145,47 +241,40 @@ impl<E: Env> Appending<'_, E> {
         };
         let payload_max = self.payload_max(CHAIN_RESERVE, shares.len(), origin);
         let (runs, last) = split_ops(payload, payload_max);
-        let predecessor = self.head.as_ref().and_then(|head| head.newest());
         let mut chain: Vec<_> = base.iter().flat_map(|base| base.chain()).collect();
-        let mut frame = Frame {
-            kind,
-            part: true,
-            rewrite: self.rewrite,
-            object: *self.id,
-            version: self.version,
-            predecessor,
-            existed: self.existed,
-            chain: Vec::new(),
-            parts: 0,
-            shares: Vec::new(),
-            scattered: self.head.as_ref().is_some_and(|head| head.is_scattered()),
-            nests: false,
-            sizes: Sizes::default(),
-            wall_ms: stamp.written_ms,
-            alarm: self.alarm,
-            origin: Origin::default(),
-            payload: last,
-        };
         assert!(chain.len() + runs.len() <= CHAIN_RESERVE, "Limits::check: parts fit a chain");
         let nests = !runs.is_empty() || base.is_some_and(|base| base.is_full());
         let mut parts = Vec::new();
         for run in runs {
-            frame.payload = run;
+            let frame = Frame { part: true, ..self.frame(kind, run) };
             parts.push(state.queue.push(&frame, block, max));
         }
         chain.extend_from_slice(&parts);
-        frame.parts = parts.len();
-        frame.shares = shares;
-        frame.part = false;
-        frame.nests = nests;
-        frame.sizes = base.map(|base| base.sizes()).unwrap_or_default();
-        frame.payload = last;
-        frame.origin = origin.clone();
-        frame.chain = chain;
+        let frame = Frame {
+            tree: base.is_some_and(|base| base.is_tree()),
+            chain,
+            parts: parts.len(),
+            shares,
+            nests,
+            sizes: base.map(|base| base.sizes()).unwrap_or_default(),
+            origin: origin.clone(),
+            ..self.frame(kind, last)
+        };
         let address = state.queue.push(&frame, block, max);
         assert!(address.segment & OPEN != 0);
         Appended { address, parts, nests }
     }
+}
+
+/// What a commit comes to.
+struct Written {
+    /// The directory's entry after it; `None` if the object exists no more.
+    entry: Option<Entry>,
+    /// Of a delta, its parts but the last one.
+    parts: Vec<Address>,
+    /// Whether nothing that was there before is needed, but what the entry names.
+    image: bool,
+    origin: Origin,
 }
 
 /// Where a commit's frames lie.

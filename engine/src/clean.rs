@@ -25,7 +25,10 @@
 //! byte that commits make live or dead three may be moved, and at opening each once: so it ends also
 //! where batches that do not fill their blocks and segments keep the log from being any smaller.
 //!
-//! A segment stays as long as an object that can't be read, or is too large for one image, needs it: the
+//! Of a large object only those pages and values move that lie in the victim, and those above them: the keys
+//! in their frames lead to them ([`crate::tree`]).
+//!
+//! A segment stays as long as an object that can't be read needs it: the
 //! others leave it, and it is no victim again until its live bytes change. It stays, too, while its newest
 //! commit is younger than [`Limits::retention`], while somebody reads it, and while history or repair
 //! look at the log as a whole.
@@ -35,12 +38,12 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{join_all, select};
 
 use crate::checkpoint;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
-use crate::format::Rejected;
 use crate::format::batch::BatchHeader;
 use crate::ids::ObjectId;
 use crate::io::{File, PageBuf, read_full_at};
@@ -48,6 +51,7 @@ use crate::limits::Limits;
 use crate::log::handles;
 use crate::log::segments::Segment;
 use crate::shard::{Inner, Life, Shard, State, head};
+use crate::tree::{self, Moving};
 
 /// Objects that are moved together, at most.
 pub(crate) const GROUP_OBJECTS: usize = 64;
@@ -467,14 +471,14 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
                 break;
             }
         };
-        let mut rest: Vec<ObjectId> = ids.into_iter().collect();
+        let mut rest: Vec<_> = ids.into_iter().collect();
         while !rest.is_empty() {
             if !may_go_on(inner).await {
                 return Ok(());
             }
             let group = next_group(inner, victim, &mut rest);
             if !group.is_empty() {
-                damaged = move_group(shard, &group).await?.or(damaged);
+                damaged = move_group(shard, group).await?.or(damaged);
             }
             let space = inner.state.borrow().space(inner.env.wall_ms(), &inner.limits);
             match space.urgency() {
@@ -538,8 +542,8 @@ async fn may_go_on<E: Env>(inner: &Rc<Inner<E>>) -> bool {
 fn next_group<E: Env>(
     inner: &Rc<Inner<E>>,
     victim: u32,
-    rest: &mut Vec<ObjectId>,
-) -> Vec<ObjectId> {
+    rest: &mut Vec<(ObjectId, BTreeSet<Bytes>)>,
+) -> Vec<(ObjectId, Moving)> {
     let state = inner.state.borrow();
     let (mut group, mut bytes) = (Vec::new(), 0);
     let beside = state.is_beside_commits(inner.env.now(), &inner.limits);
@@ -548,19 +552,19 @@ fn next_group<E: Env>(
         false => GROUP_OBJECTS,
         true => BUSY_GROUP_OBJECTS + (GROUP_OBJECTS - BUSY_GROUP_OBJECTS) * urgency / 100,
     };
-    while let Some(id) = rest.pop() {
+    while let Some((id, keys)) = rest.pop() {
         // Where that can't be read, the segment stays.
         let Ok(Some(entry)) = head(&state, &id) else { continue };
         if !entry.needs().any(|share| share.segment == victim) {
             continue;
         }
-        let needs: u64 = entry.needs().map(|share| u64::from(share.bytes)).sum();
+        let needs = if entry.is_tree() { GROUP_BYTES / 2 } else { entry.log_bytes() };
         if !group.is_empty() && bytes + needs > GROUP_BYTES {
-            rest.push(id);
+            rest.push((id, keys));
             break;
         }
         bytes += needs;
-        group.push(id);
+        group.push((id, Moving::Segment(victim, keys)));
         if group.len() == objects_max {
             break;
         }
@@ -574,11 +578,12 @@ fn next_group<E: Env>(
 /// Errors: nothing can be moved now.
 pub(crate) async fn move_group<E: Env>(
     shard: &Shard<E>,
-    group: &[ObjectId],
+    group: Vec<(ObjectId, Moving)>,
 ) -> Result<Option<Error>> {
     let inner = &shard.0;
     let began = inner.env.now();
-    let read = join_all(group.iter().map(|id| shard.begin_rewrite(id))).await;
+    let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
+    let read = join_all(read).await;
     let (mut tickets, mut damaged) = (Vec::new(), None);
     let mut moved = 0;
     for rewrite in read {
@@ -637,11 +642,14 @@ struct Walk<F: File> {
 }
 
 impl<F: File> Walk<F> {
-    /// The ids of some more batches; `None` at the end. What is in a batch whose head is damaged is left
-    /// out.
+    /// The ids of some more batches, each with keys whose pages or values lie in them, so that they are found
+    /// in its tree; `None` at the end. What is in a batch whose head is damaged is left out.
     ///
     /// Errors: `Corrupt`: the segment can't be read.
-    async fn next(&mut self, bytes_max: usize) -> Result<Option<BTreeSet<ObjectId>>> {
+    async fn next(
+        &mut self,
+        bytes_max: usize,
+    ) -> Result<Option<BTreeMap<ObjectId, BTreeSet<Bytes>>>> {
         let (home, block) = (self.segment.home(), self.segment.header.block_bytes);
         let end = self.segment.header.bytes as usize;
         if self.at >= end {
@@ -652,17 +660,27 @@ impl<F: File> Walk<F> {
         read.map_err(|source| {
             Error::io(Kind::Corrupt, format!("reading {}", self.segment.name), source)
         })?;
-        let (mut ids, mut at) = (BTreeSet::new(), 0);
+        let (mut ids, mut at) = (BTreeMap::<_, BTreeSet<_>>::new(), 0);
         while at < buf.len() {
-            let header = BatchHeader::decode(&buf[at..], &home, self.at + at);
-            match header.map(|header| (header.table(&buf[at..]), header.bytes)) {
-                Ok((Ok(table), bytes)) => {
-                    ids.extend(table);
-                    at += bytes as usize;
-                }
+            let Ok(header) = BatchHeader::decode(&buf[at..], &home, self.at + at) else {
+                at += block;
+                continue;
+            };
+            let end = at + header.bytes as usize;
+            match header.table(&buf[at..]) {
                 // It goes on behind what was read.
-                Ok((Err(Rejected::Short), _)) if at > 0 => break,
-                _ => at += block,
+                _ if end > buf.len() && at > 0 => break,
+                Ok(table) => {
+                    ids.extend(table.into_iter().map(|id| (id, BTreeSet::new())));
+                    let frames = header.frames();
+                    let frames = at + frames.start..(at + frames.end).min(buf.len());
+                    let place = self.at + frames.start;
+                    tree::keys_in(&buf[frames], home.incarnation, place, |id, key| {
+                        ids.entry(id).or_default().insert(key);
+                    });
+                    at = end;
+                }
+                Err(_) => at += block,
             }
         }
         self.at += at;

@@ -22,6 +22,7 @@ use crate::io::Disk;
 use crate::log::writer::{self, Spare};
 use crate::merges;
 use crate::shard::{Inner, Life, Shard};
+use crate::tree::Moving;
 
 /// Entries of the directory that are looked at in one turn.
 const TURN_ENTRIES: usize = 1024;
@@ -202,8 +203,8 @@ impl<E: Env> Shard<E> {
                 let fitting = rest.iter().take(GROUP_OBJECTS).take_while(fits).count().max(1);
                 let (group, others) = rest.split_at(fitting);
                 rest = others;
-                let group: Vec<_> = group.iter().map(|(id, _)| *id).collect();
-                if let Some(error) = clean::move_group(self, &group).await? {
+                let group = group.iter().map(|(id, _)| (*id, Moving::Nothing)).collect();
+                if let Some(error) = clean::move_group(self, group).await? {
                     tracing::error!(shard = self.0.number, %error, "an object can't be made compact");
                 }
                 self.0.env.idle().await;
@@ -229,7 +230,7 @@ impl<E: Env> Shard<E> {
             last = Some(key.id);
             let Some(entry) = known.entry.filter(|entry| !entry.damaged) else { continue };
             if entry.has_deltas() {
-                scattered.push((key.id, entry.needs().map(|share| u64::from(share.bytes)).sum()));
+                scattered.push((key.id, entry.log_bytes()));
             }
         }
         (scattered, None)

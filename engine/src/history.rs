@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::batch::Op;
+use crate::batch::{Op, Ops};
 use crate::clean::Hold;
 use crate::contents::Origin;
 use crate::env::Env;
 use crate::error::Result;
 use crate::format::frame::{self, Address, Frame};
+use crate::format::page::{Page, Value, decode_root};
 use crate::ids::{Epoch, ObjectId, Sequence, Version};
 use crate::repair::scan::{Epochs, Seen, walk};
 use crate::shard::Shard;
@@ -25,7 +26,8 @@ pub enum Form {
     Image,
     /// What the commit changed.
     Delta,
-    /// The whole object again, at the version that it had: nothing changed.
+    /// The object again, at the version that it had: nothing changed. Of a large one, as much of it as was
+    /// written anew.
     Rewrite,
 }
 
@@ -87,6 +89,10 @@ struct Found {
     sequence: Sequence,
     part: bool,
     chain: Vec<Address>,
+    /// Of an image that is a tree, bytes of all its pages and values.
+    tree_bytes: Option<u64>,
+    /// Whether it is one of these.
+    of_tree: bool,
     commit: Commit,
 }
 
@@ -120,47 +126,96 @@ impl<E: Env> Shard<E> {
 
 /// Puts commits together, newest first.
 fn commits(found: &BTreeMap<Address, Found>) -> Vec<Commit> {
-    let mut ends: Vec<_> = found.iter().filter(|(_, frame)| !frame.part).collect();
-    ends.sort_by_key(|(address, frame)| std::cmp::Reverse((frame.sequence, **address)));
-    let with_parts = |(_, end): (&Address, &Found)| {
-        let mut commit = end.commit.clone();
-        let named: Vec<_> = end.chain.iter().filter_map(|address| found.get(address)).collect();
-        commit.whole = named.len() == end.chain.len();
-        let of_it = |part: &&&Found| part.part && part.commit.version == commit.version;
-        let parts: Vec<_> = named.iter().filter(of_it).map(|part| &part.commit).collect();
-        let all = || parts.iter().copied().chain([&end.commit]);
-        commit.changes = all().flat_map(|part| part.changes.clone()).collect();
-        commit.frames = all().flat_map(|part| part.frames.clone()).collect();
-        commit
-    };
-    ends.into_iter().map(with_parts).collect()
+    let mut all: Vec<_> = found.iter().collect();
+    all.sort_by_key(|(address, frame)| (frame.sequence, **address));
+    let (mut commits, mut of_tree) = (Vec::new(), Vec::new());
+    for (_, frame) in all {
+        match (frame.of_tree, frame.part) {
+            (true, _) => of_tree.push(frame),
+            (false, true) => {}
+            // Pages and values come right before their root; what a crash left of others counts for nothing.
+            (false, false) => {
+                let same = |part: &&Found| part.commit.version == frame.commit.version;
+                let parts: Vec<_> = std::mem::take(&mut of_tree).into_iter().filter(same).collect();
+                commits.push(frame.with_parts(found, &parts));
+            }
+        }
+    }
+    commits.reverse();
+    commits
 }
 
 impl Found {
+    /// The commit that ends in this frame; `of_tree` are its pages and values.
+    fn with_parts(&self, found: &BTreeMap<Address, Self>, of_tree: &[&Self]) -> Commit {
+        let mut commit = self.commit.clone();
+        let named: Vec<_> = self.chain.iter().filter_map(|address| found.get(address)).collect();
+        commit.whole = named.len() == self.chain.len();
+        let of_it = |part: &&Self| part.part && part.commit.version == commit.version;
+        let parts = named.into_iter().filter(of_it).chain(of_tree.iter().copied());
+        let parts: Vec<_> = parts.map(|part| &part.commit).collect();
+        let written: u64 = parts.iter().map(|part| part.log_bytes()).sum();
+        // Of a rewrite most of the tree is older.
+        let wanted = self.tree_bytes.filter(|_| commit.form == Form::Image);
+        commit.whole &= wanted.is_none_or(|wanted| wanted == written);
+        let all = || parts.iter().copied().chain([&self.commit]);
+        commit.changes = all().flat_map(|part| part.changes.clone()).collect();
+        commit.frames = all().flat_map(|part| part.frames.clone()).collect();
+        commit
+    }
+
     fn new((epoch, sequence): (Epoch, Sequence), address: Address, frame: &Frame<'_>) -> Self {
-        let change = |op| match op {
-            Op::Put(key, value) => {
-                Change::Put { key: Bytes::copy_from_slice(key), value_bytes: value.len() }
-            }
-            Op::Delete(key) => Change::Delete { key: Bytes::copy_from_slice(key) },
-        };
         let form = match frame.kind {
             _ if frame.rewrite => Form::Rewrite,
             frame::Kind::Image => Form::Image,
-            frame::Kind::Delta => Form::Delta,
+            frame::Kind::Delta | frame::Kind::Page | frame::Kind::Value => Form::Delta,
         };
         let commit = Commit {
             version: frame.version,
             written_ms: frame.wall_ms,
             form,
-            // A frame that is whole holds operations, or was written by something else.
-            changes: frame.ops().map_while(Result::ok).map(change).collect(),
+            changes: changes(frame),
             alarm: frame.alarm,
             origin: frame.origin.clone(),
             frames: vec![address],
             whole: true,
         };
         let chain = if frame.nests { frame.chain.clone() } else { Vec::new() };
-        Self { epoch, sequence, part: frame.part, chain, commit }
+        let kept = frame.kept.iter().map(|share| u64::from(share.bytes)).sum();
+        let tree_bytes = (frame.kind == frame::Kind::Image && frame.tree).then_some(kept);
+        let of_tree = matches!(frame.kind, frame::Kind::Page | frame::Kind::Value);
+        Self { epoch, sequence, part: frame.part, chain, tree_bytes, of_tree, commit }
     }
+}
+
+/// What a frame does to keys. One that is whole can be read, or was written by something else.
+fn changes(frame: &Frame<'_>) -> Vec<Change> {
+    let change = |op| match op {
+        Op::Put(key, value) => {
+            Change::Put { key: Bytes::copy_from_slice(key), value_bytes: value.len() }
+        }
+        Op::Delete(key) => Change::Delete { key: Bytes::copy_from_slice(key) },
+    };
+    let payload = || Bytes::copy_from_slice(frame.payload);
+    match (frame.kind, frame.tree) {
+        (frame::Kind::Value, _) => Vec::new(),
+        (frame::Kind::Page, _) => Page::decode(&payload()).map(keys).unwrap_or_default(),
+        (frame::Kind::Image, true) => {
+            let Ok((waiting, root)) = decode_root(&payload()) else { return Vec::new() };
+            let mut changes = keys(root);
+            changes.extend(Ops::new(&waiting).map_while(Result::ok).map(change));
+            changes
+        }
+        _ => frame.ops().map_while(Result::ok).map(change).collect(),
+    }
+}
+
+/// The keys of a leaf.
+fn keys(page: Page) -> Vec<Change> {
+    let Page::Leaf(entries) = page else { return Vec::new() };
+    let put = |(key, value)| match value {
+        Value::Inline(value) => Change::Put { key, value_bytes: value.len() },
+        Value::Apart { bytes, .. } => Change::Put { key, value_bytes: bytes as usize },
+    };
+    entries.into_iter().map(put).collect()
 }

@@ -64,9 +64,11 @@ mod recover;
 pub mod repair;
 pub mod shard;
 pub mod signal;
+pub mod snapshot;
 pub mod store;
 pub mod store_lock;
 mod sync;
+mod tree;
 
 pub use batch::{AlarmChange, Batch, Op};
 pub use call::Call;

@@ -14,6 +14,13 @@ pub struct Limits {
     pub commit_bytes_max: usize,
     /// Bytes of one batch, header and tables included. A larger commit is written in parts.
     pub batch_bytes_max: usize,
+    /// Bytes of keys and values up to which an object is written as one image; a larger one is a tree.
+    pub image_bytes_max: usize,
+    /// Bytes of a page of a tree, but for a single large entry. A value of more than a quarter lies in a
+    /// frame of its own.
+    pub page_bytes: usize,
+    /// Bytes of operations that wait in the root of a tree before they go into its pages.
+    pub root_ops_bytes: usize,
     /// Bytes of frames that wait for the device; above it commits are refused (`Overloaded`).
     pub queue_bytes_max: usize,
     /// Bytes of the first segments of a shard.
@@ -60,6 +67,9 @@ pub struct Limits {
     pub lock_wait: Duration,
 }
 
+/// Bytes of a frame but for its payload, at most, and of the batch that it is in.
+const FRAME_BYTES_MAX: usize = 6 << 10;
+
 impl Limits {
     /// For use.
     pub const PRODUCTION: Self = Self {
@@ -67,6 +77,9 @@ impl Limits {
         value_bytes_max: 131_072,
         commit_bytes_max: 48 << 20,
         batch_bytes_max: 512 << 10,
+        image_bytes_max: 128 << 10,
+        page_bytes: 4 << 10,
+        root_ops_bytes: 32 << 10,
         queue_bytes_max: 128 << 20,
         // With two shards, of two segments each, an empty store stays below 4 MiB.
         segment_bytes_min: 896 << 10,
@@ -96,6 +109,9 @@ impl Limits {
         value_bytes_max: 512,
         commit_bytes_max: 64 << 10,
         batch_bytes_max: 8 << 10,
+        image_bytes_max: 1 << 10,
+        page_bytes: 256,
+        root_ops_bytes: 512,
         queue_bytes_max: 256 << 10,
         segment_bytes_min: 16 << 10,
         segment_bytes_max: 64 << 10,
@@ -134,7 +150,14 @@ impl Limits {
         assert!(self.ahead_bytes > 0);
         assert!(self.key_bytes_max <= u16::MAX as usize);
         // Any one operation fits in a batch, beside everything else that a frame may carry.
-        assert!(self.key_bytes_max + self.value_bytes_max + 5 * 1024 <= self.batch_bytes_max);
+        assert!(
+            self.key_bytes_max + self.value_bytes_max + FRAME_BYTES_MAX <= self.batch_bytes_max
+        );
+        // So does an image, and the root of a tree with twice the operations that may wait there.
+        assert!(self.image_bytes_max + FRAME_BYTES_MAX <= self.batch_bytes_max);
+        let root = self.page_bytes + 2 * self.key_bytes_max + 2 * self.root_ops_bytes;
+        assert!(root + FRAME_BYTES_MAX <= self.batch_bytes_max);
+        assert!(self.page_bytes >= 256 && self.page_bytes <= self.image_bytes_max);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
         assert!(self.merge_runs > 1 && self.runs_max > 2 && self.open_segments_max > 0);

@@ -156,6 +156,56 @@ pub struct Range {
 pub type OverlayEntry<'a> = (&'a Bytes, Option<&'a Bytes>);
 
 impl Range {
+    /// The first key of the range.
+    pub fn start(&self) -> &Bytes {
+        &self.start
+    }
+
+    /// The key after its last.
+    pub fn end(&self) -> Option<&Bytes> {
+        self.end.as_ref()
+    }
+
+    /// Its order.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// How many keys it gives at most.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether a key lies in it.
+    pub fn contains(&self, key: &Bytes) -> bool {
+        *key >= self.start && self.end.as_ref().is_none_or(|end| key < end)
+    }
+
+    /// What of it comes before a key, in its order, and the rest: `bound` is the first key of the rest,
+    /// or, descending, of what comes before. Without one all comes before.
+    pub(crate) fn cut(self, bound: Option<&Bytes>) -> (Option<Self>, Option<Self>) {
+        let Some(bound) = bound else { return (Some(self), None) };
+        let low = Self { end: Some(bound.clone()), ..self.clone() };
+        let high = Self { start: bound.clone(), ..self.clone() };
+        let some =
+            |part: Self| part.end.as_ref().is_none_or(|end| part.start < *end).then_some(part);
+        let within =
+            |key: &Bytes| *key > self.start && self.end.as_ref().is_none_or(|end| key < end);
+        match (self.direction, within(bound)) {
+            (Direction::Ascending, true) => (some(low), some(high)),
+            (Direction::Descending, true) => (some(high), some(low)),
+            (Direction::Ascending, false) if *bound <= self.start => (None, Some(self)),
+            (Direction::Descending, false) if *bound > self.start => (None, Some(self)),
+            (_, false) => (Some(self), None),
+        }
+    }
+
+    /// The same, once so many of its keys were given.
+    pub(crate) fn without(self, keys: usize) -> Option<Self> {
+        let limit = self.limit - keys;
+        (limit > 0).then_some(Self { limit, ..self })
+    }
+
     /// The range's bounds, for `BTreeMap::range`.
     pub fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
         let end = self.end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);

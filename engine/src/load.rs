@@ -5,8 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::batch::{Op, share};
-use crate::contents::Contents;
+use crate::batch::share;
 use crate::directory::{Entry, Stamp};
 use crate::env::Env;
 use crate::error::{Error, Result};
@@ -15,21 +14,28 @@ use crate::ids::{Incarnation, ObjectId};
 use crate::io::{PageBuf, read_full_at};
 use crate::log::handles;
 use crate::shard::Inner;
+use crate::snapshot::Over;
+use crate::tree::{self, Root};
 
 /// Frames of a segment that lie no further apart are read at once: to a device some blocks more are
 /// less than one more read.
 const NEAR_BYTES: u64 = 16 << 10;
 
 /// A frame that was read and checked, and what of it is still needed.
-struct Loaded {
+pub(crate) struct Loaded {
     bytes: Bytes,
     incarnation: Incarnation,
     offset: u32,
 }
 
 impl Loaded {
-    fn frame(&self) -> frame::Frame<'_> {
+    pub(crate) fn frame(&self) -> frame::Frame<'_> {
         frame::decode(&self.bytes, self.incarnation, self.offset).expect("checked when read")
+    }
+
+    /// The payload of its frame, not copied.
+    pub(crate) fn payload(&self) -> Bytes {
+        share(&self.bytes, self.frame().payload)
     }
 }
 
@@ -37,17 +43,6 @@ impl Loaded {
 enum Step {
     Read(Address),
     Apply(Address, Loaded),
-}
-
-/// Reads the object that `entry`, the one of the directory now, points to. What is read stays where it is
-/// until this ends, also where the object changes or moves meanwhile.
-pub(crate) async fn load<E: Env>(
-    inner: &Rc<Inner<E>>,
-    id: &ObjectId,
-    entry: &Entry,
-) -> Result<Contents> {
-    let _pins = pins(inner, entry);
-    load_chain(inner, id, entry.chain(), entry.stamp()).await
 }
 
 /// The frames that the object needs by `entry`, the one of the directory now; all are read.
@@ -58,31 +53,58 @@ pub(crate) async fn frames<E: Env>(
 ) -> Result<Vec<Address>> {
     let _pins = pins(inner, entry);
     let steps = read_chain(inner, id, entry.chain()).await?;
-    Ok(steps.into_iter().map(|(address, _)| address).collect())
+    let mut all: Vec<_> = steps.iter().map(|(address, _)| *address).collect();
+    if let Some(root) = put_together(steps, entry.stamp(), id)?.1 {
+        all.extend(tree::frames(inner, id, &root).await?);
+    }
+    Ok(all)
 }
 
 /// Keeps the segments that an object needs from being used again.
-fn pins<E: Env>(inner: &Rc<Inner<E>>, entry: &Entry) -> Vec<Rc<()>> {
+pub(crate) fn pins<E: Env>(inner: &Rc<Inner<E>>, entry: &Entry) -> Vec<Rc<()>> {
     let state = inner.state.borrow();
     let segments = entry.needs().filter_map(|share| state.segments.get(&share.segment));
     segments.map(|segment| segment.pin.clone()).collect()
 }
 
 /// Reads the object that a chain of frames holds, oldest first: one round of parallel reads for
-/// them, neighbours with one read, and one round more for each chain nested in it.
+/// them, neighbours with one read, and one round more for each chain nested in it. Of a tree it reads the
+/// root alone.
 pub(crate) async fn load_chain<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
     chain: impl IntoIterator<Item = Address>,
     stamp: Stamp,
-) -> Result<Contents> {
+) -> Result<(Over, Option<Root>)> {
     let steps = read_chain(inner, id, chain).await?;
-    let Stamp { version, alarm, .. } = stamp;
-    let mut contents = Contents { version, alarm, ..<_>::default() };
+    put_together(steps, stamp, id)
+}
+
+fn put_together(
+    steps: Vec<(Address, Loaded)>,
+    stamp: Stamp,
+    id: &ObjectId,
+) -> Result<(Over, Option<Root>)> {
+    let (mut over, mut root) = (Over::new(stamp), None);
     for (_, loaded) in steps {
-        apply(&mut contents, &loaded, id)?;
+        let frame = loaded.frame();
+        over.learn(&frame.origin);
+        let operations = match (frame.kind, frame.tree) {
+            (Kind::Image, true) => {
+                let (read, waiting) = Root::read(&frame, &loaded.payload(), id)?;
+                root = Some(read);
+                waiting
+            }
+            (Kind::Image | Kind::Delta, _) => loaded.payload(),
+            (Kind::Page | Kind::Value, _) => {
+                return Err(Error::corrupt(format!("object {id}: a part of a tree in its chain")));
+            }
+        };
+        for op in tree::ops(&operations, id) {
+            over.apply_op(op?, root.is_some(), |slice| share(&operations, slice));
+        }
     }
-    Ok(contents)
+    Ok((over, root))
 }
 
 /// The frames of a chain, in the order in which they apply.
@@ -128,26 +150,8 @@ async fn read_chain<E: Env>(
     Ok(all.collect())
 }
 
-fn apply(contents: &mut Contents, loaded: &Loaded, id: &ObjectId) -> Result<()> {
-    let frame = loaded.frame();
-    let older = std::mem::replace(&mut contents.origin, frame.origin.clone());
-    contents.origin.learn(&older);
-    for op in frame.ops() {
-        match op {
-            Ok(Op::Put(key, value)) => {
-                contents.map.insert(share(&loaded.bytes, key), share(&loaded.bytes, value));
-            }
-            Ok(Op::Delete(key)) => {
-                contents.map.remove(key);
-            }
-            Err(_) => return Err(Error::corrupt(format!("object {id}: malformed operations"))),
-        }
-    }
-    Ok(())
-}
-
 /// Reads frames, neighbours with one read; all of them are needed.
-async fn read_frames<E: Env>(
+pub(crate) async fn read_frames<E: Env>(
     inner: &Rc<Inner<E>>,
     id: &ObjectId,
     wanted: &[Address],
@@ -218,7 +222,7 @@ impl Read {
     }
 }
 
-fn place(id: &ObjectId, Address { segment, offset, bytes }: Address) -> String {
+pub(crate) fn place(id: &ObjectId, Address { segment, offset, bytes }: Address) -> String {
     format!("object {id}: {bytes} bytes at {offset} of segment {segment}")
 }
 

@@ -30,7 +30,9 @@ use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
+use crate::snapshot::Snapshot;
 use crate::store::{Filter, ObjectInfo, Page};
+use crate::tree::Moving;
 
 /// Entries of the directory that are walked over at a time.
 const PAGE_ENTRIES: usize = 1024;
@@ -39,6 +41,9 @@ const PAGE_ENTRIES: usize = 1024;
 const NESTED_CHAINS_MAX: u16 = 16;
 /// Likewise, segments that these lie in.
 const NESTED_SEGMENTS_MAX: usize = 32;
+/// Nested chains of a large object, before what they say is gathered in the root of its tree: that costs
+/// little, and whoever reads the object reads them one after the other.
+const TREE_CHAINS_MAX: u16 = 4;
 
 /// Where a shard is in its life: open, then closing, then closed; or only read, then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub(crate) struct State<F: File> {
     /// needed nevertheless.
     pub(crate) unfinished: Option<u32>,
     pub(crate) cleaning: Cleaning,
+    /// How often changes went into the pages of a tree.
+    pub(crate) trees_updated: u64,
     /// Files to be used for the next segments.
     pub(crate) recycled: Vec<Recycled>,
     pub(crate) ahead: Ahead,
@@ -169,6 +176,8 @@ pub struct ShardStats {
     pub segments_cleaned: u64,
     /// Objects that were committed to while it moved them.
     pub moves_overtaken: u64,
+    /// How often changes of a large object went into the pages of its tree since the shard was opened.
+    pub trees_updated: u64,
     /// Segments that went since the shard was opened, for nobody needed them.
     pub segments_freed: u64,
     /// Of these, segments whose files were taken for new ones.
@@ -333,22 +342,23 @@ impl<E: Env> Shard<E> {
                 AlarmChange::Set(at) => Some(at),
             };
             let existed = head.is_some() || unknown;
-            let commit = Appending { inner, id, version, alarm, head, existed, rewrite: false };
+            let written_ms = inner.env.wall_ms();
+            let rewrite = false;
+            let commit =
+                Appending { inner, id, version, alarm, written_ms, head, existed, rewrite };
             let ticket = commit.append(state, batch, resident);
             if let Some(commits) = state.rewriting.get_mut(id) {
                 let outcome = ticket.outcome.clone();
                 commits.push(Meanwhile { batch: batch.clone(), version, outcome });
             }
-            let is_deep = |entry: &Entry| {
-                entry.depth >= NESTED_CHAINS_MAX || entry.nested().len() >= NESTED_SEGMENTS_MAX
-            };
-            (ticket, state.pending[id].entry.as_ref().is_some_and(is_deep))
+            let entry = state.pending[id].entry.as_ref();
+            (ticket, entry.is_some_and(|entry| is_due(entry, &inner.limits)))
         };
         inner.work.notify();
         if consolidate {
             let (shard, id) = (self.clone(), *id);
             inner.env.spawn("consolidate", async move {
-                if let Err(error) = shard.rewrite(&id).await {
+                if let Err(error) = shard.rewrite(&id, Moving::Nothing).await {
                     tracing::warn!(%id, %error, "could not consolidate");
                 }
             });
@@ -396,6 +406,31 @@ impl<E: Env> Shard<E> {
     /// Errors: `Corrupt`, with the object's id and the place; `Retry` (a file of the log can't be opened now);
     /// `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
+        self.snapshot(id).await?.into_contents().await
+    }
+
+    /// The object as it is durably, waiting for its commits in flight, but not for those made later. Of a large
+    /// one the root is read, and a page when a key in it is asked for.
+    ///
+    /// Errors: as [`Shard::load`].
+    pub async fn snapshot(&self, id: &ObjectId) -> Result<Snapshot<E>> {
+        match self.newest(id).await?.map_err(|error| named(id, &error))? {
+            None => Ok(Snapshot::empty(&self.0, id)),
+            Some(entry) if entry.damaged => Err(damaged(id)),
+            Some(entry) => Snapshot::read(&self.0, id, &entry).await,
+        }
+    }
+
+    /// Whether the object is so large that it is better read in parts; as [`Shard::snapshot`] would find it.
+    ///
+    /// Errors: `Poisoned`.
+    pub(crate) async fn is_large(&self, id: &ObjectId) -> Result<bool> {
+        // What is wrong with it is for whoever reads it.
+        Ok(matches!(self.newest(id).await?, Ok(Some(entry)) if entry.is_tree()))
+    }
+
+    /// The entry of the newest durable state, once the commits that are in flight now have ended.
+    async fn newest(&self, id: &ObjectId) -> Result<Result<Option<Entry>>> {
         self.settled(id).await?;
         let warming = self.0.state.borrow().directory.warm(id);
         if let Some(warming) = warming {
@@ -403,12 +438,7 @@ impl<E: Env> Shard<E> {
             // A commit that was made meanwhile is no part of it.
             self.check_healthy()?;
         }
-        let entry = self.0.state.borrow().directory.get(id);
-        match entry.map_err(|error| named(id, &error))? {
-            None => Ok(Contents::default()),
-            Some(entry) if entry.damaged => Err(damaged(id)),
-            Some(entry) => crate::load::load(&self.0, id, &entry).await,
-        }
+        Ok(self.0.state.borrow().directory.get(id))
     }
 
     /// Waits until every commit of the object that is in flight now has ended. Commits made
@@ -552,6 +582,7 @@ impl<E: Env> Shard<E> {
             cleaned_bytes: state.cleaning.cleaned_bytes,
             segments_cleaned: state.cleaning.victims,
             moves_overtaken: state.cleaning.overtaken,
+            trees_updated: state.trees_updated,
             segments_freed: state.cleaning.freed,
             segments_recycled: state.cleaning.recycled,
             recovery: self.0.recovery.clone(),
@@ -598,6 +629,19 @@ impl<E: Env> Shard<E> {
             tracing::info!(shard = self.0.number, epoch, durable, vouched, "shard closed");
         }
         closed
+    }
+}
+
+/// Whether an object is to be rewritten, so that it is read quickly.
+fn is_due(entry: &Entry, limits: &Limits) -> bool {
+    let delta_bytes = entry.delta_bytes as usize;
+    match entry.is_tree() {
+        true => entry.depth >= TREE_CHAINS_MAX || delta_bytes > 2 * limits.root_ops_bytes,
+        false => {
+            entry.depth >= NESTED_CHAINS_MAX
+                || entry.nested().len() >= NESTED_SEGMENTS_MAX
+                || delta_bytes > 2 * limits.image_bytes_max
+        }
     }
 }
 

@@ -59,12 +59,15 @@ fn sealed() -> Vec<u8> {
         parts: 0,
         shares: vec![Share { segment: 4, bytes: 300 }],
         scattered: false,
+        tree: false,
+        kept: Vec::new(),
         nests: true,
         sizes: Sizes { image_bytes: 200, delta_bytes: 104, depth: 1 },
         wall_ms: 1_700_000_000_001,
         alarm: Some(1_700_000_060_000),
         origin: Origin::default(),
         payload: &payload,
+        links: &[],
     };
     let mut frames = Vec::new();
     frame.encode(&mut frames);
@@ -303,5 +306,5 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
 
 const CHECKPOINT_CRC: [u8; 4] = [0xcb, 0x49, 0x2f, 0x21];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
-const BLOCK_CRC: [u8; 4] = [0x95, 0xa5, 0x3a, 0xa7];
+const BLOCK_CRC: [u8; 4] = [0x07, 0xbd, 0x4d, 0xf6];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;

@@ -64,7 +64,9 @@ fn commits_are_told_newest_first_each_with_what_it_did() {
         shard.close().await?;
         Ok(versions)
     });
-    let history = history(dir.path());
+    let mut history = history(dir.path());
+    // A large object may be written anew at any time.
+    history.retain(|commit| commit.form != Form::Rewrite);
     let told: Vec<_> = history.iter().rev().map(|commit| commit.version).collect();
     assert_eq!(told, versions);
     let [again, gone, large, delta, image] = &history[..] else { panic!("{history:?}") };

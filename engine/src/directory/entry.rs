@@ -9,8 +9,8 @@ use crate::ids::Version;
 /// Addresses that one entry holds at most.
 pub const CHAIN_MAX: usize = 4;
 /// Segments that one entry names for what is nested in its frames. What lies in further ones counts as
-/// live for good (`live`): only an object that is too large to be consolidated comes so far.
-pub const SHARES_MAX: usize = 63;
+/// live for good (`live`): only a tree of ten gigabytes and more comes so far.
+pub const SHARES_MAX: usize = 160;
 
 /// What a commit says of its object, besides where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct Entry {
     nested: Option<Arc<[Share]>>,
     /// Whether there is more than `nested` says.
     scattered: bool,
+    /// Whether the chain begins with a tree: `nested` says what its pages and values amount to, too.
+    pub(crate) tree: bool,
     /// The newest commit's version.
     pub version: Version,
     /// The alarm, ms since 1970.
@@ -56,6 +58,14 @@ impl Entry {
         entry.damaged = false;
         entry.nest(parts.iter().copied().map(Share::from));
         entry.stamped(stamp)
+    }
+
+    /// The entry of an object whose state is a tree with this root; `kept` is what its pages and values
+    /// amount to.
+    pub(crate) fn tree(address: Address, stamp: Stamp, kept: &[Share]) -> Self {
+        let mut entry = Self::image(address, stamp, &[]);
+        entry.nest(kept.iter().copied());
+        Self { tree: true, ..entry }
     }
 
     /// Takes in what further frames that are nested amount to.
@@ -88,6 +98,7 @@ impl Entry {
             chain: [None; CHAIN_MAX],
             nested: None,
             scattered: false,
+            tree: false,
             version,
             alarm: None,
             written_ms: 0,
@@ -122,6 +133,16 @@ impl Entry {
     /// Whether its state is more than one image.
     pub(crate) fn has_deltas(&self) -> bool {
         self.chain[1].is_some() || self.depth > 0
+    }
+
+    /// Whether the object is a tree, which is not read as a whole.
+    pub fn is_tree(&self) -> bool {
+        self.tree
+    }
+
+    /// Bytes of all frames that it needs.
+    pub fn log_bytes(&self) -> u64 {
+        self.needs().map(|share| u64::from(share.bytes)).sum()
     }
 
     /// Whether more is nested than [`Entry::nested`] says.
@@ -172,6 +193,7 @@ impl Entry {
         entry.chain.iter_mut().zip(base).for_each(|(slot, address)| *slot = Some(*address));
         entry.nest(frame.shares.iter().copied());
         entry.scattered |= frame.scattered;
+        entry.tree = frame.tree;
         Self { image_bytes, delta_bytes, depth, damaged: false, ..entry }
     }
 

@@ -209,14 +209,20 @@ impl<F: File> Directory<F> {
                 live.note_scattered(frame.scattered);
                 let empty = frame.payload.is_empty() && frame.chain.is_empty();
                 let exists = !empty || frame.alarm.is_some();
-                frames().filter(|_| exists).for_each(|frame| live.raise(frame));
-                exists.then(|| Entry::image(address, stamp, frame.parts()))
+                let entry = exists.then(|| match frame.tree {
+                    true => Entry::tree(address, stamp, &frame.kept),
+                    false => Entry::image(address, stamp, frame.parts()),
+                });
+                let needs = entry.iter().flat_map(|entry| entry.needs());
+                needs.for_each(|share| live.raise(share));
+                entry
             }
             (Kind::Delta, Some(before)) if before.damaged => Some(before.still_damaged(stamp)),
             (Kind::Delta, before) if !follows => {
                 before.iter().for_each(|before| live.lower_all(before));
                 Some(Entry::lost(frame.version))
             }
+            (Kind::Page | Kind::Value, _) => unreachable!("always parts"),
             (Kind::Delta, _) => {
                 frames().for_each(|frame| live.raise(frame));
                 let before = Entry::before(frame);

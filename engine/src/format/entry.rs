@@ -11,7 +11,7 @@
 //! | 51 | 8 | wall clock at the newest commit, ms since 1970 |
 //! | 59 | 8 | alarm, ms since 1970, if there is one |
 //! | | 12 each | addresses ([`super::frame`]), oldest first |
-//! | | 1 | bits 0 to 6: shares; 128 scattered ([`super::frame`]); if there are shares |
+//! | | 2 | bits 0 to 13: shares; 0x4000 tree, 0x8000 scattered ([`super::frame`]); if there are shares |
 //! | | 8 each | shares, by rising segments |
 //! | | 2 | bytes of the namespace, if there is an origin |
 //! | | 2 | bytes of the name, likewise; 0 for none |
@@ -40,7 +40,9 @@ const FLAG_DAMAGED: u8 = 16;
 const FLAG_DELETED: u8 = 32;
 const FLAG_ORIGIN: u8 = 64;
 const FLAG_SHARES: u8 = 128;
-const SCATTERED: u8 = 128;
+const SCATTERED: u16 = 1 << 15;
+const TREE: u16 = 1 << 14;
+const COUNT: u16 = TREE - 1;
 const MALFORMED: Rejected = Rejected::Malformed("entry of a run");
 
 /// An entry as it lies in a block. Its bytes are as many as its flags and lengths say; what else it
@@ -147,8 +149,10 @@ fn encode(id: &ObjectId, known: &Known, out: &mut Vec<u8>) {
     bytes[0] |= if has_origin { FLAG_ORIGIN } else { 0 };
     out.extend_from_slice(&bytes[..end]);
     if !nested.is_empty() {
-        let count = u8::try_from(nested.len()).expect("SHARES_MAX");
-        out.push(count | if entry.is_scattered() { SCATTERED } else { 0 });
+        let mut count = u16::try_from(nested.len()).expect("SHARES_MAX");
+        count |= if entry.is_scattered() { SCATTERED } else { 0 };
+        count |= if entry.is_tree() { TREE } else { 0 };
+        out.extend_from_slice(&count.to_le_bytes());
         nested.iter().for_each(|share| out.extend_from_slice(&share.encode()));
     }
     if has_origin {
@@ -165,8 +169,8 @@ pub(super) fn split<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Rejected> {
     let mut bytes = FIXED_BYTES + ADDRESS_BYTES * usize::from(flags & COUNT_MASK);
     bytes += if flags & FLAG_ALARM != 0 { 8 } else { 0 };
     if flags & FLAG_SHARES != 0 {
-        let count = rest.get(bytes).ok_or(MALFORMED)? & !SCATTERED;
-        bytes += 1 + SHARE_BYTES * usize::from(count);
+        let count = get_u16(rest.get(bytes..bytes + 2).ok_or(MALFORMED)?, 0) & COUNT;
+        bytes += 2 + SHARE_BYTES * usize::from(count);
     }
     if flags & FLAG_ORIGIN != 0 {
         let lens = rest.get(bytes..bytes + 4).ok_or(MALFORMED)?;
@@ -236,11 +240,11 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
     for address in &mut chain[..count] {
         *address = Some(Address::decode(&get(take(ADDRESS_BYTES)?, 0)).ok_or(MALFORMED)?);
     }
-    let (mut nested, mut scattered) = (Vec::new(), false);
+    let (mut nested, mut scattered, mut tree) = (Vec::new(), false, false);
     if flags & FLAG_SHARES != 0 {
-        let count = take(1)?[0];
-        scattered = count & SCATTERED != 0;
-        let shares = take(SHARE_BYTES * usize::from(count & !SCATTERED))?.chunks_exact(SHARE_BYTES);
+        let count = get_u16(take(2)?, 0);
+        (scattered, tree) = (count & SCATTERED != 0, count & TREE != 0);
+        let shares = take(SHARE_BYTES * usize::from(count & COUNT))?.chunks_exact(SHARE_BYTES);
         let shares: Option<Vec<_>> = shares.map(|share| Share::decode(&get(share, 0))).collect();
         nested = shares.filter(|shares| !shares.is_empty()).ok_or(MALFORMED)?;
     }
@@ -254,6 +258,7 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
     let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };
     let mut entry = Entry::of_chain(chain, nested, scattered, stamp);
     entry.damaged = flags & FLAG_DAMAGED != 0;
+    entry.tree = tree;
     entry.depth = get_u16(fixed, 1);
     entry.image_bytes = get_u32(fixed, 3);
     entry.delta_bytes = get_u32(fixed, 7);

@@ -6,7 +6,7 @@
 //! | 4 | 4 | crc32c of its place (incarnation, offset in the segment) and of bytes 0..4 and 8.. | |
 //! | 8 | 1 | kind: 1 delta, 2 image, 3 page, 4 value, 5 note | |
 //! | 9 | 1 | how many of the last addresses of the chain are parts of this very commit | |
-//! | 10 | 2 | flags: 1 part, 2 nests, 4 rewrite, 8 existed, 16 scattered; the rest reserved, refused by readers | |
+//! | 10 | 2 | flags: 1 part, 2 nests, 4 rewrite, 8 existed, 16 scattered, 32 tree; the rest reserved, refused by readers | |
 //! | 12 | 4 | bytes of the payload | |
 //! | 16 | 32 | object id | |
 //! | 48 | 8 | object's version | 1.. |
@@ -18,16 +18,18 @@
 //! | 88 | 2 | bytes of the namespace | |
 //! | 90 | 2 | bytes of the name | |
 //! | 92 | 2 | chains nested in the first frame of the chain | |
-//! | 94 | 2 | reserved | 0 |
+//! | 94 | 2 | shares kept | of images that are trees |
 //! | 96 | 4 | bytes of the image at the start of the chain | |
 //! | 100 | 4 | bytes of the deltas of the chain | |
 //! | 104 | 12 each | the chain that it builds on, oldest first | |
 //! | | 8 each | shares: segment (4), bytes (4) | none is 0 |
+//! | | 8 each | shares kept | none is 0 |
 //! | | | namespace, name (UTF-8), payload, zeros to a multiple of 8 | |
 //!
 //! The payload of a delta is operations ([`crate::batch`]); that of an image is puts, sorted by
-//! key. Pages, values and notes have a kind and no writer yet. A *part* belongs to a commit that
-//! one batch could not hold: it counts only through the chain of the commit's last frame, which
+//! key, or, of one that is a *tree*, its root; pages and values are what the root leads to ([`super::page`]).
+//! Notes have a kind and no writer yet. A *part* belongs to a commit that
+//! one batch could not hold, or is a page or value: it counts only through the commit's last frame, which
 //! is no part. A *rewrite* changes where an object lies, not what it holds; its wall clock is that
 //! of the commit that it rewrites.
 //!
@@ -39,8 +41,9 @@
 //! An address is segment number (4 bytes), offset in the segment (4) and bytes of the frame (4). A *share* says
 //! how many bytes of a segment belong together: those of a delta are what the frames amount to that are
 //! nested in the chain it builds on, those of an image all that the object needed before, which is dead
-//! with it. So live bytes stay exact without a look at any older frame (`live`). *Scattered*: the
-//! shares of the entry before are not all ([`crate::directory::SHARES_MAX`]).
+//! with it. Shares *kept* are what all pages and values of a tree amount to, those of this commit included. So live bytes stay exact without a look at any older frame (`live`). *Scattered*: the
+//! shares of the entry before are not all ([`crate::directory::SHARES_MAX`]). Of a delta *tree* says that the
+//! chain that it builds on begins with one.
 
 use super::{Rejected, all_zero, get, get_u16, get_u32, get_u64, len_u32, put};
 use crate::contents::Origin;
@@ -53,11 +56,14 @@ pub const HEADER_BYTES: usize = 104;
 pub const ADDRESS_BYTES: usize = 12;
 /// Namespaces and names longer than this are not kept.
 pub const ORIGIN_BYTES_MAX: usize = 1024;
+const KIND_PAGE: u8 = 3;
+const KIND_VALUE: u8 = 4;
 const FLAG_PART: u16 = 1;
 const FLAG_NESTS: u16 = 2;
 const FLAG_REWRITE: u16 = 4;
 const FLAG_EXISTED: u16 = 8;
 const FLAG_SCATTERED: u16 = 16;
+const FLAG_TREE: u16 = 32;
 /// Bytes of a share.
 pub const SHARE_BYTES: usize = 8;
 
@@ -133,6 +139,10 @@ pub enum Kind {
     Delta,
     /// The whole object.
     Image,
+    /// A page of a large object's tree; always a part.
+    Page,
+    /// A large value of such an object; always a part.
+    Value,
 }
 
 /// What the chain of an object amounts to.
@@ -170,6 +180,10 @@ pub struct Frame<'a> {
     pub parts: usize,
     /// Of a delta, what is nested in the chain before it; of an image, all that is dead with it.
     pub shares: Vec<Share>,
+    /// Whether it is a tree, or builds on one.
+    pub tree: bool,
+    /// Of an image that is a tree: what all its pages and values amount to, those of this commit included.
+    pub kept: Vec<Share>,
     /// Whether the shares of the entry before were not all.
     pub scattered: bool,
     /// Whether whoever reads it reads the chain too; otherwise the directory's entry names them all.
@@ -182,11 +196,13 @@ pub struct Frame<'a> {
     pub alarm: Option<u64>,
     /// Namespace and name, where known; images only.
     pub origin: Origin,
-    /// Operations.
+    /// Operations, a page or a value.
     pub payload: &'a [u8],
+    /// Offsets in the payload of the addresses that it holds; for the writer alone.
+    pub links: &'a [u32],
 }
 
-/// Bytes of a frame with this payload, so many listed addresses and shares, and this origin.
+/// Bytes of a frame with this payload, so many listed addresses and shares of both kinds, and this origin.
 pub fn frame_bytes(payload: usize, chain: usize, shares: usize, origin: &Origin) -> usize {
     let strings = text(&origin.namespace).len() + text(&origin.name).len();
     let listed = chain * ADDRESS_BYTES + shares * SHARE_BYTES;
@@ -219,6 +235,29 @@ impl Frame<'_> {
         }
     }
 
+    /// Its bytes.
+    pub fn bytes(&self) -> usize {
+        let shares = self.shares.len() + self.kept.len();
+        frame_bytes(self.payload.len(), self.listed().len(), shares, &self.origin)
+    }
+
+    /// Offsets in the frame of the addresses that it holds: predecessor, those listed, those of the payload.
+    pub(crate) fn address_offsets(&self) -> impl Iterator<Item = usize> {
+        let listed = (0..self.listed().len()).map(|index| HEADER_BYTES + index * ADDRESS_BYTES);
+        let shares = (self.shares.len() + self.kept.len()) * SHARE_BYTES;
+        let strings = text(&self.origin.namespace).len() + text(&self.origin.name).len();
+        let payload = HEADER_BYTES + self.listed().len() * ADDRESS_BYTES + shares + strings;
+        let links = self.links.iter().map(move |at| payload + *at as usize);
+        std::iter::once(56).chain(listed).chain(links)
+    }
+
+    /// Offsets in the frame of its shares, those kept last.
+    pub(crate) fn share_offsets(&self) -> impl Iterator<Item = (usize, &Share)> {
+        let start = HEADER_BYTES + self.listed().len() * ADDRESS_BYTES;
+        let shares = self.shares.iter().chain(&self.kept).enumerate();
+        shares.map(move |(index, share)| (start + index * SHARE_BYTES, share))
+    }
+
     /// Appends the frame to `out`, its checksum still zero (see [`set_crc`]: the place is known
     /// only when the batch is sealed). Returns its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) -> usize {
@@ -228,13 +267,12 @@ impl Frame<'_> {
             self.nests || self.chain.is_empty() || self.chain.last() == self.predecessor.as_ref()
         );
         let (namespace, name) = (text(&self.origin.namespace), text(&self.origin.name));
-        let shares = self.shares.len();
-        let bytes = frame_bytes(self.payload.len(), chain.len(), shares, &self.origin);
+        let bytes = self.bytes();
         let mut header = [0; HEADER_BYTES];
         let flags = [(self.part, FLAG_PART), (self.nests, FLAG_NESTS)]
             .into_iter()
             .chain([(self.rewrite, FLAG_REWRITE), (self.existed, FLAG_EXISTED)])
-            .chain([(self.scattered, FLAG_SCATTERED)])
+            .chain([(self.scattered, FLAG_SCATTERED), (self.tree, FLAG_TREE)])
             .filter_map(|(set, flag)| set.then_some(flag))
             .fold(0, |flags, flag| flags | flag);
         let len16 = |len: usize| u16::try_from(len).expect("checked by the writer").to_le_bytes();
@@ -242,6 +280,8 @@ impl Frame<'_> {
         header[8] = match self.kind {
             Kind::Delta => 1,
             Kind::Image => 2,
+            Kind::Page => KIND_PAGE,
+            Kind::Value => KIND_VALUE,
         };
         header[9] = u8::try_from(self.parts).expect("checked by the writer");
         put(&mut header, 10, &flags.to_le_bytes());
@@ -252,17 +292,19 @@ impl Frame<'_> {
             put(&mut header, 56, &predecessor.encode());
         }
         put(&mut header, 68, &len16(chain.len()));
-        put(&mut header, 70, &len16(shares));
+        put(&mut header, 70, &len16(self.shares.len()));
         put(&mut header, 72, &self.wall_ms.to_le_bytes());
         put(&mut header, 80, &self.alarm.unwrap_or(0).to_le_bytes());
         put(&mut header, 88, &len16(namespace.len()));
         put(&mut header, 90, &len16(name.len()));
         put(&mut header, 92, &self.sizes.depth.to_le_bytes());
+        put(&mut header, 94, &len16(self.kept.len()));
         put(&mut header, 96, &self.sizes.image_bytes.to_le_bytes());
         put(&mut header, 100, &self.sizes.delta_bytes.to_le_bytes());
         out.extend_from_slice(&header);
         chain.iter().for_each(|address| out.extend_from_slice(&address.encode()));
-        self.shares.iter().for_each(|share| out.extend_from_slice(&share.encode()));
+        let shares = self.shares.iter().chain(&self.kept);
+        shares.for_each(|share| out.extend_from_slice(&share.encode()));
         out.extend_from_slice(namespace);
         out.extend_from_slice(name);
         out.extend_from_slice(self.payload);
@@ -277,16 +319,6 @@ impl Frame<'_> {
     }
 }
 
-/// Offsets in a frame of the addresses that it holds: predecessor first, then those listed.
-pub(crate) fn address_offsets(listed: usize) -> impl Iterator<Item = usize> {
-    std::iter::once(56).chain((0..listed).map(|index| HEADER_BYTES + index * ADDRESS_BYTES))
-}
-
-/// Offset in a frame of the first of its shares.
-pub(crate) fn shares_offset(listed: usize) -> usize {
-    HEADER_BYTES + listed * ADDRESS_BYTES
-}
-
 /// Bytes of the frame that starts here, before anything of it is believed.
 pub fn peek_bytes(bytes: &[u8]) -> Result<usize, Rejected> {
     let header = bytes.get(..HEADER_BYTES).ok_or(Rejected::Short)?;
@@ -295,6 +327,12 @@ pub fn peek_bytes(bytes: &[u8]) -> Result<usize, Rejected> {
         return Err(Rejected::Malformed("frame bytes"));
     }
     Ok(frame)
+}
+
+/// Whether the frame that starts here says that it is a page or value of a tree, before anything of it is
+/// believed; it has its header.
+pub fn peek_is_of_tree(bytes: &[u8]) -> bool {
+    matches!(bytes[8], KIND_PAGE | KIND_VALUE)
 }
 
 fn crc(frame: &[u8], incarnation: Incarnation, offset: u32) -> u32 {
@@ -319,10 +357,13 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
     let kind = match bytes[8] {
         1 => Kind::Delta,
         2 => Kind::Image,
+        KIND_PAGE => Kind::Page,
+        KIND_VALUE => Kind::Value,
         _ => return Err(Rejected::Malformed("frame kind")),
     };
     let flags = get_u16(bytes, 10);
     let known = FLAG_PART | FLAG_NESTS | FLAG_REWRITE | FLAG_EXISTED | FLAG_SCATTERED;
+    let known = known | FLAG_TREE;
     if flags & !known != 0 {
         return Err(Rejected::Malformed("frame flags"));
     }
@@ -336,10 +377,11 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
     let mut rest = &bytes[HEADER_BYTES..];
     let chain_at = take(&mut rest, listed_len * ADDRESS_BYTES)?;
     let shares_at = take(&mut rest, shares_len * SHARE_BYTES)?;
+    let kept_at = take(&mut rest, usize::from(get_u16(bytes, 94)) * SHARE_BYTES)?;
     let namespace = take(&mut rest, usize::from(get_u16(bytes, 88)))?;
     let name = take(&mut rest, usize::from(get_u16(bytes, 90)))?;
     let payload = take(&mut rest, get_u32(bytes, 12) as usize)?;
-    if rest.len() >= 8 || !all_zero(rest) || !all_zero(&bytes[94..96]) {
+    if rest.len() >= 8 || !all_zero(rest) {
         return Err(Rejected::Malformed("frame padding"));
     }
     let string = |range: std::ops::Range<usize>| match std::str::from_utf8(&bytes[range]) {
@@ -361,12 +403,21 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         (false, true) => CHAIN_MAX - 1,
         (false, false) => 0,
     };
-    let shares = bytes[shares_at].chunks_exact(SHARE_BYTES);
-    let shares: Option<Vec<Share>> = shares.map(|share| Share::decode(&get(share, 0))).collect();
-    let shares = shares.ok_or(Rejected::Malformed("shares"))?;
+    let shares = |range: std::ops::Range<usize>| {
+        let shares = bytes[range].chunks_exact(SHARE_BYTES);
+        let shares: Option<Vec<Share>> =
+            shares.map(|share| Share::decode(&get(share, 0))).collect();
+        shares.ok_or(Rejected::Malformed("shares"))
+    };
+    let (shares, kept) = (shares(shares_at)?, shares(kept_at)?);
     let parts = usize::from(bytes[9]);
     let base = chain.len().checked_sub(parts);
-    let base_max = if kind == Kind::Image { 0 } else { CHAIN_MAX };
+    let tree = flags & FLAG_TREE != 0;
+    let (is_root, apart) = (tree && kind == Kind::Image, matches!(kind, Kind::Page | Kind::Value));
+    if (!is_root && !kept.is_empty()) || (apart && !part) {
+        return Err(Rejected::Malformed("what only a tree has"));
+    }
+    let base_max = if kind == Kind::Delta { CHAIN_MAX } else { 0 };
     let fits = base.is_some_and(|base| base <= base_max && (nests || parts == 0));
     let version = Version(get_u64(bytes, 48));
     if version == Version::NONE || chain.len() > chain_max || !fits {
@@ -384,6 +435,8 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         parts,
         shares,
         scattered: flags & FLAG_SCATTERED != 0,
+        tree,
+        kept,
         nests,
         sizes: Sizes {
             image_bytes: get_u32(bytes, 96),
@@ -394,5 +447,6 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         alarm: Some(get_u64(bytes, 80)).filter(|alarm| *alarm != 0),
         origin: Origin { namespace: string(namespace)?, name: string(name)? },
         payload: &bytes[payload],
+        links: &[],
     })
 }

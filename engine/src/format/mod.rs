@@ -11,6 +11,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod entry;
 pub mod frame;
+pub mod page;
 pub mod run;
 pub mod segment;
 pub mod superblock;

@@ -16,7 +16,7 @@ use crate::contents::Origin;
 use crate::directory::Entry;
 use crate::error::{Error, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
-use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, SHARE_BYTES};
+use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame};
 use crate::format::{get, get_u32, len_u32, put};
 use crate::ids::{ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
@@ -94,6 +94,8 @@ pub(crate) struct Update {
     pub(crate) entry: Option<Entry>,
     /// Whether the object only moved.
     pub(crate) rewrite: bool,
+    /// Whether it is an image: nothing that was there before is needed, but what the entry names.
+    pub(crate) image: bool,
     /// The parts of the commit, before its last frame.
     pub(crate) parts: Vec<Address>,
     /// What was there before, if nothing builds on it any more.
@@ -149,15 +151,9 @@ impl OpenBatch {
     fn push(&mut self, frame: &Frame<'_>) -> Address {
         let start = self.frames.len();
         let bytes = frame.encode(&mut self.frames);
-        let fixups =
-            frame::address_offsets(frame.listed().len()).map(|offset| len_u32(start + offset));
-        self.fixups.extend(fixups);
-        let shares_at = start + frame::shares_offset(frame.listed().len());
-        for (index, share) in frame.shares.iter().enumerate() {
-            if share.segment & OPEN != 0 {
-                self.shares.push(len_u32(shares_at + index * SHARE_BYTES));
-            }
-        }
+        self.fixups.extend(frame.address_offsets().map(|offset| len_u32(start + offset)));
+        let open = frame.share_offsets().filter(|(_, share)| share.segment & OPEN != 0);
+        self.shares.extend(open.map(|(offset, _)| len_u32(start + offset)));
         self.starts.push(len_u32(start));
         self.ends_with_part = frame.part;
         if self.ids.last() != Some(&frame.object) {
@@ -229,9 +225,7 @@ impl Queue {
         block_bytes: usize,
         bytes_max: usize,
     ) -> Address {
-        let listed = frame.listed().len();
-        let shares = frame.shares.len();
-        let bytes = frame::frame_bytes(frame.payload.len(), listed, shares, &frame.origin);
+        let bytes = frame.bytes();
         let fits = |batch: &OpenBatch| batch.has_room(bytes, block_bytes, bytes_max);
         if !self.batches.back().is_some_and(fits) {
             self.batches.push_back(OpenBatch::new(self.take_ordinal(), Role::Commits));

@@ -245,11 +245,16 @@ fn settle<E: Env>(
         (true, Some(first)) if batch.updates.is_empty() => Some(first),
         (true, _) => Some(segment),
     };
-    for Update { id, existed, entry, rewrite, parts, dead, origin } in batch.updates {
+    for Update { id, existed, entry, rewrite, image, parts, dead, origin } in batch.updates {
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
-        let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
-        frames.filter(|_| entry.is_some()).for_each(|frame| state.live.raise(frame));
+        match &entry {
+            Some(entry) if image => entry.needs().for_each(|share| state.live.raise(share)),
+            Some(entry) => {
+                entry.newest().into_iter().chain(parts).for_each(|it| state.live.raise(it))
+            }
+            None => {}
+        }
         let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
         state.live.written(segment, written_ms);
         // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.
@@ -344,7 +349,7 @@ async fn take_spare<E: Env>(inner: &Rc<Inner<E>>) -> Result<Segment<FileOf<E>>> 
                     Spare::Preparing => None,
                     _ => Some(()),
                 };
-                tried = true;
+                // What somebody else began may have failed before there was room.
                 inner.changed.until(settled).await;
             }
         }

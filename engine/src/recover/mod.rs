@@ -220,6 +220,7 @@ pub(crate) async fn recover<E: Env>(
         live: replay.live,
         unfinished: None,
         cleaning: Cleaning::default(),
+        trees_updated: 0,
         recycled: Vec::new(),
         ahead: Ahead::default(),
         reads: 0,

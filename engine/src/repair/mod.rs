@@ -22,6 +22,7 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{ObjectId, Version};
 use crate::shard::{Inner, Shard};
+use crate::snapshot::Snapshot;
 use crate::{checkpoint, load};
 use scan::{Found, scan};
 
@@ -153,8 +154,9 @@ impl<E: Env> Shard<E> {
     async fn last_good(&self, id: &ObjectId, frames: &[Found]) -> Option<(Contents, u64)> {
         for newest in frames.iter().rev() {
             let Some(chain) = scan::chain(frames, newest) else { continue };
-            let loaded = load::load_chain(&self.0, id, chain, newest.stamp);
-            if let Ok(contents) = loaded.await {
+            let loaded = load::load_chain(&self.0, id, chain, newest.stamp).await;
+            let Ok(loaded) = loaded else { continue };
+            if let Ok(contents) = Snapshot::found(&self.0, id, loaded).into_contents().await {
                 return Some((contents, newest.stamp.written_ms));
             }
         }

@@ -8,6 +8,7 @@ mod durability;
 mod memory;
 mod object;
 mod objects;
+mod scan;
 mod serve;
 mod stats;
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Store;
-use super::serve::Request;
+use super::scan::Listed;
+use super::serve::{Request, Walked};
 use crate::batch::Batch;
 use crate::call::Call;
 use crate::contents::Contents;
@@ -116,8 +117,13 @@ impl Object {
 
     /// Walks over the keys and values of one state, whatever is committed meanwhile. It is a state
     /// as any read gives it, no older than this call and no newer than the first key.
+    ///
+    /// Of an object that is too large to be read as a whole a few pages are held at a time, and the state
+    /// stays on disk until the walk is over, or dropped; it ends with `Retry` where nobody went on for a minute.
     pub fn list(&self, list: List) -> Keys {
-        Keys { state: Walk::Asked(self.contents(), list) }
+        let (id, asked) = (self.id, list.clone());
+        let walked = self.send(Kind::Closed, |reply| Request::List { id, list: asked, reply });
+        Keys { state: Walk::Asked(walked, list) }
     }
 }
 
@@ -145,8 +151,9 @@ pub struct Keys {
 }
 
 enum Walk {
-    Asked(Call<Arc<Contents>>, List),
+    Asked(Call<Walked>, List),
     Going(Arc<Contents>, Range),
+    Paged(Listed),
     Done,
 }
 
@@ -159,17 +166,23 @@ impl Keys {
     pub async fn next(&mut self) -> Result<Option<(Bytes, Bytes)>> {
         if let Walk::Asked(call, list) = &mut self.state {
             let range = list.resolve();
-            let contents = call.await;
+            let walked = call.await;
             self.state = Walk::Done;
             let Some(range) = range? else { return Ok(None) };
-            self.state = Walk::Going(contents?, range);
+            self.state = match walked? {
+                Walked::Whole(contents) => Walk::Going(contents, range),
+                Walked::Paged(listed) => Walk::Paged(listed),
+            };
         }
-        let Walk::Going(contents, range) = &mut self.state else { return Ok(None) };
-        let next = range.next(&contents.map);
-        if next.is_none() {
+        let next = match &mut self.state {
+            Walk::Going(contents, range) => Ok(range.next(&contents.map)),
+            Walk::Paged(listed) => listed.next().await,
+            Walk::Asked(..) | Walk::Done => Ok(None),
+        };
+        if !matches!(next, Ok(Some(_))) {
             self.state = Walk::Done;
         }
-        Ok(next)
+        next
     }
 
     /// The same walk without async: blocks where the other one waits.

@@ -40,7 +40,7 @@ impl ObjectInfo {
             version: entry.version,
             written_ms: entry.written_ms,
             alarm: entry.alarm,
-            log_bytes: u64::from(entry.image_bytes) + u64::from(entry.delta_bytes),
+            log_bytes: entry.log_bytes(),
             damaged: entry.damaged,
         })
     }

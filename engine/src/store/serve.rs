@@ -10,6 +10,7 @@ use futures_channel::oneshot;
 
 use super::durability::{Answered, Durability, Failure, Told};
 use super::memory::{Held, Memory};
+use super::scan::{Listed, scan};
 use super::stats::CoreStats;
 use super::turns::Turns;
 use super::{Filter, Options, Page};
@@ -19,10 +20,12 @@ use crate::directory::IdMap;
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::ids::{ObjectId, Version};
+use crate::list::List;
 use crate::log::queue::Outcome;
 use crate::mailbox::Receiver;
 use crate::shard::{Shard, Ticket};
 use crate::signal::Signal;
+use crate::snapshot::Snapshot;
 
 /// Where an answer goes. Nobody may be waiting any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -32,6 +35,7 @@ pub(super) enum Request {
     Commit { id: ObjectId, batch: Batch, reply: Reply<Version> },
     Get { id: ObjectId, key: Bytes, reply: Reply<Option<Bytes>> },
     Contents { id: ObjectId, reply: Reply<Arc<Contents>> },
+    List { id: ObjectId, list: List, reply: Reply<Walked> },
     Head { id: ObjectId, reply: Reply<(Version, Option<u64>)> },
     Objects { shard: u16, filter: Filter, after: Option<ObjectId>, reply: Reply<Page> },
     DeletePrefix { id: ObjectId, prefix: Bytes, reply: Reply<u64> },
@@ -47,6 +51,7 @@ impl Request {
             Self::Commit { reply, .. } => drop(reply.send(Err(error))),
             Self::Get { reply, .. } => drop(reply.send(Err(error))),
             Self::Contents { reply, .. } => drop(reply.send(Err(error))),
+            Self::List { reply, .. } => drop(reply.send(Err(error))),
             Self::Head { reply, .. } => drop(reply.send(Err(error))),
             Self::Objects { reply, .. } => drop(reply.send(Err(error))),
             Self::DeletePrefix { reply, .. } => drop(reply.send(Err(error))),
@@ -55,6 +60,12 @@ impl Request {
             Self::Stats { reply } => drop(reply.send(Err(error))),
         }
     }
+}
+
+/// What an object's keys are read from: all of them in memory, or page by page.
+pub(super) enum Walked {
+    Whole(Arc<Contents>),
+    Paged(Listed),
 }
 
 /// A commit that was made while its object is being read.
@@ -160,12 +171,16 @@ impl<E: Env> Served<E> {
                 });
             }
             Request::Get { id, key, reply } => {
-                let get = async move { Ok(this.contents(&id).await?.map.get(&key).cloned()) };
+                let get = async move { this.get(&id, &key).await };
                 self.answer_in_turn("get", &id, reply, get);
             }
             Request::Contents { id, reply } => {
                 let contents = async move { this.contents(&id).await };
                 self.answer_in_turn("read", &id, reply, contents);
+            }
+            Request::List { id, list, reply } => {
+                let list = async move { this.list(&id, list).await };
+                self.answer_in_turn("list", &id, reply, list);
             }
             Request::Head { id, reply } => {
                 let head = async move { this.head(&id).await };
@@ -295,6 +310,15 @@ impl<E: Env> Served<E> {
         id: &ObjectId,
         prefix: &[u8],
     ) -> Result<(u64, Option<Rc<Outcome>>)> {
+        if let Some(snapshot) = self.large(id).await? {
+            let (batch, keys) = without_prefix_of_tree(&snapshot, prefix).await?;
+            let unsettled = match keys {
+                0 => None,
+                // It has its turn: nobody else commits.
+                _ => Some(self.commit(id, &batch.only_if(snapshot.version()))?.outcome),
+            };
+            return Ok((keys, unsettled));
+        }
         let (contents, unsettled) = self.appended(id).await?;
         // Nothing is waited for from here on: the commit is made for the very state that was counted.
         match without_prefix(&contents, prefix) {
@@ -324,6 +348,38 @@ impl<E: Env> Served<E> {
             Durability::OnFlush => shard.appended_head(id)?,
         };
         Ok(head.unwrap_or_default())
+    }
+
+    async fn get(&self, id: &ObjectId, key: &[u8]) -> Result<Option<Bytes>> {
+        match self.large(id).await? {
+            Some(snapshot) => snapshot.get(key).await,
+            None => Ok(self.contents(id).await?.map.get(key).cloned()),
+        }
+    }
+
+    async fn list(&self, id: &ObjectId, list: List) -> Result<Walked> {
+        match self.large(id).await? {
+            Some(snapshot) => {
+                let (task, listed) = scan(self.0.env.clone(), snapshot, list);
+                // The store's end does not wait for it.
+                self.0.env.spawn("list", task);
+                Ok(Walked::Paged(listed))
+            }
+            None => Ok(Walked::Whole(self.contents(id).await?)),
+        }
+    }
+
+    /// The object, with all that was appended by now, if it is a large one that is better read in parts.
+    async fn large(&self, id: &ObjectId) -> Result<Option<Snapshot<E>>> {
+        let shard = self.shard(id);
+        shard.check_healthy()?;
+        if self.0.memory.borrow_mut().get(id).is_some() {
+            return Ok(None);
+        }
+        match shard.is_large(id).await? {
+            true => shard.snapshot(id).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     /// The object as it is now, once that can be answered.
@@ -399,6 +455,19 @@ impl<E: Env> Drop for Busy<E> {
 }
 
 /// A batch that removes the keys that begin with `prefix`, and their number.
+async fn without_prefix_of_tree<E: Env>(
+    snapshot: &Snapshot<E>,
+    prefix: &[u8],
+) -> Result<(Batch, u64)> {
+    let (mut scan, mut batch) = (snapshot.scan(&List::prefix(prefix))?, Batch::new());
+    while let Some(some) = scan.next().await? {
+        batch = some.iter().fold(batch, |batch, (key, _)| batch.delete(key));
+    }
+    let keys = batch.len() as u64;
+    Ok((if prefix.is_empty() { Batch::new().delete_all() } else { batch }, keys))
+}
+
+/// Likewise, of an object that is in memory.
 fn without_prefix(contents: &Contents, prefix: &[u8]) -> (Batch, u64) {
     let range = contents.map.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded));
     let keys = range.map(|(key, _)| key).take_while(|key| key.starts_with(prefix));

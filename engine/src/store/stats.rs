@@ -56,6 +56,7 @@ impl ShardStats {
             cleaned_bytes,
             segments_cleaned,
             moves_overtaken,
+            trees_updated,
             segments_freed,
             segments_recycled,
             checkpoints,
@@ -72,6 +73,7 @@ impl ShardStats {
         self.cleaned_bytes += cleaned_bytes;
         self.segments_cleaned += segments_cleaned;
         self.moves_overtaken += moves_overtaken;
+        self.trees_updated += trees_updated;
         self.segments_freed += segments_freed;
         self.segments_recycled += segments_recycled;
         self.checkpoints += checkpoints;

@@ -1,7 +1,7 @@
 //! What is recorded: processes that open one store, one after the other, read every object, commit
 //! to them, and close the store or die.
 //!
-//! [`Limits::TINY`] makes some hundred commits pass through deltas, images, commits in several
+//! [`Limits::TINY`] makes some hundred commits pass through deltas, images, trees, commits in several
 //! parts, nested chains, changes of segments, checkpoints, and merges of runs.
 
 use std::cell::RefCell;
@@ -22,16 +22,16 @@ pub(crate) const OBJECTS: usize = 10;
 /// How long each process lives, its opening included.
 const LIVES: [Life; 12] = [
     Life::Whole,
-    Life::UntilWrite(420),
+    Life::UntilWrite(600),
     Life::Events(9),
     Life::Events(21),
-    Life::Events(40),
-    Life::UntilWrite(160),
+    Life::Events(60),
+    Life::UntilWrite(230),
     Life::Whole,
-    Life::UntilWrite(300),
-    Life::UntilWrite(70),
-    Life::UntilWrite(200),
-    Life::Events(30),
+    Life::UntilWrite(430),
+    Life::UntilWrite(100),
+    Life::UntilWrite(290),
+    Life::Events(45),
     Life::Whole,
 ];
 /// Rounds of commits of a process that lives.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use dormouse_engine::snapshot::Snapshot;
 use dormouse_engine::{
     Batch, Contents, Filter, Host, Kind, Limits, ObjectId, Shard, StoreLock, Ticket, Version,
 };
@@ -157,7 +158,8 @@ impl Life<'_> {
 
     pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
         let shards = running.shards.borrow().clone().expect("opened");
-        let client = Client { env: running.env.clone(), checker: self.checker(), shards };
+        let (env, checker) = (running.env.clone(), self.checker());
+        let client = Client { env, checker, shards, kept: RefCell::default() };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
         running.env.spawn("client", async move {
             for step in steps {
@@ -189,6 +191,7 @@ impl Life<'_> {
             let stats = shard.stats();
             let marks = [
                 (stats.segments_cleaned > 0, Mark::SegmentCleaned),
+                (stats.trees_updated > 0, Mark::TreeUpdated),
                 (stats.segments_recycled > 0, Mark::SegmentRecycled),
                 (stats.moves_overtaken > 0, Mark::MoveOvertaken),
                 (stats.cleaning && crashes, Mark::CrashWhileCleaning),
@@ -258,7 +261,7 @@ fn object(index: u8) -> ObjectId {
     ObjectId::from_bytes(bytes)
 }
 
-fn shard_of<'a>(shards: &'a Shards, id: &ObjectId) -> &'a Shard<SimEnv> {
+pub(super) fn shard_of<'a>(shards: &'a Shards, id: &ObjectId) -> &'a Shard<SimEnv> {
     let count = u16::try_from(shards.len()).expect("few shards");
     &shards[usize::from(id.shard(count))]
 }
@@ -303,10 +306,10 @@ fn fold(world: &World, contents: &Contents) {
 
 /// Holds what shards show to the reference.
 #[derive(Clone)]
-struct Checker {
+pub(super) struct Checker {
     world: World,
-    shared: Rc<Shared>,
-    reference: Rc<RefCell<Reference>>,
+    pub(super) shared: Rc<Shared>,
+    pub(super) reference: Rc<RefCell<Reference>>,
 }
 
 impl Checker {
@@ -402,16 +405,22 @@ impl Checker {
     }
 }
 
-struct Client {
-    env: SimEnv,
-    checker: Checker,
-    shards: Shards,
+pub(super) struct Client {
+    pub(super) env: SimEnv,
+    pub(super) checker: Checker,
+    pub(super) shards: Shards,
+    /// A look at an object of a while ago, and what it held.
+    pub(super) kept: RefCell<Option<(Snapshot<SimEnv>, Contents)>>,
 }
 
 impl Client {
     async fn step(&self, step: &Step) -> Result<()> {
         match step {
-            Step::Load(number) => self.load(&object(*number)).await.map(drop),
+            Step::Load(number) => {
+                let id = object(*number);
+                self.parts(&id).await?;
+                self.load(&id).await.map(drop)
+            }
             Step::Compact(number) => {
                 let compact = shard_of(&self.shards, &object(*number)).compact().boxed_local();
                 // Some do not wait for its end.

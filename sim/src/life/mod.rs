@@ -10,6 +10,7 @@ mod ghost;
 mod line;
 mod lines;
 mod object;
+mod parts;
 mod peer;
 mod shared;
 mod stack;

@@ -70,11 +70,14 @@ pub enum Mark {
     MoveOvertaken,
     CrashWhileCleaning,
     Compacted,
+    ReadInParts,
+    TreeUpdated,
+    ReadLater,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 55] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -127,6 +130,9 @@ impl Mark {
         Self::MoveOvertaken,
         Self::CrashWhileCleaning,
         Self::Compacted,
+        Self::ReadInParts,
+        Self::TreeUpdated,
+        Self::ReadLater,
     ];
 }
 

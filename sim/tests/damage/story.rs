@@ -1,15 +1,16 @@
 //! The store that is damaged: closed, of a few segments, with all that a small one can hold.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use dormouse_engine::{Batch, Contents, Limits, ObjectId, Shard, StoreLock, Version};
+use dormouse_engine::{Batch, Contents, Host, Limits, ObjectId, Shard, StoreLock, Version};
 use dormouse_sim::{DiskFaults, SimEnv, World};
 
 pub(crate) const LIMITS: Limits = Limits {
     key_bytes_max: 16,
     value_bytes_max: 256,
     commit_bytes_max: 16 << 10,
-    batch_bytes_max: 5632,
+    batch_bytes_max: 7680,
     queue_bytes_max: 32 << 10,
     segment_bytes_min: 8 << 10,
     segment_bytes_max: 8 << 10,
@@ -88,6 +89,9 @@ fn session(world: &World, story: Story, number: u8) -> Story {
         let keys = 0..24_u8;
         let large = keys.fold(Batch::new(), |batch, key| batch.put([key], [key ^ number; 250]));
         it.commit(0, large).await;
+        // A tree takes its place.
+        env.sleep(Duration::from_millis(5)).await;
+        assert!(!it.shard.snapshot(&object(0)).await.expect("readable").is_whole());
         it.story.earlier.push(on.save());
         for number in 1..OBJECTS {
             it.commit(number, Batch::new().put("last", [number])).await;

@@ -20,7 +20,7 @@ pub(crate) const LIMITS: Limits = Limits {
     key_bytes_max: 16,
     value_bytes_max: 256,
     commit_bytes_max: 16 << 10,
-    batch_bytes_max: 5632,
+    batch_bytes_max: 7680,
     queue_bytes_max: 32 << 10,
     segment_bytes_min: 8 << 10,
     segment_bytes_max: 8 << 10,
@@ -101,9 +101,24 @@ async fn small_commits(client: &Client, round: u8) {
 
 /// One commit that no batch can hold.
 async fn in_parts(client: &Client, value: u8) {
-    let large = (0..26).fold(Batch::new(), |batch, key| batch.put([b'p', key], [value; 250]));
+    let large = (0..32).fold(Batch::new(), |batch, key| batch.put([b'p', key], [value; 250]));
     assert!(large.ops().count() * 250 > LIMITS.batch_bytes_max);
     client.durable(3, &large, false).await;
+}
+
+/// A large object, all of whose pages get more keys, so that they split, and then lose most, so that they are
+/// joined; how often that was done.
+async fn pages(client: &Client, env: &SimEnv) -> u64 {
+    let before = client.shard.stats().trees_updated;
+    in_parts(client, 4).await;
+    let more = (0..32).fold(Batch::new(), |batch, key| batch.put([b'p', key, b'+'], [5; 60]));
+    client.durable(3, &more, false).await;
+    env.sleep(Duration::from_millis(20)).await;
+    let gone = |batch: Batch, key| batch.delete([b'p', key]).delete([b'p', key, b'+']);
+    let fewer = (3..30).fold(Batch::new(), gone);
+    client.durable(3, &fewer.put("large", [6; 250]).put("too", [6; 250]), false).await;
+    env.sleep(Duration::from_millis(20)).await;
+    client.shard.stats().trees_updated - before
 }
 
 /// A chain that nests until the shard writes it again as one image, with a commit that comes while
@@ -143,6 +158,7 @@ pub(crate) struct Passed {
     /// In the sessions that commit.
     segments_cleaned: u64,
     segments_recycled: u64,
+    trees_updated: u64,
 }
 
 /// Images, a nested chain, a commit in parts, deleted objects, checkpoints; then a close in order.
@@ -180,6 +196,7 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
     in_parts(&client, 2).await;
     client.durable(3, &Batch::new().delete_all(), false).await;
     in_parts(&client, 3).await;
+    let trees_updated = pages(&client, &env).await;
     small_commits(&client, 6).await;
     shard.compact().await.expect("compact");
     let compact_runs = shard.stats().runs;
@@ -196,6 +213,7 @@ async fn last_session(env: SimEnv, ledger: Rc<RefCell<Ledger>>, passed: Passed) 
         segments_removed,
         runs_removed,
         compact_runs,
+        trees_updated,
         ..passed
     };
     passed.cleaned(&shard.stats());
@@ -236,6 +254,7 @@ impl Passed {
         assert!(self.runs_removed > 0, "runs were removed: {self:?}");
         assert_eq!(self.compact_runs, 1, "made compact: {self:?}");
         assert!(self.segments_cleaned > 0, "segments were cleaned: {self:?}");
+        assert!(self.trees_updated >= 2, "pages were split and joined: {self:?}");
         assert!(self.segments_recycled > 0, "files were used again: {self:?}");
     }
 }

@@ -34,8 +34,14 @@ struct Here {
 
 impl Here {
     async fn open(env: &FaultyEnv, durability: Durability, cache_bytes: usize) -> Self {
-        // Nothing is written that no test asked for.
-        let limits = Limits { quiet: Duration::from_secs(3600), ..Limits::TINY };
+        // Nothing is written that no test asked for, rewrites included.
+        let limits = Limits {
+            quiet: Duration::from_secs(3600),
+            batch_bytes_max: 16 << 10,
+            image_bytes_max: 10 << 10,
+            segment_bytes_min: 24 << 10,
+            ..Limits::TINY
+        };
         let options = Options { durability, cache_bytes, limits, ..Options::default() };
         let lock = StoreLock::open_or_create(env, &limits, 1).await.expect("a store");
         let (superblock, told) = (lock.superblock(), Told::new(1));
@@ -54,7 +60,7 @@ impl Here {
 
     fn put(&self, key: u32) -> Call<Version> {
         let object = self.store.object(id());
-        object.commit(Batch::new().put(key.to_be_bytes(), [7; 400]))
+        object.commit(Batch::new().put(key.to_be_bytes(), [7; 100]))
     }
 
     /// The keys, which are those from 0 on (E2), and one more, if it is given.
@@ -210,7 +216,7 @@ fn a_full_disk_found_after_the_answer_is_told_by_flush() {
         assert_eq!(here.count(Some(90_000)).await, kept);
         assert_eq!(
             here.store.object(id()).get(90_000_u32.to_be_bytes()).await.unwrap().unwrap().len(),
-            400
+            100
         );
         here.close().await.expect("closed");
     });

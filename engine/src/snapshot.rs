@@ -1,0 +1,268 @@
+//! [`Snapshot`]: one object at one version, whatever is committed meanwhile. Of a small one all is in
+//! memory; of a large one ([`crate::tree`]) what was committed lately, and the root of its tree: pages are
+//! read when a key in them is asked for.
+//!
+//! While it is there, what it needs stays in its place: let it go when it is not needed any more, for space
+//! that it holds is not given back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::batch::{Batch, Op};
+use crate::contents::{Contents, Origin};
+use crate::directory::{Entry, Stamp};
+use crate::env::Env;
+use crate::error::Result;
+use crate::format::page::Value;
+use crate::ids::{ObjectId, Version};
+use crate::list::{Direction, List, Range};
+use crate::load;
+use crate::shard::Inner;
+use crate::tree::{self, Change, Root, Walk, WalkBatch};
+
+/// What is known of an object beside its tree: all, if it has none.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Over {
+    /// Keys that were put.
+    pub(crate) contents: Contents,
+    /// Keys that were deleted, if there is a tree below.
+    pub(crate) deleted: BTreeSet<Bytes>,
+}
+
+impl Over {
+    pub(crate) fn new(stamp: Stamp) -> Self {
+        let Stamp { version, alarm, .. } = stamp;
+        let contents = Contents { version, alarm, ..Contents::default() };
+        Self { contents, deleted: BTreeSet::new() }
+    }
+
+    /// Takes over what a newer frame says of where the id comes from.
+    pub(crate) fn learn(&mut self, newer: &Origin) {
+        let older = std::mem::replace(&mut self.contents.origin, newer.clone());
+        self.contents.origin.learn(&older);
+    }
+
+    /// Takes in an operation; `share` gives a slice of it that is kept.
+    pub(crate) fn apply_op(&mut self, op: Op<'_>, on_tree: bool, share: impl Fn(&[u8]) -> Bytes) {
+        match op {
+            Op::Put(key, value) => {
+                self.deleted.remove(key);
+                self.contents.map.insert(share(key), share(value));
+            }
+            Op::Delete(key) => {
+                self.contents.map.remove(key);
+                if on_tree {
+                    self.deleted.insert(share(key));
+                }
+            }
+        }
+    }
+
+    /// Takes in a commit on a tree.
+    pub(crate) fn apply(&mut self, batch: &Batch, version: Version) {
+        assert!(!batch.deletes_all(), "nothing is below it any more");
+        self.contents.apply(batch, version);
+        for op in batch.ops() {
+            self.apply_op(op, true, Bytes::copy_from_slice);
+        }
+    }
+
+    /// Its operations, encoded, by rising keys.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let put = |batch: Batch, (key, value)| batch.put(key, value);
+        let batch = self.contents.map.iter().fold(Batch::new(), put);
+        let batch = self.deleted.iter().fold(batch, Batch::delete);
+        batch.encoded_ops().to_vec()
+    }
+
+    /// Its operations, sorted by their keys.
+    pub(crate) fn changes(&self) -> BTreeMap<Bytes, Change> {
+        let puts = self.contents.map.iter();
+        let puts = puts.map(|(key, value)| (key.clone(), Change::Put(value.clone())));
+        let deletes = self.deleted.iter().map(|key| (key.clone(), Change::Delete));
+        puts.chain(deletes).collect()
+    }
+}
+
+/// One object at one version.
+pub struct Snapshot<E: Env> {
+    inner: Rc<Inner<E>>,
+    id: ObjectId,
+    pub(crate) over: Over,
+    pub(crate) root: Option<Root>,
+    /// What keeps it readable.
+    _pins: Vec<Rc<()>>,
+}
+
+impl<E: Env> Snapshot<E> {
+    /// One of an object that does not exist.
+    pub(crate) fn empty(inner: &Rc<Inner<E>>, id: &ObjectId) -> Self {
+        let (over, root, _pins) = (Over::default(), None, Vec::new());
+        Self { inner: inner.clone(), id: *id, over, root, _pins }
+    }
+
+    /// The object that `entry`, the one of the directory now, points to.
+    pub(crate) async fn read(inner: &Rc<Inner<E>>, id: &ObjectId, entry: &Entry) -> Result<Self> {
+        let _pins = load::pins(inner, entry);
+        let (over, root) = load::load_chain(inner, id, entry.chain(), entry.stamp()).await?;
+        Ok(Self { inner: inner.clone(), id: *id, over, root, _pins })
+    }
+
+    /// What was found at an older place in the log, with nothing to keep it there.
+    pub(crate) fn found(
+        inner: &Rc<Inner<E>>,
+        id: &ObjectId,
+        (over, root): (Over, Option<Root>),
+    ) -> Self {
+        Self { inner: inner.clone(), id: *id, over, root, _pins: Vec::new() }
+    }
+
+    /// Its version; [`Version::NONE`] if it does not exist.
+    pub fn version(&self) -> Version {
+        self.over.contents.version
+    }
+
+    /// Its alarm, in milliseconds since 1970.
+    pub fn alarm(&self) -> Option<u64> {
+        self.over.contents.alarm
+    }
+
+    /// Namespace and name, where known.
+    pub fn origin(&self) -> &Origin {
+        &self.over.contents.origin
+    }
+
+    /// Whether all of it is in memory, so that nothing is read any more.
+    pub fn is_whole(&self) -> bool {
+        self.root.is_none()
+    }
+
+    /// The value of a key.
+    ///
+    /// Errors: `Corrupt`, with the place; `Retry` (a file of the log can't be opened now).
+    pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        if let Some(value) = self.over.contents.map.get(key) {
+            return Ok(Some(value.clone()));
+        }
+        match &self.root {
+            Some(root) if !self.over.deleted.contains(key) => {
+                tree::get(&self.inner, &self.id, root, key).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// All of it, in memory.
+    ///
+    /// Errors: as [`Snapshot::get`].
+    pub async fn into_contents(self) -> Result<Contents> {
+        if self.root.is_none() {
+            return Ok(self.over.contents);
+        }
+        let mut map = BTreeMap::new();
+        let mut scan = self.scan(&List::all())?;
+        while let Some(some) = scan.next().await? {
+            map.extend(some);
+        }
+        Ok(Contents { map, ..self.over.contents })
+    }
+
+    /// Walks over keys and values, some at a time.
+    ///
+    /// Errors: `Invalid`, for a list that makes no sense.
+    pub fn scan(&self, list: &List) -> Result<Scan<'_, E>> {
+        let range = list.resolve()?;
+        let walk = match (&range, &self.root) {
+            (Some(range), Some(root)) => Some(Walk::new(root, range)),
+            _ => None,
+        };
+        Ok(Scan { snapshot: self, range, walk, leaf: None })
+    }
+}
+
+/// A walk over the keys of a [`Snapshot`].
+pub struct Scan<'a, E: Env> {
+    snapshot: &'a Snapshot<E>,
+    /// What was not given yet.
+    range: Option<Range>,
+    walk: Option<Walk>,
+    /// The leaf that is being given.
+    leaf: Option<WalkBatch>,
+}
+
+impl<E: Env> Scan<'_, E> {
+    /// The next keys and their values, in the order of the list: those of a page, or all that are in
+    /// memory; `None` at the end. Of a large object a few pages are held at a time.
+    ///
+    /// Errors: as [`Snapshot::get`]. Cancel: nothing is lost; call it again.
+    pub async fn next(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        let Snapshot { inner, id, over, .. } = self.snapshot;
+        loop {
+            let Some(range) = &self.range else { return Ok(None) };
+            if self.leaf.is_none() {
+                self.leaf = match &mut self.walk {
+                    Some(walk) => walk.next(inner, id).await?,
+                    None => None,
+                };
+            }
+            let leaf = self.leaf.get_or_insert_default();
+            let (here, rest) = range.clone().cut(leaf.bound.as_ref());
+            let Some(here) = here else {
+                (self.range, self.leaf) = (rest, None);
+                continue;
+            };
+            let mut some = merged(over, &leaf.entries, &here);
+            if here.direction() == Direction::Descending {
+                some.reverse();
+            }
+            some.truncate(here.limit());
+            let given = some.len();
+            let some = with_values(inner, id, some).await?;
+            (self.range, self.leaf) = (rest.and_then(|rest| rest.without(given)), None);
+            if given > 0 {
+                return Ok(Some(some));
+            }
+        }
+    }
+}
+
+/// What a leaf says with what lies over it, in a range of keys, by rising keys.
+fn merged(over: &Over, entries: &[(Bytes, Value)], range: &Range) -> Vec<(Bytes, Value)> {
+    let puts = over.contents.map.range::<[u8], _>(range.bounds());
+    let puts = puts.map(|(key, value)| (key.clone(), Value::Inline(value.clone())));
+    if entries.is_empty() {
+        return puts.collect();
+    }
+    let below = entries.iter().filter(|(key, _)| {
+        range.contains(key) && !over.deleted.contains(key) && !over.contents.map.contains_key(key)
+    });
+    let mut all: Vec<_> = below.cloned().chain(puts).collect();
+    // Two sorted runs: what this is quick at.
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    all
+}
+
+/// Reads the values that lie in frames of their own.
+async fn with_values<E: Env>(
+    inner: &Rc<Inner<E>>,
+    id: &ObjectId,
+    some: Vec<(Bytes, Value)>,
+) -> Result<Vec<(Bytes, Bytes)>> {
+    let apart = some.iter().filter_map(|(key, value)| match value {
+        Value::Inline(_) => None,
+        Value::Apart { address, bytes } => Some((key.clone(), *address, *bytes)),
+    });
+    let apart: Vec<_> = apart.collect();
+    let mut read = match apart.is_empty() {
+        true => Vec::new(),
+        false => tree::values(inner, id, &apart).await?,
+    }
+    .into_iter();
+    let value = |(key, value)| match value {
+        Value::Inline(value) => (key, value),
+        Value::Apart { .. } => (key, read.next().expect("one for each that lies apart")),
+    };
+    Ok(some.into_iter().map(value).collect())
+}
