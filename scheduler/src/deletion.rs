@@ -92,7 +92,9 @@ pub(crate) fn begin(core: &Rc<Inner>, id: Id, class: usize, reply: Reply<()>) {
             Some(Slot::Live(instance)) => leaving = Some(instance),
             Some(Slot::Deleting(earlier)) => {
                 let Deletion { began, queue, replies, starting, .. } = *earlier;
-                refused = queue;
+                // What its sockets sent is not dropped before they are closed: that would end them.
+                (refused, deletion.queue) =
+                    queue.into_iter().partition(|(_, work)| matches!(work, Work::Call(_)));
                 deletion.began = began;
                 deletion.replies.splice(0..0, replies);
                 deletion.starting = starting;
@@ -103,6 +105,8 @@ pub(crate) fn begin(core: &Rc<Inner>, id: Id, class: usize, reply: Reply<()>) {
     }
     let error = Error::deleted(&id);
     if let Some(instance) = &leaving {
+        // Its end drops its handles on those that it reads itself.
+        instance.sockets.keep_live();
         instance.reset(error.clone());
     }
     refuse(refused, &error);

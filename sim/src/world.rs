@@ -25,6 +25,8 @@ const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// How long blocking work takes at most.
 const BLOCKING_NS_MAX: u64 = 50_000_000;
+/// And how long where it need not wait for a thread.
+const BLOCKING_NS_SOON: u64 = 20_000;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
@@ -559,7 +561,12 @@ impl Host for SimEnv {
     /// On a core of its own in the same process, after a while.
     fn spawn_blocking(&self, work: Work) -> dormouse_engine::Result<()> {
         let thread = Self { core: self.world.0.next_id(), ..self.clone() };
-        let delay_ns = self.world.0.random.borrow_mut().between(1_000, BLOCKING_NS_MAX);
+        let delay_ns = {
+            let mut random = self.world.0.random.borrow_mut();
+            // A thread that is free begins before a disk has written anything.
+            let most = if random.one_in(2) { BLOCKING_NS_SOON } else { BLOCKING_NS_MAX };
+            random.between(1_000, most)
+        };
         let begins = thread.sleep(Duration::from_nanos(delay_ns));
         thread.spawn("blocking", async move {
             begins.await;

@@ -33,7 +33,12 @@ impl DurableObject for Object {
 
     async fn fetch(&self, request: Request) -> Result<Response> {
         let socket = request.web_socket_upgrade()?.expect("a socket is asked for");
-        self.0.accept_web_socket(&socket, [] as [&str; 0])?;
+        if request.uri().path() == "/live" {
+            let live = self.0.accept(&socket)?;
+            self.0.wait_until(async move { while live.recv().await.is_some() {} });
+        } else {
+            self.0.accept_web_socket(&socket, [] as [&str; 0])?;
+        }
         Ok(socket.into_response())
     }
 
@@ -208,15 +213,47 @@ fn a_deleted_object_is_woken_by_no_alarm() {
     }
 }
 
+fn connect(machine: &Machine, path: &str) -> ClientSocket {
+    let request = Request::get(path).body(()).unwrap().with_web_socket_upgrade();
+    let response = machine.run(machine.stub().fetch(request)).unwrap();
+    response.take_web_socket().expect("a socket")
+}
+
+/// What a client sent is dropped by a deletion, and the end that follows from it by the next one.
+#[test]
+fn deletions_one_upon_the_other_close_its_sockets_all_the_same() {
+    let steps = |machine: &Machine, count| {
+        for _ in 0..count {
+            machine.world.step();
+        }
+    };
+    for (before, between) in (0..12).flat_map(|before| (0..12).map(move |steps| (before, steps))) {
+        let machine = Machine::new(before);
+        let client = Rc::new(connect(&machine, "/"));
+        machine.run(machine.stub().call(Do::Put(7, LATER))).unwrap();
+        let (topology, id) = (machine.topology.clone(), machine.stub().id().clone());
+        machine.run(async move { topology.evict(&id).await });
+        let sender = client.clone();
+        machine.env.spawn("client", async move { drop(sender.send("late").await) });
+        steps(&machine, before);
+        let first = machine.stub().delete();
+        steps(&machine, between);
+        let second = machine.stub().delete();
+        machine.run(first).unwrap();
+        machine.run(second).unwrap();
+        let received = machine.run(async move { client.recv().await });
+        let Some(Received::Close(close)) = received else {
+            panic!("{before} and {between} steps: {received:?}")
+        };
+        assert_eq!(close.code, Some(1001), "{before} and {between} steps");
+    }
+}
+
 #[test]
 fn its_sockets_are_closed_when_the_deletion_is_durable() {
     let machine = Machine::new(3);
-    let connect = |machine: &Machine| -> ClientSocket {
-        let request = Request::get("/").body(()).unwrap().with_web_socket_upgrade();
-        let response = machine.run(machine.stub().fetch(request)).unwrap();
-        response.take_web_socket().expect("a socket")
-    };
-    let client = Rc::new(connect(&machine));
+    let client = Rc::new(connect(&machine, "/"));
+    let live = connect(&machine, "/live");
     // What it sends meanwhile goes nowhere.
     let deleted = machine.stub().delete();
     let sender = client.clone();
@@ -227,14 +264,18 @@ fn its_sockets_are_closed_when_the_deletion_is_durable() {
     let Some(Received::Close(close)) = received else { panic!("no close frame: {received:?}") };
     assert_eq!((close.code, &*close.reason), (Some(1001), "the object was deleted"));
     assert_eq!(machine.run(async move { again.recv().await }), None);
+    // So is one that the object read itself.
+    let (received, end) = machine.run(async move { (live.recv().await, live.recv().await) });
+    assert_eq!((received, end), (Some(Received::Close(close)), None));
 
     // One that failed says no such thing; what became of the object its next call shows.
-    let client = connect(&machine);
+    let (client, live) = (connect(&machine, "/"), connect(&machine, "/live"));
     machine.run(machine.stub().call(Do::Put(9, LATER))).unwrap();
     machine.world.set_faults(DiskFaults { write_error: 1, ..DiskFaults::default() });
     let error = machine.run(machine.stub().delete()).unwrap_err();
     assert!(error.to_string().contains("simulated write error"), "{error}");
     assert_eq!(machine.run(async move { client.recv().await }), None);
+    assert_eq!(machine.run(async move { live.recv().await }), None);
     machine.world.set_faults(DiskFaults::default());
     let found = machine.get().0;
     assert!(found.is_none_or(|value| value == 9), "{found:?}");

@@ -111,6 +111,8 @@ pub(crate) struct Connection {
     broken_off: Cell<bool>,
     /// It ends when all that waits has left.
     ending: Cell<bool>,
+    /// Its object is being deleted, which is to say why it ends: its handle does not end it.
+    kept: Cell<bool>,
     queue: RefCell<VecDeque<Queued>>,
     queued_bytes: Cell<usize>,
 }
@@ -137,6 +139,7 @@ impl Connection {
             close_sent: Cell::default(),
             broken_off: Cell::default(),
             ending: Cell::default(),
+            kept: Cell::default(),
             queue: RefCell::default(),
             queued_bytes: Cell::default(),
         }
@@ -209,6 +212,15 @@ impl Connection {
         }
         drop(queue);
         self.hang_up_if_left();
+    }
+
+    /// It outlives the object's handle on it, until whoever keeps it ends it.
+    pub(crate) fn keep(&self) {
+        self.kept.set(true);
+    }
+
+    pub(crate) fn is_kept(&self) -> bool {
+        self.kept.get()
     }
 
     /// Ends the connection when all that waits for a gate has left.

@@ -106,6 +106,9 @@ impl LiveSocket {
 
 impl Drop for LiveSocket {
     fn drop(&mut self) {
+        if self.0.connection.is_kept() {
+            return;
+        }
         self.is_over();
         // Nothing is left with the instance to do: its tasks, and this with them, may be dropped at
         // any moment, and what then waited in it would keep it.

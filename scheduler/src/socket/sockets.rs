@@ -144,6 +144,11 @@ impl Sockets {
         self.live.borrow_mut().remove(&connection.number);
     }
 
+    /// They outlive the instance that reads them, to be closed with the others.
+    pub(crate) fn keep_live(&self) {
+        self.live.borrow().values().for_each(|live| live.connection.keep());
+    }
+
     /// Whoever reads such a socket is told that it is lost.
     pub(crate) fn hang_up_live(&self) {
         let live = std::mem::take(&mut *self.live.borrow_mut());

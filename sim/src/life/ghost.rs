@@ -7,8 +7,10 @@
 //! state after a prefix of these groups which holds all that was acknowledged (E1, E2); only a
 //! crash or a reset may make it shorter than the whole.
 
+mod deletion;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Deref;
 
 use anyhow::{Result, ensure};
@@ -85,6 +87,13 @@ pub(super) struct Ghost {
     /// Runs of the alarm of this time that failed; none where that is not known.
     failed: Option<(u64, Option<u32>)>,
     pub(super) alarm_runs: usize,
+    /// Deletions that were asked for and not answered.
+    deletions: BTreeSet<u64>,
+    /// Whether one that was answered, or never will be, may be what comes to life next.
+    in_doubt: bool,
+    /// The last instance that came to life, and the last one that found nothing.
+    awoke: u64,
+    found_nothing: u64,
     /// It set an alarm once.
     pub(super) had_alarm: bool,
 }
@@ -107,6 +116,10 @@ impl Ghost {
             run: None,
             failed: None,
             alarm_runs: 0,
+            deletions: BTreeSet::new(),
+            in_doubt: false,
+            awoke: 0,
+            found_nothing: 0,
             had_alarm: false,
         })
     }
@@ -121,6 +134,7 @@ impl Ghost {
     pub(super) fn closed(&mut self) {
         // Counters of retries live in memory.
         self.failed = None;
+        self.in_doubt |= !std::mem::take(&mut self.deletions).is_empty();
     }
 
     /// The instance is gone and with it what it did not say.
@@ -135,7 +149,20 @@ impl Ghost {
     }
 
     /// The object came to life and holds `found`; whether something unacknowledged was lost.
-    pub(super) fn activated(&mut self, found: Contents) -> Result<bool> {
+    pub(super) fn activated(&mut self, instance: u64, found: Contents) -> Result<bool> {
+        self.awoke = instance;
+        if found == Contents::default() {
+            self.found_nothing = instance;
+            if self.may_be_deleted() {
+                self.in_doubt = false;
+                // Whether that is for a deletion is open, and so how often its alarm had failed.
+                let failed = self.failed.map(|(at, _)| (at, None));
+                self.wipe()?;
+                self.failed = failed;
+                return Ok(false);
+            }
+        }
+        self.in_doubt = false;
         self.pause();
         let end = self.end();
         let mut state = std::mem::take(&mut self.settled);

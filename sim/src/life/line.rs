@@ -17,6 +17,9 @@ use crate::plan::Turn;
 /// What a frame costs in a bounded queue beside its bytes, as the scheduler counts.
 const FRAME_BYTES: usize = 64;
 
+/// Why the sockets of an object that is deleted are closed.
+const DELETED: &[u8] = b"the object was deleted";
+
 /// What was sent, in the order of sending.
 enum Sent {
     /// This request, in so many bytes.
@@ -86,6 +89,8 @@ pub(super) enum Arrived {
     Answered,
     Pong,
     Ping(Vec<u8>),
+    /// The object is deleted; with the reason that the client gets.
+    Deleted(Vec<u8>),
     /// So many groups are durable. The client answers it, unless it has closed itself.
     Close(u64, Option<u16>, Vec<u8>),
 }
@@ -112,6 +117,10 @@ pub(super) struct Line {
     pub(super) told: Option<u64>,
     /// The object was reset: anything on its way may be lost, and nobody is told.
     pub(super) cut: bool,
+    /// Its object is or was being deleted since it was opened.
+    pub(super) doomed: bool,
+    /// That is what cut it.
+    pub(super) deleted: bool,
     /// Its client read nothing for a while.
     pub(super) held: bool,
     /// The last answer's request was sent then or later.
@@ -172,6 +181,8 @@ impl Line {
             endings: Vec::new(),
             told: None,
             cut: false,
+            doomed: false,
+            deleted: false,
             held: false,
             answered_ms: None,
             asked: false,
@@ -254,6 +265,11 @@ impl Line {
                 if self.endings.iter().any(broken) || closing && code == Some(1001) {
                     return Ok(Arrived::Close(0, code, reason));
                 }
+                if code == Some(1001) && reason == DELETED {
+                    ensure!(self.doomed, "closed as deleted, and nobody deleted its object");
+                    self.cut = true;
+                    return Ok(Arrived::Deleted(reason));
+                }
                 let said = self.said.pop_front().context("a close that nobody said")?;
                 let What::Close { code: wanted, reason: why } = said.what else {
                     bail!("close {code:?} in the place of message {}", said.number);
@@ -301,9 +317,12 @@ impl Line {
 
     /// The client sees that the connection is over.
     pub(super) fn ends(&self, excused: bool) -> Result<()> {
-        let by_client = !self.endings.is_empty() || self.closed_by_object && self.held;
+        let closed = self.closed_by_object || self.deleted;
+        let by_client = !self.endings.is_empty() || closed && self.held;
         let by_object = self.close_arrived;
-        ensure!(excused || self.cut || by_client || by_object, "it is lost, and nobody ended it");
+        // A deletion says what it is.
+        let cut = self.cut && !self.deleted;
+        ensure!(excused || cut || by_client || by_object, "it is lost, and nobody ended it");
         Ok(())
     }
 

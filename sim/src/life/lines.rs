@@ -135,6 +135,9 @@ impl Shared {
                 Ok(())
             });
         }
+        if let Arrived::Deleted(_) = &arrived {
+            self.mark(Mark::DeletedWithSockets);
+        }
         if let Arrived::Answered = &arrived {
             let asleep = self.on(&object, |ghost| Ok(ghost.instance.is_none()));
             self.mark(if asleep { Mark::AnsweredForASleeper } else { Mark::AutoResponse });

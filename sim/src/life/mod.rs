@@ -4,7 +4,9 @@
 //! plan and ends as the plan says, in order or by a crash. In the last one the disk is well,
 //! everything that was set off gets its time, and nothing may be left over.
 
+mod body;
 mod codec;
+mod deletion;
 mod engine;
 mod ghost;
 mod line;
@@ -16,6 +18,7 @@ mod shared;
 mod stack;
 mod talk;
 mod visit;
+mod work;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -274,6 +277,9 @@ impl Life<'_> {
             self.shared.mark(Mark::CrashWhileOpening);
         }
         self.shared.note(|| format!("{end:?}"));
+        self.shared.works_crashed();
+        self.shared.exchanges_crashed();
+        self.shared.deletions_crashed();
         if end != End::PowerCut {
             running.process.kill();
         }

@@ -19,7 +19,7 @@ use super::ghost::{Contents, Effect, Ghost};
 use super::line::Told;
 use super::shared::{Mark, Shared, shared};
 use super::talk::Handle;
-use crate::plan::{Change, Close, Fate, Op, Turn, key};
+use crate::plan::{Change, Close, Fate, Op, Turn, Work, key};
 
 /// Runs after which an alarm's handler does nothing more: one that sets itself again and again would
 /// fill a life whose clients wait for minutes.
@@ -55,14 +55,14 @@ pub(super) struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let instance = self.instance;
-        let asked = self.ended.get() || self.shared.evicting.borrow().contains(&self.name);
-        if !asked && !self.shared.closing.get() && !self.shared.lenient.get() {
+        let evicted = self.shared.evicting.borrow().contains(&self.name);
+        let deleted = self.shared.on(&self.name, |ghost| Ok(ghost.leaves(instance)));
+        let closing = self.shared.closing.get() || self.shared.lenient.get();
+        let excused = self.ended.get() || deleted || closing;
+        if !evicted && !excused {
             self.shared.mark(Mark::LeftWhenIdle);
         }
-        self.shared.on(&self.name, |ghost| {
-            ghost.instance.take_if(|live| *live == instance);
-            Ok(())
-        });
+        self.shared.works_left(&self.name, instance, excused);
     }
 }
 
@@ -70,7 +70,7 @@ impl Drop for Inner {
 const LAST_RETRY: u32 = 6;
 
 /// An error that the plan asks for.
-fn planned() -> Error {
+pub(super) fn planned() -> Error {
     Error::user("as planned")
 }
 
@@ -108,7 +108,10 @@ impl DurableObject for Actor {
     }
 
     async fn fetch(&self, request: Request) -> Result<Response> {
-        self.0.open(request).await
+        match super::body::token_of(&request) {
+            Some(token) => self.0.exchange(token, request).await,
+            None => self.0.open(request).await,
+        }
     }
 
     async fn web_socket_message(&self, socket: &WebSocket, message: Message) -> Result<()> {
@@ -199,7 +202,7 @@ impl Inner {
             if ghost.may_lose && alarm.is_some() {
                 self.shared.mark(Mark::AlarmFoundAfterAReset);
             }
-            ghost.activated(found)
+            ghost.activated(self.instance, found)
         });
         if lost {
             self.shared.mark(Mark::LostUnacknowledged);
@@ -264,7 +267,7 @@ impl Inner {
     }
 
     /// Does operations; writes at their end that were not waited for stay in `made`.
-    fn run<'a>(
+    pub(super) fn run<'a>(
         self: &'a Rc<Self>,
         event: u64,
         storage: &'a Storage,
@@ -275,7 +278,7 @@ impl Inner {
             for op in ops {
                 let wrote = self.write(event, storage, op, made);
                 self.shared.count(wrote);
-                if !matches!(op, Op::Say(..) | Op::Shut(..)) {
+                if !matches!(op, Op::Say(..) | Op::Shut(..) | Op::Work(Work::Dropped)) {
                     self.unsaid.borrow_mut().retain(|(of, ..)| *of != event);
                 }
                 if !wrote {
@@ -289,7 +292,7 @@ impl Inner {
     }
 
     /// Waits for the writes that were made: until then no other event runs.
-    async fn finish(
+    pub(super) async fn finish(
         &self,
         event: u64,
         made: &mut Vec<LocalBoxFuture<'static, Result<()>>>,
@@ -427,6 +430,7 @@ impl Inner {
                 });
             }
             Op::Call(object, turn) => self.call(event, *object, turn).await,
+            Op::Work(how) => self.work(event, *how).await?,
             Op::Say(..) | Op::Shut(..) | Op::Attach(..) | Op::AutoResponse(_) => {
                 self.socket_op(event, op);
             }

@@ -135,6 +135,11 @@ impl Peer {
                     shared.line_ending(self.line, Ending::Close(code, text));
                     self.close(code, &reason);
                 }
+                Some(Arrived::Deleted(reason)) if !self.closed && !self.finish => {
+                    let text = String::from_utf8_lossy(&reason).into_owned();
+                    shared.line_ending(self.line, Ending::Close(Some(1001), text));
+                    self.close(Some(1001), &reason);
+                }
                 _ => {}
             }
         }

@@ -9,8 +9,10 @@ use std::rc::Rc;
 use anyhow::{Result, ensure};
 use dormouse_scheduler::{Error, SocketLimits};
 
+use super::body::Exchanges;
 use super::ghost::Ghost;
 use super::lines::Lines;
+use super::work::Works;
 use crate::plan::{Plan, Turn};
 use crate::world::World;
 
@@ -73,11 +75,27 @@ pub enum Mark {
     ReadInParts,
     TreeUpdated,
     ReadLater,
+    DeletedWhileDirty,
+    DeletedWithAnAlarm,
+    DeletedWithSockets,
+    DeletedInACrash,
+    DeletedBesideAnother,
+    BodyWhole,
+    BodyCutByItsSender,
+    BodyCutByAReset,
+    BodyReaderLeft,
+    BodyWaitedForRoom,
+    BodyInACrash,
+    WorkAwaited,
+    WorkPanicked,
+    WorkLeftAlone,
+    WorkBesideOthers,
+    WorkOfAResetObject,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 55] = [
+    pub const ALL: [Self; 71] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -133,6 +151,22 @@ impl Mark {
         Self::ReadInParts,
         Self::TreeUpdated,
         Self::ReadLater,
+        Self::DeletedWhileDirty,
+        Self::DeletedWithAnAlarm,
+        Self::DeletedWithSockets,
+        Self::DeletedInACrash,
+        Self::DeletedBesideAnother,
+        Self::BodyWhole,
+        Self::BodyCutByItsSender,
+        Self::BodyCutByAReset,
+        Self::BodyReaderLeft,
+        Self::BodyWaitedForRoom,
+        Self::BodyInACrash,
+        Self::WorkAwaited,
+        Self::WorkPanicked,
+        Self::WorkLeftAlone,
+        Self::WorkBesideOthers,
+        Self::WorkOfAResetObject,
     ];
 }
 
@@ -195,6 +229,10 @@ pub(super) struct Shared {
     pub(super) socket_limits: SocketLimits,
     /// Those of the process that lives now.
     pub(super) lines: RefCell<Lines>,
+    /// Requests of the process whose bodies come chunk by chunk.
+    pub(super) exchanges: RefCell<Exchanges>,
+    /// Work that has not begun.
+    pub(super) works: RefCell<Works>,
     pub(super) operations: Cell<u64>,
     pub(super) writes: Cell<u64>,
     pub(super) marks: RefCell<Marks>,
@@ -230,6 +268,8 @@ impl Shared {
             sockets: plan.has_sockets(),
             socket_limits: if plan.tiny_sockets { TINY } else { SocketLimits::PRODUCTION },
             lines: RefCell::default(),
+            exchanges: RefCell::default(),
+            works: RefCell::default(),
             operations: Cell::new(0),
             writes: Cell::new(0),
             marks: RefCell::default(),
@@ -320,6 +360,8 @@ impl Shared {
 
     /// A call was refused: there is no room for it now.
     pub(super) fn refused(&self, error: &Error) {
+        // A request like one that a reset answers.
+        self.count(false);
         self.mark(match error.code() {
             Some("memory-full") => Mark::RefusedForMemory,
             Some("object-overloaded") => Mark::RefusedByABusyObject,

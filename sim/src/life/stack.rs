@@ -155,7 +155,7 @@ impl Life<'_> {
 }
 
 /// Asks an object for its alarm. While others are busy, there may be no room for it.
-async fn look(shared: &Shared, env: &SimEnv, stub: &Stub<Actor>) -> Result<(), Error> {
+pub(super) async fn look(shared: &Shared, env: &SimEnv, stub: &Stub<Actor>) -> Result<(), Error> {
     for tries in 0.. {
         let turn = Turn { ops: vec![Op::GetAlarm], fate: Fate::Fine };
         let token = shared.number();
@@ -251,6 +251,8 @@ impl Client {
                 }
                 Step::Pause(us) => self.env.sleep(Duration::from_micros(u64::from(us))).await,
                 Step::Socket(socket, talk) => self.talk(socket, talk).await,
+                Step::Delete(object, wait) => self.delete(object, wait).await,
+                Step::Fetch(object, exchange) => self.exchange(object, exchange).await,
                 Step::Clock(ms) => {
                     self.shared.jumped.set(true);
                     let now = self.env.wall_ms().max(self.shared.wall_max_ms.get());

@@ -331,8 +331,10 @@ impl Inner {
         let listed = self.state.web_sockets(None);
         let known = self.shared.lines.borrow().of(&self.name).any(line::Line::is_open);
         let nothing_set = self.state.web_socket_auto_response().is_none();
-        if self.shared.lenient.get() && listed.is_empty() && nothing_set {
-            // A reset that was not announced.
+        let deleted = self.shared.on(&self.name, |ghost| Ok(ghost.may_be_deleted()));
+        let lenient = self.shared.lenient.get();
+        if (lenient || deleted) && listed.is_empty() && nothing_set {
+            // A reset that was not announced, or a deletion.
             self.shared.lines_reset(&self.name);
         } else if known {
             self.shared.mark(Mark::WokeWithSockets);

@@ -40,7 +40,8 @@ impl Client {
         let number = shared.number();
         let stub = self.stub(object).clone();
         let id = stub.id().to_string();
-        let line = Line::new(number, id.clone(), accept.live, &accept.tags, accept.end.clone());
+        let mut line = Line::new(number, id.clone(), accept.live, &accept.tags, accept.end.clone());
+        line.doomed = shared.on(&id, |ghost| Ok(ghost.is_being_deleted()));
         {
             let mut lines = shared.lines.borrow_mut();
             lines.lines.insert(number, line);

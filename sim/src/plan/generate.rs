@@ -41,6 +41,9 @@ pub(super) struct Swarm {
     evictions: bool,
     compacts: bool,
     clock: bool,
+    deletions: bool,
+    bodies: bool,
+    blocking: bool,
     sockets: bool,
     /// Sockets that their objects read themselves, too.
     pub(super) live_sockets: bool,
@@ -85,6 +88,9 @@ impl Plan {
             evictions: flag(2),
             compacts: flag(3),
             clock: flag(6),
+            deletions: flag(3),
+            bodies: flag(3),
+            blocking: flag(3),
             sockets: flag(2) && level == Level::Stack,
             // They would hold what little room there is for good.
             live_sockets: flag(2) && !tiny_caches,
@@ -297,15 +303,20 @@ impl Swarm {
             3 if self.clock => {
                 Step::Clock(i32::try_from(self.random.below(4000)).expect("small") - 2000)
             }
+            4 if self.deletions => Step::Delete(self.object(), self.wait()),
+            5..8 if self.bodies => Step::Fetch(self.object(), self.exchange()),
             _ => {
-                let turn = self.turn(1);
-                let wait = match self.random.below(12) {
-                    0 => Wait::Never,
-                    1..5 if self.pipelined => Wait::Last,
-                    _ => Wait::Now,
-                };
+                let (turn, wait) = (self.turn(1), self.wait());
                 Step::Call(self.object(), turn, wait)
             }
+        }
+    }
+
+    fn wait(&mut self) -> Wait {
+        match self.random.below(12) {
+            0 => Wait::Never,
+            1..5 if self.pipelined => Wait::Last,
+            _ => Wait::Now,
         }
     }
 
@@ -358,6 +369,7 @@ impl Swarm {
                 Op::Unconfirmed(key, bytes, fill)
             }
             22..25 if self.sockets && waits => self.socket_op(),
+            25 if self.blocking && waits => Op::Work(self.work()),
             _ => match self.change() {
                 // Not to be done in a transaction.
                 Change::DeleteAll(_) if inside => Op::Get(self.key()),
@@ -375,6 +387,7 @@ impl Swarm {
 fn weight(step: &Step) -> usize {
     match step {
         Step::Call(_, turn, _) | Step::Socket(_, Talk::Send(_, _, _, turn)) => 1 + turn.ops.len(),
+        Step::Fetch(_, exchange) => 1 + exchange.turn.ops.len(),
         Step::Commit(_, batches) | Step::CommitResident(_, batches) => batches.len(),
         _ => 1,
     }

@@ -7,6 +7,7 @@
 //!
 //! Keys are numbers ([`key`] names them), values a length and a byte that fills it.
 
+mod exchange;
 mod generate;
 pub mod shrink;
 mod talk;
@@ -15,6 +16,8 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+
+pub use self::exchange::{Ends, Exchange, Flow, Work};
 
 use crate::disk::DiskFaults;
 use crate::net::NetFaults;
@@ -114,6 +117,10 @@ pub enum Step {
     Pause(u32),
     /// Moves the wall clock, in milliseconds.
     Clock(i32),
+    /// Deletes an object for good.
+    Delete(u8, Wait),
+    /// Sends a request whose bodies come chunk by chunk, and reads the response.
+    Fetch(u8, Exchange),
     /// Does something with one of its sockets.
     Socket(u8, Talk),
     /// Engine: commits one after the other, waiting for none before all are made.
@@ -266,6 +273,8 @@ pub enum Op {
     Section(Vec<Op>),
     /// Goes on beside the event.
     Beside(Vec<Op>),
+    /// Has work done beside the core.
+    Work(Work),
     /// Calls another object and waits.
     Call(u8, Turn),
     /// Sends a message of so many bytes, binary or text.
@@ -323,6 +332,7 @@ const HEAD: &str = "\
 // descending); Alarm(ms from now); Pause in microseconds; Clock in milliseconds. An end strikes
 // At Done, after Steps(n) of the machine, or after n steps with a write InFlight. Socket(number, Send(
 // bytes, binary, frames, what the object does)); Say(to, bytes, binary) is the object's message.
+// Fetch(object, (the request's body, what the object does, and does before each chunk, its response)).
 ";
 
 impl Plan {

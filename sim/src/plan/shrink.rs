@@ -4,7 +4,9 @@
 //! still fails takes its place. A change of the plan changes every choice that its seed makes, so
 //! that a failure may need another one: each candidate is tried with a few.
 
-use super::{Accept, At, End, Fate, Level, Op, Plan, Session, Step, Talk, Turn, Wait};
+use super::{
+    Accept, At, End, Ends, Exchange, Fate, Flow, Level, Op, Plan, Session, Step, Talk, Turn, Wait,
+};
 use crate::disk::DiskFaults;
 use crate::net::NetFaults;
 
@@ -143,6 +145,10 @@ fn steps(step: &Step) -> Vec<Step> {
             }
             all
         }
+        Step::Delete(object, wait) if *wait != Wait::Now => vec![Step::Delete(*object, Wait::Now)],
+        Step::Fetch(object, exchange) => {
+            exchanges(exchange).into_iter().map(|plainer| Step::Fetch(*object, plainer)).collect()
+        }
         Step::Socket(socket, talk) => {
             talks(talk).into_iter().map(|talk| Step::Socket(*socket, talk)).collect()
         }
@@ -154,6 +160,29 @@ fn steps(step: &Step) -> Vec<Step> {
         }
         _ => Vec::new(),
     }
+}
+
+fn exchanges(exchange: &Exchange) -> Vec<Exchange> {
+    let with = |change: &dyn Fn(&mut Exchange)| {
+        let mut changed = exchange.clone();
+        change(&mut changed);
+        changed
+    };
+    let mut all: Vec<_> =
+        flows(&exchange.up).map(|up| with(&|exchange| exchange.up = up.clone())).collect();
+    all.extend(flows(&exchange.down).map(|down| with(&|exchange| exchange.down = down.clone())));
+    all.extend(turns(&exchange.turn).map(|turn| with(&|exchange| exchange.turn = turn.clone())));
+    all.extend(
+        lists(&exchange.between).map(|ops| with(&|exchange| exchange.between = ops.clone())),
+    );
+    all
+}
+
+fn flows(flow: &Flow) -> impl Iterator<Item = Flow> {
+    let chunks = without(&flow.chunks).map(|chunks| Flow { chunks, ..flow.clone() });
+    let whole = Flow { end: Ends::Whole, ..flow.clone() };
+    let read = Flow { taken: None, ..flow.clone() };
+    chunks.chain([whole, read])
 }
 
 fn talks(talk: &Talk) -> Vec<Talk> {
