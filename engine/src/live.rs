@@ -7,7 +7,7 @@
 //! | a durable commit | makes live | makes dead |
 //! |---|---|---|
 //! | a delta, nested or not | its frame and its parts | nothing: what it builds on is still read |
-//! | an image, rewrites too | its frame and its parts | all that the entry before needed |
+//! | an image, rewrites too | its frame; of a tree all that it keeps, which was dead for a moment, and all that is new | all that the entry before needed |
 //! | one after which the object does not exist | nothing: its frame only tells replay | the same |
 //! | one in a lost batch, or a delta on one | nothing that is known | nothing, or what is known to have been there |
 //!
@@ -20,8 +20,9 @@
 //! that the entry needed, for that is dead now), so that replay counts as the commit did, without a look
 //! at runs. A checkpoint keeps the counters as of its batch; replay goes on from there.
 //!
-//! An object that is too large to be consolidated may come to need more segments than an entry has
-//! shares for. What lies in the further ones is counted as live and, for nobody knows it any more, not
+//! Pages and values of a large object's tree count as nested: its image names what they amount to, *kept*
+//! and new ones. A tree of ten gigabytes and more may come to need more segments than an entry has
+//! shares for ([`crate::directory::SHARES_MAX`]). What lies in the further ones is counted as live and, for nobody knows it any more, not
 //! as dead when it dies: the counters are then too high (`inexact`, which a checkpoint keeps too), never
 //! too low. Such segments stay until the store is resharded.
 //!

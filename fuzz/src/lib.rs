@@ -2,8 +2,10 @@
 //! plain function, which the fuzzer calls with what it makes up and `cargo test` with the kept
 //! corpus and some changes of it.
 
+use bytes::Bytes;
 use dormouse_engine::format::batch::{BatchHeader, Home, Role, Seal, Trailer, batch_bytes, seal};
 use dormouse_engine::format::checkpoint::Checkpoint;
+use dormouse_engine::format::page::{Page, decode_root, decode_value, encode_root};
 use dormouse_engine::format::run::{self, BLOCK_BYTES, HEAD_BYTES, Key, RunHeader, SLOT_BYTES};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::superblock::Superblock;
@@ -14,8 +16,14 @@ use dormouse_sim::plan::Plan;
 /// A target's body.
 pub type Target = fn(&[u8]);
 /// Every target by its name, which is also its corpus's.
-pub const TARGETS: [(&str, Target); 5] =
-    [("log", log), ("sealed", sealed), ("sealed-run", sealed_run), ("plan", plan), ("life", life)];
+pub const TARGETS: [(&str, Target); 6] = [
+    ("log", log),
+    ("sealed", sealed),
+    ("sealed-run", sealed_run),
+    ("page", page),
+    ("plan", plan),
+    ("life", life),
+];
 
 /// The store that the corpus was written for.
 pub const SUPERBLOCK: Superblock =
@@ -56,6 +64,25 @@ fn frames(bytes: &[u8], offset: usize) {
             assert!(frame.payload.len() <= len);
         }
         at += len;
+    }
+}
+
+/// Reads bytes as a page, a root or a value of a large object, behind their frame's checksum. Nothing may
+/// panic, and a page that is accepted is written as it was.
+pub fn page(bytes: &[u8]) {
+    let bytes = Bytes::copy_from_slice(bytes);
+    if let Ok(page) = Page::decode(&bytes) {
+        let mut again = Vec::new();
+        page.encode(&mut again);
+        assert_eq!(again, bytes);
+    }
+    if let Ok((operations, root)) = decode_root(&bytes) {
+        let mut again = Vec::new();
+        encode_root(&operations, &root, &mut again);
+        assert_eq!(again, bytes);
+    }
+    if let Ok((key, value)) = decode_value(&bytes) {
+        assert_eq!(2 + key.len() + value.len(), bytes.len());
     }
 }
 

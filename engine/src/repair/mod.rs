@@ -21,6 +21,7 @@ use crate::contents::Contents;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::ids::{ObjectId, Version};
+use crate::list::List;
 use crate::shard::{Inner, Shard};
 use crate::snapshot::Snapshot;
 use crate::{checkpoint, load};
@@ -99,10 +100,10 @@ impl<E: Env> Shard<E> {
             let Some(last) = ids.last() else { break };
             after = Some(*last);
             for id in ids {
-                match self.load(&id).await {
-                    Ok(contents) => {
+                match self.read_bytes(&id).await {
+                    Ok(bytes) => {
                         scrub.objects += 1;
-                        scrub.bytes += contents.bytes() as u64;
+                        scrub.bytes += bytes;
                     }
                     Err(error) if error.kind() == Kind::Corrupt => {
                         scrub.unreadable.push((id, error));
@@ -116,6 +117,16 @@ impl<E: Env> Shard<E> {
         scrub.unreadable.sort_by_key(|(id, _)| *id);
         scrub.miscounted = self.audit().await?;
         Ok(scrub)
+    }
+
+    /// Reads all of an object, of a large one some pages at a time; the bytes of its keys and values.
+    async fn read_bytes(&self, id: &ObjectId) -> Result<u64> {
+        let snapshot = self.snapshot(id).await?;
+        let (mut scan, mut bytes) = (snapshot.scan(&List::all())?, 0);
+        while let Some(some) = scan.next().await? {
+            bytes += some.iter().map(|(key, value)| (key.len() + value.len()) as u64).sum::<u64>();
+        }
+        Ok(bytes)
     }
 
     /// Brings back what a scrub can't read, as far as the log still holds it; with `apply` false it
