@@ -3,18 +3,19 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::batch::{Batch, Op, split_ops};
+use crate::batch::{Batch, OP_HEADER_BYTES, Op, split_ops};
 use crate::contents::{Origin, Resident};
 use crate::directory::{Entry, Stamp, merged};
 use crate::env::Env;
 use crate::format::batch::batch_bytes;
-use crate::format::frame::{self, Address, Frame, Share};
-use crate::format::page;
+use crate::format::frame::{self, Address, Frame, Share, Sizes};
+use crate::format::{len_u32, page};
 use crate::ids::{ObjectId, Version};
+use crate::limits::{FRAME_BYTES_MAX, Limits};
 use crate::log::queue::{OPEN, Ticket, Update};
 use crate::log::segments::FileOf;
 use crate::shard::{Inner, Pending, State};
-use crate::tree::{Draft, Pushed, Sizes};
+use crate::tree::{Draft, PageSizes, Pushed};
 
 /// Images up to this size are written again whenever the chain is full.
 const SMALL_IMAGE_BYTES: usize = 16 << 10;
@@ -43,7 +44,7 @@ impl<E: Env> Appending<'_, E> {
     ) -> Ticket {
         let written = match self.image(batch, resident) {
             Some((payload, origin)) if payload.len() > self.inner.limits.image_bytes_max => {
-                let sizes = Sizes::of(&self.inner.limits);
+                let sizes = PageSizes::of(&self.inner.limits);
                 let draft = Draft::of_puts(&payload.into(), &sizes);
                 self.tree(state, draft, Vec::new(), &[], origin)
             }
@@ -52,7 +53,7 @@ impl<E: Env> Appending<'_, E> {
                 let Appended { address, .. } =
                     self.frames(state, frame::Kind::Image, &payload, &origin);
                 let entry = exists.then(|| Entry::image(address, self.stamp(), &[]));
-                Written { entry, parts: Vec::new(), image: true, origin }
+                Written { entry, parts: Vec::new(), kept: Vec::new(), image: true, origin }
             }
             None => {
                 let head = self.head.as_ref();
@@ -61,7 +62,7 @@ impl<E: Env> Appending<'_, E> {
                 let Appended { address, parts, nests } =
                     self.frames(state, frame::Kind::Delta, batch.encoded_ops(), &origin);
                 let entry = Some(head.with_delta(address, self.stamp(), nests, &parts));
-                Written { entry, parts, image: false, origin }
+                Written { entry, parts, kept: Vec::new(), image: false, origin }
             }
         };
         self.enter(state, written)
@@ -88,12 +89,12 @@ impl<E: Env> Appending<'_, E> {
 
     /// Notes what was written for when its batch is durable.
     fn enter(&self, state: &mut State<FileOf<E>>, written: Written) -> Ticket {
-        let Written { entry, parts, image, origin } = written;
+        let Written { entry, parts, kept, image, origin } = written;
         let open = state.queue.last_mut();
         let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
         let dead = self.head.clone().filter(|_| image);
         let update =
-            Update { id, existed, entry: entry.clone(), rewrite, image, parts, dead, origin };
+            Update { id, existed, entry: entry.clone(), rewrite, kept, parts, dead, origin };
         open.updates.push(update);
         let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
         let pending = Pending { entry, ordinal, outcome: outcome.clone() };
@@ -130,22 +131,38 @@ impl<E: Env> Appending<'_, E> {
             }
             address
         };
-        let root = draft.write(&Sizes::of(&self.inner.limits), &mut push);
-        let mut payload = Vec::new();
-        let links = page::encode_root(operations, &root, &mut payload);
+        let root = draft.write(&PageSizes::of(&self.inner.limits), &mut push);
         let kept = merged(kept.into_iter());
         let shares = self.head.as_ref().map_or(Vec::new(), |dead| merged(dead.needs()));
+        let (mut payload, mut empty) = (Vec::new(), Vec::new());
+        page::encode_root(&[], &root, &mut empty);
+        let room =
+            self.payload_max(ROOT_PARTS_MAX, shares.len() + kept.len(), &origin) - empty.len();
+        let (runs, last) = split_ops(operations, room);
+        let parts: Vec<_> = runs
+            .into_iter()
+            .map(|run| {
+                let frame = Frame { part: true, ..self.frame(frame::Kind::Delta, run) };
+                state.queue.push(&frame, block, max)
+            })
+            .collect();
+        let links = page::encode_root(last, &root, &mut payload);
+        let waiting = len_u32(operations.len());
         let frame = Frame {
             tree: true,
             kept: kept.clone(),
+            chain: parts.clone(),
+            parts: parts.len(),
+            nests: !parts.is_empty(),
             shares,
             links: &links,
+            sizes: Sizes { delta_bytes: waiting, ..Sizes::default() },
             origin: origin.clone(),
             ..self.frame(frame::Kind::Image, &payload)
         };
         let address = state.queue.push(&frame, block, max);
-        let entry = Some(Entry::tree(address, self.stamp(), &kept));
-        Written { entry, parts: Vec::new(), image: true, origin }
+        let entry = Some(Entry::tree(address, self.stamp(), &kept, &parts, waiting));
+        Written { entry, parts, kept, image: true, origin }
     }
 
     /// A frame of this commit that names nothing yet but its predecessor.
@@ -165,7 +182,7 @@ impl<E: Env> Appending<'_, E> {
             tree: false,
             kept: Vec::new(),
             nests: false,
-            sizes: frame::Sizes::default(),
+            sizes: Sizes::default(),
             wall_ms: self.written_ms,
             alarm: self.alarm,
             origin: Origin::default(),
@@ -202,7 +219,7 @@ impl<E: Env> Appending<'_, E> {
     /// not written anew for a commit: what changed is put into its pages later.
     fn wants_image(&self, batch: &Batch, resident: &dyn Resident) -> bool {
         let (keys, bytes) = resident.size();
-        let image = bytes + keys * crate::batch::OP_HEADER_BYTES;
+        let image = bytes + keys * OP_HEADER_BYTES;
         if image > self.inner.limits.commit_bytes_max {
             return false;
         }
@@ -274,6 +291,8 @@ struct Written {
     parts: Vec<Address>,
     /// Whether nothing that was there before is needed, but what the entry names.
     image: bool,
+    /// Of a tree, what all its pages and values amount to.
+    kept: Vec<Share>,
     origin: Origin,
 }
 
@@ -289,3 +308,13 @@ struct Appended {
 
 /// Addresses for which room is kept in a frame that may carry a chain and parts.
 const CHAIN_RESERVE: usize = 160;
+
+/// Parts of operations that wait in the root of a tree, at most.
+const ROOT_PARTS_MAX: usize = 128;
+
+/// Bytes of operations that may wait in the root of a tree and its parts.
+pub(crate) fn waiting_max(limits: &Limits) -> usize {
+    let op = OP_HEADER_BYTES + limits.key_bytes_max + limits.value_bytes_max;
+    let root = FRAME_BYTES_MAX + limits.page_bytes + 2 * limits.key_bytes_max;
+    ROOT_PARTS_MAX * limits.batch_bytes_max.saturating_sub(root + op)
+}

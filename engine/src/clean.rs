@@ -460,7 +460,7 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let mut damaged = None;
+    let (mut damaged, mut large) = (None, BTreeSet::new());
     let live = || inner.state.borrow().live.bytes(victim);
     while live() > 0 {
         let ids = match walk.next(inner.limits.batch_bytes_max).await {
@@ -477,6 +477,8 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
                 return Ok(());
             }
             let group = next_group(inner, victim, &mut rest);
+            large.extend(group.iter().filter(|(_, is_large, _)| *is_large).map(|(id, ..)| *id));
+            let group: Vec<_> = group.into_iter().map(|(id, _, moving)| (id, moving)).collect();
             if !group.is_empty() {
                 damaged = move_group(shard, group).await?.or(damaged);
             }
@@ -485,6 +487,15 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
                 0 => inner.env.idle().await,
                 _ => inner.env.turn_end().await,
             }
+        }
+    }
+    // Where a frame that nobody needs can't be read, those behind it were not seen.
+    for id in large {
+        if live() == 0 || !may_go_on(inner).await {
+            break;
+        }
+        if let Err(error) = shard.leave(&id, &[victim].into()).await {
+            damaged = Some(error);
         }
     }
     let state = &mut *inner.state.borrow_mut();
@@ -538,12 +549,12 @@ async fn may_go_on<E: Env>(inner: &Rc<Inner<E>>) -> bool {
     }
 }
 
-/// Takes some objects that need something of the segment.
+/// Takes some objects that need something of the segment, and says of each whether it is a large one.
 fn next_group<E: Env>(
     inner: &Rc<Inner<E>>,
     victim: u32,
     rest: &mut Vec<(ObjectId, BTreeSet<Bytes>)>,
-) -> Vec<(ObjectId, Moving)> {
+) -> Vec<(ObjectId, bool, Moving)> {
     let state = inner.state.borrow();
     let (mut group, mut bytes) = (Vec::new(), 0);
     let beside = state.is_beside_commits(inner.env.now(), &inner.limits);
@@ -564,7 +575,7 @@ fn next_group<E: Env>(
             break;
         }
         bytes += needs;
-        group.push((id, Moving::Segment(victim, keys)));
+        group.push((id, entry.is_tree(), Moving::Segment(victim, keys)));
         if group.len() == objects_max {
             break;
         }
@@ -585,8 +596,8 @@ pub(crate) async fn move_group<E: Env>(
     let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
     let read = join_all(read).await;
     let (mut tickets, mut damaged) = (Vec::new(), None);
-    let mut moved = 0;
-    for rewrite in read {
+    let (mut moved, mut skipped) = (0, Vec::new());
+    for (rewrite, (id, moving)) in read.into_iter().zip(group) {
         match rewrite {
             Ok(Some(rewrite)) => {
                 let overtaken = rewrite.is_overtaken();
@@ -596,13 +607,22 @@ pub(crate) async fn move_group<E: Env>(
                     moved += bytes;
                 }
             }
-            Ok(None) => {}
+            Ok(None) => skipped.push((id, moving)),
             Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
             Err(error) => return Err(error),
         }
     }
     for ticket in tickets {
         ticket.await?;
+    }
+    for (id, moving) in skipped {
+        // Others rewrite it; that may not be all that is to be done.
+        let free = || (!inner.state.borrow().rewriting.contains_key(&id)).then_some(());
+        inner.changed.until(free).await;
+        match shard.rewrite(&id, moving).await {
+            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
+            done => drop(done?),
+        }
     }
     {
         let cleaning = &mut inner.state.borrow_mut().cleaning;

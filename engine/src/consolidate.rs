@@ -6,13 +6,13 @@
 //! written all the time is consolidated too. The image is of the version that it holds, and counts
 //! only if that is still the newest one (docs/design.md, 3.3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::append::Appending;
+use crate::append::{Appending, waiting_max};
 use crate::batch::{Batch, OP_HEADER_BYTES};
 use crate::contents::Contents;
-use crate::directory::merged;
+use crate::directory::{Entry, merged};
 use crate::env::Env;
 use crate::error::{Kind, Result};
 use crate::format::frame::Share;
@@ -24,25 +24,41 @@ use crate::tree::{self, Change, Draft, Moving, Root, Updated};
 
 /// Segments that a tree lies in before some of it is moved, or twice as many as it needs.
 const SEGMENTS_MAX: u64 = 64;
+/// Batches of pages and values that are written of a tree at a time: the core and the queue are others' too.
+const REWRITE_BATCHES: usize = 16;
 
 /// A commit to an object that is being read to be rewritten.
 pub(crate) struct Meanwhile {
     pub(crate) batch: Batch,
     pub(crate) version: Version,
     pub(crate) outcome: Rc<Outcome>,
+    /// Whether it was written as an image: nothing that was there before is needed any more.
+    pub(crate) image: bool,
 }
 
 impl<E: Env> Shard<E> {
     /// Reads an object and appends it as one image, or its deltas to its tree, unless it changes meanwhile.
     ///
     /// Commits made while it is read are put on what was read, so that a busy object is rewritten
-    /// too: otherwise its nested chains would grow for as long as it is written to.
-    pub(crate) async fn rewrite(&self, id: &ObjectId, moving: Moving) -> Result<()> {
-        let Some(rewrite) = self.begin_rewrite(id, moving).await? else { return Ok(()) };
+    /// too: otherwise its nested chains would grow for as long as it is written to. Whether it was done.
+    pub(crate) async fn rewrite(&self, id: &ObjectId, moving: Moving) -> Result<bool> {
+        let Some(rewrite) = self.begin_rewrite(id, moving).await? else { return Ok(false) };
         match self.append_rewrite(rewrite)? {
-            Some((ticket, _)) => ticket.await.map(|_| ()),
-            None => Ok(()),
+            Some((ticket, _)) => ticket.await.map(|_| true),
+            None => Ok(false),
         }
+    }
+
+    /// Rewrites an object for as long as there is reason to: a large one is done some megabytes at a time.
+    pub(crate) async fn consolidate(&self, id: &ObjectId) -> Result<()> {
+        while self.rewrite(id, Moving::Nothing).await? {
+            let is_due =
+                head(&self.0.state.borrow(), id)?.is_some_and(|it| it.is_due(&self.0.limits));
+            if !is_due {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads what is needed of an object that is to be rewritten: all of a small one, of a large one the pages
@@ -54,6 +70,7 @@ impl<E: Env> Shard<E> {
         id: &ObjectId,
         moving: Moving,
     ) -> Result<Option<Rewrite<E>>> {
+        self.check_open()?;
         if self.0.state.borrow().rewriting.contains_key(id) {
             return Ok(None);
         }
@@ -95,18 +112,20 @@ impl<E: Env> Shard<E> {
             true => over.changes(),
             false => BTreeMap::new(),
         };
-        if !changes.is_empty() {
-            self.0.state.borrow_mut().trees_updated += 1;
-            over.deleted.clear();
-            over.contents.map.clear();
-        }
+        let into_pages = !changes.is_empty();
         if let Moving::Segment(_, keys) = &moving {
             for key in keys {
                 changes.entry(key.clone()).or_insert(Change::Touch);
             }
         }
         let changes: Vec<_> = changes.into_iter().collect();
-        let Updated { draft, freed } = tree::update(&self.0, id, root, &changes, &moving).await?;
+        let bytes_max = REWRITE_BATCHES * self.0.limits.batch_bytes_max;
+        let updated = tree::update(&self.0, id, root, &changes, &moving, bytes_max).await?;
+        let Updated { draft, freed, undone } = updated;
+        if into_pages {
+            self.0.state.borrow_mut().trees_updated += 1;
+            over.forget(undone.as_ref());
+        }
         Ok((Tree { draft, kept: less(&root.kept, freed) }, over))
     }
 
@@ -118,7 +137,7 @@ impl<E: Env> Shard<E> {
     pub(crate) fn append_rewrite(&self, rewrite: Rewrite<E>) -> Result<Option<(Ticket, u64)>> {
         let Rewrite { rewriting, mut form } = rewrite;
         let id = &rewriting.id.clone();
-        for Meanwhile { batch, version, outcome } in rewriting.end() {
+        for Meanwhile { batch, version, outcome, image } in rewriting.end() {
             if matches!(outcome.result(), Some(Err(_))) {
                 return Ok(None);
             }
@@ -127,7 +146,7 @@ impl<E: Env> Shard<E> {
                     contents.apply(&batch, version);
                 }
                 // Nothing of the tree is needed any more.
-                Form::Tree(..) if batch.deletes_all() => return Ok(None),
+                Form::Tree(..) if image => return Ok(None),
                 Form::Tree(_, over) if version > over.contents.version => {
                     over.apply(&batch, version);
                 }
@@ -144,8 +163,8 @@ impl<E: Env> Shard<E> {
             Form::Whole(_) => Vec::new(),
             Form::Tree(_, over) => over.encode(),
         };
-        if operations.len() > 2 * limits.root_ops_bytes {
-            // So much was committed meanwhile: the next time it goes into the pages.
+        if operations.len() > waiting_max(limits) {
+            tracing::warn!(%id, bytes = operations.len(), "too much was committed while it was rewritten");
             return Ok(None);
         }
         // Reading took a while: nobody writes what is appended to a shard that has failed.
@@ -181,17 +200,26 @@ impl<E: Env> Shard<E> {
 
     /// E9 where reads may come from the page cache: what was replayed is written again.
     pub(crate) async fn rewrite_changed(&self) -> Result<()> {
-        let (changed, segments) = {
+        let (changed, replayed): (_, BTreeSet<u32>) = {
             let state = self.0.state.borrow();
-            (state.directory.changed(), state.segments.keys().copied().collect())
+            let replayed = state.segments.range(state.replayed_from..).map(|(number, _)| *number);
+            (state.directory.changed(), replayed.collect())
         };
-        let moving = Moving::All(segments);
         for id in changed {
-            match self.rewrite(&id, moving.clone()).await {
+            match self.leave(&id, &replayed).await {
                 Err(error) if error.kind() != Kind::Corrupt => return Err(error),
                 _ => {}
             }
         }
+        Ok(())
+    }
+
+    /// Rewrites an object until it needs nothing of these segments, or can't be.
+    pub(crate) async fn leave(&self, id: &ObjectId, segments: &BTreeSet<u32>) -> Result<()> {
+        let needs = |entry: Entry| entry.needs().any(|share| segments.contains(&share.segment));
+        while head(&self.0.state.borrow(), id)?.is_some_and(needs)
+            && self.rewrite(id, Moving::All(segments.clone())).await?
+        {}
         Ok(())
     }
 }
@@ -205,7 +233,7 @@ fn image_bytes(contents: &Contents) -> usize {
 /// runs of the directory, what is moved is soon too much to be moved again.
 fn gathered(root: &Root, segment_bytes_max: u32) -> Moving {
     let least = root.bytes() / u64::from(segment_bytes_max);
-    if root.kept.len() as u64 <= SEGMENTS_MAX.max(2 * least) {
+    if root.kept.len() as u64 <= SEGMENTS_MAX.max((2 * least).min(least + SEGMENTS_MAX)) {
         return Moving::Nothing;
     }
     let mut kept = root.kept.clone();
@@ -272,12 +300,15 @@ struct Rewriting<E: Env> {
 impl<E: Env> Rewriting<E> {
     /// The commits made since it began.
     fn end(self) -> Vec<Meanwhile> {
-        self.inner.state.borrow_mut().rewriting.remove(&self.id).unwrap_or_default()
+        let commits = self.inner.state.borrow_mut().rewriting.remove(&self.id);
+        commits.unwrap_or_default()
     }
 }
 
 impl<E: Env> Drop for Rewriting<E> {
     fn drop(&mut self) {
         self.inner.state.borrow_mut().rewriting.remove(&self.id);
+        // The shard's end waits for what reads, and the cleaner for its turn.
+        self.inner.changed.notify();
     }
 }

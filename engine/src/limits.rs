@@ -68,7 +68,7 @@ pub struct Limits {
 }
 
 /// Bytes of a frame but for its payload, at most, and of the batch that it is in.
-const FRAME_BYTES_MAX: usize = 6 << 10;
+pub(crate) const FRAME_BYTES_MAX: usize = 6656;
 
 impl Limits {
     /// For use.

@@ -200,6 +200,15 @@ impl Range {
         }
     }
 
+    /// What of it comes behind a key in it, and `rest`, which comes behind all of it.
+    pub(crate) fn behind(&self, key: &Bytes, rest: Option<Self>) -> Self {
+        let rest = rest.as_ref().unwrap_or(self);
+        match self.direction {
+            Direction::Ascending => Self { start: successor(key), ..rest.clone() },
+            Direction::Descending => Self { end: Some(key.clone()), ..rest.clone() },
+        }
+    }
+
     /// The same, once so many of its keys were given.
     pub(crate) fn without(self, keys: usize) -> Option<Self> {
         let limit = self.limit - keys;

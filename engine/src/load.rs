@@ -13,6 +13,7 @@ use crate::format::frame::{self, Address, Kind};
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::{PageBuf, read_full_at};
 use crate::log::handles;
+use crate::log::segments::Segment;
 use crate::shard::Inner;
 use crate::snapshot::Over;
 use crate::tree::{self, Root};
@@ -63,8 +64,12 @@ pub(crate) async fn frames<E: Env>(
 /// Keeps the segments that an object needs from being used again.
 pub(crate) fn pins<E: Env>(inner: &Rc<Inner<E>>, entry: &Entry) -> Vec<Rc<()>> {
     let state = inner.state.borrow();
-    let segments = entry.needs().filter_map(|share| state.segments.get(&share.segment));
-    segments.map(|segment| segment.pin.clone()).collect()
+    let pin = |segment: &Segment<_>| segment.pin.clone();
+    if entry.is_scattered() {
+        // Nobody knows all of them.
+        return state.segments.values().map(pin).collect();
+    }
+    entry.needs().filter_map(|share| state.segments.get(&share.segment)).map(pin).collect()
 }
 
 /// Reads the object that a chain of frames holds, oldest first: one round of parallel reads for
@@ -86,6 +91,7 @@ fn put_together(
     id: &ObjectId,
 ) -> Result<(Over, Option<Root>)> {
     let (mut over, mut root) = (Over::new(stamp), None);
+    let on_tree = steps.iter().any(|(_, loaded)| loaded.frame().tree);
     for (_, loaded) in steps {
         let frame = loaded.frame();
         over.learn(&frame.origin);
@@ -101,7 +107,7 @@ fn put_together(
             }
         };
         for op in tree::ops(&operations, id) {
-            over.apply_op(op?, root.is_some(), |slice| share(&operations, slice));
+            over.apply_op(op?, on_tree, |slice| share(&operations, slice));
         }
     }
     Ok((over, root))

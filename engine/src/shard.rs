@@ -32,19 +32,9 @@ pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
 use crate::snapshot::Snapshot;
 use crate::store::{Filter, ObjectInfo, Page};
-use crate::tree::Moving;
 
 /// Entries of the directory that are walked over at a time.
 const PAGE_ENTRIES: usize = 1024;
-/// Nested chains of an object that nobody keeps resident, before it is read and written as one
-/// image.
-const NESTED_CHAINS_MAX: u16 = 16;
-/// Likewise, segments that these lie in.
-const NESTED_SEGMENTS_MAX: usize = 32;
-/// Nested chains of a large object, before what they say is gathered in the root of its tree: that costs
-/// little, and whoever reads the object reads them one after the other.
-const TREE_CHAINS_MAX: u16 = 4;
-
 /// Where a shard is in its life: open, then closing, then closed; or only read, then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
@@ -77,6 +67,8 @@ pub(crate) struct State<F: File> {
     pub(crate) cleaning: Cleaning,
     /// How often changes went into the pages of a tree.
     pub(crate) trees_updated: u64,
+    /// The first segment that recovery replayed something of.
+    pub(crate) replayed_from: u32,
     /// Files to be used for the next segments.
     pub(crate) recycled: Vec<Recycled>,
     pub(crate) ahead: Ahead,
@@ -349,16 +341,19 @@ impl<E: Env> Shard<E> {
             let ticket = commit.append(state, batch, resident);
             if let Some(commits) = state.rewriting.get_mut(id) {
                 let outcome = ticket.outcome.clone();
-                commits.push(Meanwhile { batch: batch.clone(), version, outcome });
+                let image =
+                    state.queue.last_mut().updates.last().is_some_and(|it| it.dead.is_some());
+                commits.push(Meanwhile { batch: batch.clone(), version, outcome, image });
             }
             let entry = state.pending[id].entry.as_ref();
-            (ticket, entry.is_some_and(|entry| is_due(entry, &inner.limits)))
+            let is_due = entry.is_some_and(|entry| entry.is_due(&inner.limits));
+            (ticket, is_due && !state.rewriting.contains_key(id))
         };
         inner.work.notify();
         if consolidate {
             let (shard, id) = (self.clone(), *id);
             inner.env.spawn("consolidate", async move {
-                if let Err(error) = shard.rewrite(&id, Moving::Nothing).await {
+                if let Err(error) = shard.consolidate(&id).await {
                     tracing::warn!(%id, %error, "could not consolidate");
                 }
             });
@@ -613,7 +608,7 @@ impl<E: Env> Shard<E> {
                 (_, _, Spare::Preparing) => None,
                 _ if state.progress.running || state.progress.merges > 0 => None,
                 _ if state.cleaning.running || state.cleaning.compacting > 0 => None,
-                _ if state.ahead.running => None,
+                _ if state.ahead.running || !state.rewriting.is_empty() => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))
@@ -629,19 +624,6 @@ impl<E: Env> Shard<E> {
             tracing::info!(shard = self.0.number, epoch, durable, vouched, "shard closed");
         }
         closed
-    }
-}
-
-/// Whether an object is to be rewritten, so that it is read quickly.
-fn is_due(entry: &Entry, limits: &Limits) -> bool {
-    let delta_bytes = entry.delta_bytes as usize;
-    match entry.is_tree() {
-        true => entry.depth >= TREE_CHAINS_MAX || delta_bytes > 2 * limits.root_ops_bytes,
-        false => {
-            entry.depth >= NESTED_CHAINS_MAX
-                || entry.nested().len() >= NESTED_SEGMENTS_MAX
-                || delta_bytes > 2 * limits.image_bytes_max
-        }
     }
 }
 

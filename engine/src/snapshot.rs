@@ -19,8 +19,11 @@ use crate::format::page::Value;
 use crate::ids::{ObjectId, Version};
 use crate::list::{Direction, List, Range};
 use crate::load;
-use crate::shard::Inner;
+use crate::shard::{Inner, Shard};
 use crate::tree::{self, Change, Root, Walk, WalkBatch};
+
+/// Bytes of values in frames of their own that are read at once, but for one alone.
+const APART_BYTES_MAX: usize = 1 << 20;
 
 /// What is known of an object beside its tree: all, if it has none.
 #[derive(Clone, Debug, Default)]
@@ -69,12 +72,18 @@ impl Over {
         }
     }
 
-    /// Its operations, encoded, by rising keys.
+    /// Its operations, encoded: puts by rising keys, then deletes.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let put = |batch: Batch, (key, value)| batch.put(key, value);
         let batch = self.contents.map.iter().fold(Batch::new(), put);
         let batch = self.deleted.iter().fold(batch, Batch::delete);
         batch.encoded_ops().to_vec()
+    }
+
+    /// Forgets all, or what comes before a key.
+    pub(crate) fn forget(&mut self, before: Option<&Bytes>) {
+        let rest = |key| (self.contents.map.split_off(key), self.deleted.split_off(key));
+        (self.contents.map, self.deleted) = before.map(rest).unwrap_or_default();
     }
 
     /// Its operations, sorted by their keys.
@@ -84,6 +93,11 @@ impl Over {
         let deletes = self.deleted.iter().map(|key| (key.clone(), Change::Delete));
         puts.chain(deletes).collect()
     }
+}
+
+/// E4: nothing is read of a shard that has failed.
+fn check_healthy<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    Shard(inner.clone()).check_healthy()
 }
 
 /// One object at one version.
@@ -141,8 +155,9 @@ impl<E: Env> Snapshot<E> {
 
     /// The value of a key.
     ///
-    /// Errors: `Corrupt`, with the place; `Retry` (a file of the log can't be opened now).
+    /// Errors: `Corrupt`, with the place; `Retry` (a file of the log can't be opened now); `Poisoned`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        check_healthy(&self.inner)?;
         if let Some(value) = self.over.contents.map.get(key) {
             return Ok(Some(value.clone()));
         }
@@ -198,6 +213,16 @@ impl<E: Env> Scan<'_, E> {
     ///
     /// Errors: as [`Snapshot::get`]. Cancel: nothing is lost; call it again.
     pub async fn next(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        self.step(true).await
+    }
+
+    /// Likewise, but large values may be left out: keys are what is wanted.
+    pub(crate) async fn next_keys(&mut self) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        self.step(false).await
+    }
+
+    async fn step(&mut self, values: bool) -> Result<Option<Vec<(Bytes, Bytes)>>> {
+        check_healthy(&self.snapshot.inner)?;
         let Snapshot { inner, id, over, .. } = self.snapshot;
         loop {
             let Some(range) = &self.range else { return Ok(None) };
@@ -218,14 +243,39 @@ impl<E: Env> Scan<'_, E> {
                 some.reverse();
             }
             some.truncate(here.limit());
+            let whole = some.len();
+            some.truncate(fitting(&some));
             let given = some.len();
-            let some = with_values(inner, id, some).await?;
-            (self.range, self.leaf) = (rest.and_then(|rest| rest.without(given)), None);
+            let rest = match some.last() {
+                Some((last, _)) if given < whole => Some(here.behind(last, rest)),
+                _ => rest,
+            };
+            let some = match values {
+                true => with_values(inner, id, some).await?,
+                false => some.into_iter().map(|(key, _)| (key, Bytes::new())).collect(),
+            };
+            self.range = rest.and_then(|rest| rest.without(given));
+            if given == whole {
+                self.leaf = None;
+            }
             if given > 0 {
                 return Ok(Some(some));
             }
         }
     }
+}
+
+/// How many of these are read at once: values in frames of their own are large.
+fn fitting(some: &[(Bytes, Value)]) -> usize {
+    let mut bytes = 0;
+    let fits = |(_, value): &&(Bytes, Value)| {
+        bytes += match value {
+            Value::Inline(_) => 0,
+            Value::Apart { bytes, .. } => *bytes as usize,
+        };
+        bytes <= APART_BYTES_MAX
+    };
+    some.iter().take_while(fits).count().max(1).min(some.len())
 }
 
 /// What a leaf says with what lies over it, in a range of keys, by rising keys.

@@ -116,7 +116,8 @@ fn a_compact_shard_holds_one_image_of_each_object_and_no_more_than_it_may() {
     });
     // A value of 300 bytes, and what a frame says besides.
     let image = 600;
-    assert!(before.live_bytes > 2 * u64::from(OBJECTS) * image, "{before:?}");
+    // Deltas that nobody has put together yet.
+    assert!(before.live_bytes > after.live_bytes * 5 / 4, "{before:?}, then {after:?}");
     assert!(after.live_bytes < u64::from(OBJECTS) * image, "{after:?}");
     let most = after.live_bytes * 11 / 10 + u64::from(Limits::TINY.segment_bytes_min);
     assert!(after.full_segment_bytes <= most, "{after:?}");

@@ -210,3 +210,42 @@ fn a_walk_shows_one_state_whatever_is_committed_meanwhile() {
     assert!(version > Version::NONE && room.contents().wait().expect("read").map.is_empty());
     store.close().wait().expect("closed");
 }
+
+/// A tree that took many batches, and lies in many segments: what it needs is counted right, and a commit does
+/// not write all of it anew.
+#[test]
+fn a_commit_to_a_tree_of_many_segments_costs_a_few_pages() {
+    let dir = dir();
+    let model = with(dir.path(), async |shard| {
+        let mut model = Model::new();
+        let commit =
+            async |model: &mut Model, keys: &mut dyn Iterator<Item = u32>, bytes: usize| {
+                let mut batch = Batch::new();
+                for number in keys {
+                    let (key, value) = (Bytes::from(format!("{number:06}")), vec![7; bytes]);
+                    batch = batch.put(&key, &value);
+                    model.insert(key, value.into());
+                }
+                shard.commit(&id(1), &batch, None)?.await
+            };
+        // Faster than it is rewritten, without a pause.
+        for from in (0..2_400).step_by(60) {
+            commit(&mut model, &mut (from..from + 60), 480).await?;
+        }
+        // All over it, so that most of its leaves change at once.
+        commit(&mut model, &mut (0..2_400).step_by(3), 20).await?;
+        shard.compact().await?;
+        check(&shard, &model).await?;
+        let before = shard.stats();
+        for number in 0..64 {
+            commit(&mut model, &mut std::iter::once(number * 37), 100).await?;
+        }
+        let after = shard.stats();
+        let written = after.log_bytes - before.log_bytes;
+        assert!(before.live_bytes > 500_000, "{before:?}");
+        assert!(written < 64 * 4096, "{written} bytes were written for 64 commits");
+        check(&shard, &model).await?;
+        Ok(model)
+    });
+    with(dir.path(), async move |shard| check(&shard, &model).await);
+}

@@ -5,12 +5,22 @@ use std::sync::Arc;
 use crate::contents::Origin;
 use crate::format::frame::{Address, Frame, Share, Sizes};
 use crate::ids::Version;
+use crate::limits::Limits;
 
 /// Addresses that one entry holds at most.
 pub const CHAIN_MAX: usize = 4;
 /// Segments that one entry names for what is nested in its frames. What lies in further ones counts as
 /// live for good (`live`): only a tree of ten gigabytes and more comes so far.
 pub const SHARES_MAX: usize = 160;
+
+/// Nested chains of an object that nobody keeps resident, before it is read and written as one
+/// image.
+const NESTED_CHAINS_MAX: u16 = 16;
+/// Likewise, segments that these lie in.
+const NESTED_SEGMENTS_MAX: usize = 32;
+/// Nested chains of a large object, before what they say is gathered in the root of its tree: that costs
+/// little, and whoever reads the object reads them one after the other.
+const TREE_CHAINS_MAX: u16 = 4;
 
 /// What a commit says of its object, besides where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,11 +71,17 @@ impl Entry {
     }
 
     /// The entry of an object whose state is a tree with this root; `kept` is what its pages and values
-    /// amount to.
-    pub(crate) fn tree(address: Address, stamp: Stamp, kept: &[Share]) -> Self {
-        let mut entry = Self::image(address, stamp, &[]);
+    /// amount to, `waiting` how many bytes of operations wait in the root, and in `parts`.
+    pub(crate) fn tree(
+        address: Address,
+        stamp: Stamp,
+        kept: &[Share],
+        parts: &[Address],
+        waiting: u32,
+    ) -> Self {
+        let mut entry = Self::image(address, stamp, parts);
         entry.nest(kept.iter().copied());
-        Self { tree: true, ..entry }
+        Self { tree: true, delta_bytes: waiting, ..entry }
     }
 
     /// Takes in what further frames that are nested amount to.
@@ -138,6 +154,19 @@ impl Entry {
     /// Whether the object is a tree, which is not read as a whole.
     pub fn is_tree(&self) -> bool {
         self.tree
+    }
+
+    /// Whether the object is to be rewritten, so that it is read quickly.
+    pub(crate) fn is_due(&self, limits: &Limits) -> bool {
+        let delta_bytes = self.delta_bytes as usize;
+        match self.tree {
+            true => self.depth >= TREE_CHAINS_MAX || delta_bytes > 2 * limits.root_ops_bytes,
+            false => {
+                self.depth >= NESTED_CHAINS_MAX
+                    || self.nested().len() >= NESTED_SEGMENTS_MAX
+                    || delta_bytes > 2 * limits.image_bytes_max
+            }
+        }
     }
 
     /// Bytes of all frames that it needs.

@@ -209,13 +209,15 @@ impl<F: File> Directory<F> {
                 live.note_scattered(frame.scattered);
                 let empty = frame.payload.is_empty() && frame.chain.is_empty();
                 let exists = !empty || frame.alarm.is_some();
-                let entry = exists.then(|| match frame.tree {
-                    true => Entry::tree(address, stamp, &frame.kept),
+                frames().filter(|_| exists).for_each(|frame| live.raise(frame));
+                frame.kept.iter().for_each(|share| live.raise(*share));
+                exists.then(|| match frame.tree {
+                    true => {
+                        let waiting = frame.sizes.delta_bytes;
+                        Entry::tree(address, stamp, &frame.kept, frame.parts(), waiting)
+                    }
                     false => Entry::image(address, stamp, frame.parts()),
-                });
-                let needs = entry.iter().flat_map(|entry| entry.needs());
-                needs.for_each(|share| live.raise(share));
-                entry
+                })
             }
             (Kind::Delta, Some(before)) if before.damaged => Some(before.still_damaged(stamp)),
             (Kind::Delta, before) if !follows => {

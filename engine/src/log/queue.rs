@@ -16,7 +16,7 @@ use crate::contents::Origin;
 use crate::directory::Entry;
 use crate::error::{Error, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
-use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame};
+use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, Share};
 use crate::format::{get, get_u32, len_u32, put};
 use crate::ids::{ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
@@ -94,8 +94,8 @@ pub(crate) struct Update {
     pub(crate) entry: Option<Entry>,
     /// Whether the object only moved.
     pub(crate) rewrite: bool,
-    /// Whether it is an image: nothing that was there before is needed, but what the entry names.
-    pub(crate) image: bool,
+    /// What the pages and values of its tree amount to, if it is one that was written anew.
+    pub(crate) kept: Vec<Share>,
     /// The parts of the commit, before its last frame.
     pub(crate) parts: Vec<Address>,
     /// What was there before, if nothing builds on it any more.
@@ -292,6 +292,11 @@ impl Queue {
                 entry.resolve(|segment| self.bases.find(segment));
             }
             update.parts.iter_mut().for_each(|part| *part = self.bases.resolve(*part));
+            for share in &mut update.kept {
+                if let Some((segment, _)) = self.bases.find(share.segment) {
+                    share.segment = segment;
+                }
+            }
         }
         buf[frames_at..frames_at + batch.frames.len()].copy_from_slice(&batch.frames);
         let crc = seal(&mut buf, home, fields, &batch.ids, batch.frames.len());

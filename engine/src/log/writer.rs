@@ -17,6 +17,7 @@ use crate::checkpoint;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Role, Seal};
+use crate::format::frame::Share;
 use crate::ids::{SegmentNumber, Sequence};
 use crate::io::{File, write_all_at};
 use crate::limits::Limits;
@@ -245,16 +246,12 @@ fn settle<E: Env>(
         (true, Some(first)) if batch.updates.is_empty() => Some(first),
         (true, _) => Some(segment),
     };
-    for Update { id, existed, entry, rewrite, image, parts, dead, origin } in batch.updates {
+    for Update { id, existed, entry, rewrite, kept, parts, dead, origin } in batch.updates {
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
-        match &entry {
-            Some(entry) if image => entry.needs().for_each(|share| state.live.raise(share)),
-            Some(entry) => {
-                entry.newest().into_iter().chain(parts).for_each(|it| state.live.raise(it))
-            }
-            None => {}
-        }
+        let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
+        let made = frames.map(Share::from).chain(kept);
+        made.filter(|_| entry.is_some()).for_each(|share| state.live.raise(share));
         let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
         state.live.written(segment, written_ms);
         // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.

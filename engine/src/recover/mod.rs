@@ -139,6 +139,9 @@ pub(crate) async fn recover<E: Env>(
     }
     let mut segments = old;
     let replayed = scanned.iter().filter(|file| file.accepted).count();
+    let first =
+        scanned.iter().filter(|file| file.accepted).map(|file| file.segment.header.number.0);
+    let replayed_from = first.min().unwrap_or(next_number);
     let spare = if opening.read_only { None } else { files::unwritten(&mut scanned) };
     for file in scanned {
         match file.accepted {
@@ -221,6 +224,7 @@ pub(crate) async fn recover<E: Env>(
         unfinished: None,
         cleaning: Cleaning::default(),
         trees_updated: 0,
+        replayed_from,
         recycled: Vec::new(),
         ahead: Ahead::default(),
         reads: 0,

@@ -17,6 +17,8 @@ use crate::snapshot::Snapshot;
 
 /// How long a walk may pause.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long it may last.
+const WALK_MAX: Duration = Duration::from_secs(3600);
 
 /// Some keys with their values; none at the end.
 type Piece = Result<Vec<(Bytes, Bytes)>>;
@@ -40,8 +42,7 @@ impl Listed {
                 Some(Ok(some)) if some.is_empty() => return Ok(None),
                 Some(some) => self.given = some?.into_iter(),
                 None => {
-                    let what =
-                        "the walk has ended: the store was closed, or nobody went on for a minute";
+                    let what = "the walk has ended: the store was closed, nobody went on for a minute, or it took an hour";
                     return Err(Error::new(Kind::Retry, what));
                 }
             }
@@ -61,7 +62,8 @@ pub(super) fn scan<E: Env>(
             Ok(scan) => scan,
             Err(error) => return drop(sender.try_send(Err(error))),
         };
-        loop {
+        let began = env.now();
+        while env.now() - began < WALK_MAX {
             let wanted = std::future::poll_fn(|context| sender.poll_ready(context));
             match select(wanted, pin!(env.sleep(PAUSE_MAX))).await {
                 Either::Left((Ok(()), _)) => {}

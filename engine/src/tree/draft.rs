@@ -27,6 +27,16 @@ pub(crate) enum Put {
     New(Bytes),
 }
 
+impl Put {
+    /// Bytes that are written for it.
+    pub(super) fn new_bytes(&self) -> usize {
+        match self {
+            Self::New(value) | Self::Kept(Value::Inline(value)) => value.len(),
+            Self::Kept(Value::Apart { .. }) => ADDRESS_BYTES,
+        }
+    }
+}
+
 /// A child with its separator.
 pub(crate) type Child = (Bytes, Link);
 
@@ -41,13 +51,13 @@ pub(crate) enum Link {
 
 /// How large pages are.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
+pub(crate) struct PageSizes {
     pub(crate) page: usize,
     /// A larger value lies in a frame of its own.
     pub(crate) inline: usize,
 }
 
-impl Sizes {
+impl PageSizes {
     pub(crate) fn of(limits: &Limits) -> Self {
         Self { page: limits.page_bytes, inline: limits.page_bytes / 4 }
     }
@@ -97,7 +107,7 @@ impl From<Page> for Draft {
 
 impl Draft {
     /// The tree of what encoded puts say, which are sorted by key. `owned` are their bytes.
-    pub(crate) fn of_puts(owned: &Bytes, sizes: &Sizes) -> Self {
+    pub(crate) fn of_puts(owned: &Bytes, sizes: &PageSizes) -> Self {
         let put = |op| match op {
             Ok(Op::Put(key, value)) => (owned.slice_ref(key), Put::New(owned.slice_ref(value))),
             _ => unreachable!("an image is puts"),
@@ -106,7 +116,7 @@ impl Draft {
     }
 
     /// One page above all of these, which are of one level, and those between.
-    pub(crate) fn grown(mut pages: Vec<Self>, sizes: &Sizes) -> Self {
+    pub(crate) fn grown(mut pages: Vec<Self>, sizes: &PageSizes) -> Self {
         while pages.len() > 1 {
             let level = pages[0].level() + 1;
             let child = |page: Self| (page.first(), Link::New(Box::new(page)));
@@ -163,7 +173,11 @@ impl Draft {
 
     /// Writes all that is new: children before those that name them, values before leaves. Gives the root, and
     /// what was written.
-    pub(crate) fn write(self, sizes: &Sizes, push: &mut impl FnMut(Pushed<'_>) -> Address) -> Page {
+    pub(crate) fn write(
+        self,
+        sizes: &PageSizes,
+        push: &mut impl FnMut(Pushed<'_>) -> Address,
+    ) -> Page {
         match self {
             Self::Leaf(entries) => {
                 let mut write = |(key, put): (Bytes, Put)| {
@@ -240,7 +254,7 @@ pub(super) fn change_leaf(
 }
 
 /// Splits a page into pages that are not too large, of about one size; none of an empty one.
-pub(super) fn split(draft: Draft, sizes: &Sizes) -> Vec<Draft> {
+pub(super) fn split(draft: Draft, sizes: &PageSizes) -> Vec<Draft> {
     if draft.is_empty() {
         return Vec::new();
     }
@@ -290,7 +304,7 @@ fn pieces<T>(items: Vec<T>, least: usize, max: usize, bytes: impl Fn(&T) -> usiz
 mod tests {
     use super::*;
 
-    const SIZES: Sizes = Sizes { page: 64, inline: 16 };
+    const SIZES: PageSizes = PageSizes { page: 64, inline: 16 };
 
     fn puts(count: usize, value: usize) -> Bytes {
         let put = |batch: crate::Batch, n| batch.put(format!("key-{n:03}"), vec![b'v'; value]);

@@ -25,7 +25,7 @@ mod read;
 mod update;
 mod walk;
 
-pub(crate) use draft::{Draft, Pushed, Sizes};
+pub(crate) use draft::{Draft, PageSizes, Pushed};
 pub(crate) use read::{frames, get, values};
 pub(crate) use update::{Moving, Updated, update};
 pub(crate) use walk::{Batch as WalkBatch, Walk};
@@ -33,6 +33,7 @@ pub(crate) use walk::{Batch as WalkBatch, Walk};
 use bytes::Bytes;
 
 use crate::batch::{Op, Ops};
+use crate::directory::merged;
 use crate::error::{Error, Result};
 use crate::format::frame::{self, Frame, Kind, Share};
 use crate::format::len_u32;
@@ -54,7 +55,9 @@ impl Root {
     pub(crate) fn read(frame: &Frame<'_>, payload: &Bytes, id: &ObjectId) -> Result<(Self, Bytes)> {
         let malformed = |why| Error::corrupt(format!("object {id}: the root of its tree: {why}"));
         let (operations, page) = decode_root(payload).map_err(malformed)?;
-        Ok((Self { page, kept: frame.kept.clone() }, operations))
+        // A segment is named for each batch that was written.
+        let kept = merged(frame.kept.iter().copied());
+        Ok((Self { page, kept }, operations))
     }
 
     /// Bytes of all pages and values.

@@ -1,13 +1,13 @@
 //! Puts changes into a tree: reads the pages that they are for, and gives those that take their place.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::draft::{Child, Draft, Link, Put, Sizes, change_leaf, split};
+use super::draft::{Child, Draft, Link, PageSizes, Put, change_leaf, split};
 use super::read::{AT_ONCE, pages, values};
 use super::{Change, Root};
 use crate::env::Env;
@@ -44,9 +44,12 @@ pub(crate) struct Updated {
     pub(crate) draft: Draft,
     /// What is needed no more of what the root before amounted to.
     pub(crate) freed: Vec<Share>,
+    /// The first key whose change is still to be put into it, for enough was to be written before it.
+    pub(crate) undone: Option<Bytes>,
 }
 
-/// Puts `changes`, sorted by their keys, into the tree below `root`, and moves what is to be moved.
+/// Puts `changes`, sorted by their keys, into the tree below `root`, and moves what is to be moved; no more of
+/// both once `bytes_max` bytes of pages and values are to be written.
 ///
 /// Errors: `Corrupt`, with the place; `Retry`.
 pub(crate) async fn update<E: Env>(
@@ -55,9 +58,11 @@ pub(crate) async fn update<E: Env>(
     root: &Root,
     changes: &[(Bytes, Change)],
     moving: &Moving,
+    bytes_max: usize,
 ) -> Result<Updated> {
-    let sizes = Sizes::of(&inner.limits);
-    let update = Update { inner, id, sizes, moving, freed: RefCell::default() };
+    let sizes = PageSizes::of(&inner.limits);
+    let (freed, undone, bytes) = Default::default();
+    let update = Update { inner, id, sizes, moving, bytes_max, bytes, freed, undone };
     let (pages, _changed) = update.page(root.page.clone(), changes).await?;
     let mut draft = Draft::grown(pages, &sizes);
     // A root with one child is none.
@@ -71,15 +76,20 @@ pub(crate) async fn update<E: Env>(
             None => Draft::Leaf(Vec::new()),
         };
     }
-    Ok(Updated { draft, freed: update.freed.into_inner() })
+    let Update { freed, undone, .. } = update;
+    Ok(Updated { draft, freed: freed.into_inner(), undone: undone.into_inner() })
 }
 
 struct Update<'a, E: Env> {
     inner: &'a Rc<Inner<E>>,
     id: &'a ObjectId,
-    sizes: Sizes,
+    sizes: PageSizes,
     moving: &'a Moving,
+    bytes_max: usize,
+    /// Bytes that are to be written by now.
+    bytes: Cell<usize>,
     freed: RefCell<Vec<Share>>,
+    undone: RefCell<Option<Bytes>>,
 }
 
 type Future<'a, T> = Pin<Box<dyn std::future::Future<Output = Result<T>> + 'a>>;
@@ -125,6 +135,11 @@ impl<E: Env> Update<'_, E> {
             }
         }
         let changed = changed || !places.is_empty();
+        if changed {
+            let written =
+                entries.iter().map(|(key, put)| key.len() + put.new_bytes()).sum::<usize>();
+            self.bytes.set(self.bytes.get() + written);
+        }
         Ok((split(Draft::Leaf(entries), &self.sizes), changed))
     }
 
@@ -159,6 +174,13 @@ impl<E: Env> Update<'_, E> {
                     continue;
                 }
                 let page = read.next().expect("one for each that was wanted");
+                if self.bytes.get() >= self.bytes_max {
+                    let first = of_it.iter().find(|(_, change)| *change != Change::Touch);
+                    let undone = &mut *self.undone.borrow_mut();
+                    *undone = undone.take().or_else(|| first.map(|(key, _)| key.clone()));
+                    after.push((separator.clone(), Link::Kept(*address)));
+                    continue;
+                }
                 let (drafts, differs) = self.page(page, of_it).await?;
                 if !differs && !self.moving.moves(address.segment) {
                     after.push((separator.clone(), Link::Kept(*address)));

@@ -11,6 +11,7 @@ pub(crate) const LIMITS: Limits = Limits {
     value_bytes_max: 256,
     commit_bytes_max: 16 << 10,
     batch_bytes_max: 7680,
+    root_ops_bytes: 256,
     queue_bytes_max: 32 << 10,
     segment_bytes_min: 8 << 10,
     segment_bytes_max: 8 << 10,

@@ -38,7 +38,7 @@ impl Here {
         let limits = Limits {
             quiet: Duration::from_secs(3600),
             batch_bytes_max: 16 << 10,
-            image_bytes_max: 10 << 10,
+            image_bytes_max: 9 << 10,
             segment_bytes_min: 24 << 10,
             ..Limits::TINY
         };
