@@ -11,6 +11,7 @@ use crate::format::batch::batch_bytes;
 use crate::format::frame::{self, Address, Frame, Share, Sizes};
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{OPEN, Ticket, Update};
+use crate::log::reserve::Claim;
 use crate::log::segments::FileOf;
 use crate::shard::{Inner, Pending, State};
 
@@ -36,6 +37,8 @@ impl<E: Env> Appending<'_, E> {
         batch: &Batch,
         resident: Option<&dyn Resident>,
     ) -> Ticket {
+        let claim = self.claim(state, batch);
+        state.queue.begin(claim);
         let wall_ms = self.inner.env.wall_ms();
         let mut stamp = Stamp { version: self.version, alarm: self.alarm, written_ms: wall_ms };
         if let Some(head) = self.head.as_ref().filter(|_| self.rewrite) {
@@ -68,14 +71,28 @@ impl<E: Env> Appending<'_, E> {
             existed,
             entry: entry.clone(),
             rewrite,
+            claim,
             parts,
             dead,
             origin: known,
         });
-        let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
-        let pending = Pending { entry, ordinal, outcome: outcome.clone() };
+        let (ordinal, outcome) = (open.ordinal, open.outcome(claim));
+        let pending = Pending { entry, ordinal, claim, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
-        Ticket { version: self.version, outcome }
+        Ticket { id: *self.id, version: self.version, claim, outcome }
+    }
+
+    /// What the commit has a claim on where room is short: never on more than what waits for it to be
+    /// written before it, for on that it builds.
+    fn claim(&self, state: &State<FileOf<E>>, batch: &Batch) -> Claim {
+        let own = match (self.rewrite, batch.only_frees()) {
+            (true, _) => Claim::Move,
+            (false, true) => Claim::Free,
+            (false, false) => return Claim::New,
+        };
+        let before = state.pending.get(self.id);
+        let before = before.filter(|before| state.queue.holds(before.ordinal));
+        before.map_or(own, |before| own.min(before.claim))
     }
 
     /// The payload and origin of an image, where an image is to be written.

@@ -25,6 +25,7 @@ use crate::live::Live;
 use crate::log::ahead::Ahead;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
+use crate::log::reserve::{Claim, Reserve};
 use crate::log::segments::{FileOf, Recycled, Segments};
 use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
@@ -54,6 +55,7 @@ pub(crate) struct Pending {
     pub(crate) entry: Option<Entry>,
     /// The batch that it is in, and how that will end.
     pub(crate) ordinal: u32,
+    pub(crate) claim: Claim,
     pub(crate) outcome: Rc<Outcome>,
 }
 
@@ -72,6 +74,7 @@ pub(crate) struct State<F: File> {
     pub(crate) cleaning: Cleaning,
     /// Files to be used for the next segments.
     pub(crate) recycled: Vec<Recycled>,
+    pub(crate) reserve: Reserve,
     pub(crate) ahead: Ahead,
     /// How often a segment was wanted for reading, to know which was not for longest.
     pub(crate) reads: u64,
@@ -177,6 +180,10 @@ pub struct ShardStats {
     pub checkpoints: u64,
     /// Files of the directory.
     pub runs: usize,
+    /// Bytes of the files that are kept for a full disk, beside the log; none while a shard is young.
+    pub reserve_bytes: u64,
+    /// Whether the disk is full, as far as is known: new data is refused but for what may find room after all.
+    pub full: bool,
     /// What recovery found when the shard was opened: nothing that it dropped goes unseen.
     pub recovery: Recovery,
 }
@@ -299,7 +306,8 @@ impl<E: Env> Shard<E> {
     ///
     /// Errors at once: `Invalid` (a limit), `Conflict`, `Overloaded`, `Corrupt` (the object is
     /// damaged; only a batch that deletes all is taken), `Poisoned`, `Closed`: nothing happened.
-    /// Errors of the ticket: `NoSpace`, `Retry` (nothing happened), `Unknown`.
+    /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`], unless it waits
+    /// behind refused data of its object), `Retry` (nothing happened either), `Unknown`.
     pub fn commit(
         &self,
         id: &ObjectId,
@@ -554,6 +562,8 @@ impl<E: Env> Shard<E> {
             moves_overtaken: state.cleaning.overtaken,
             segments_freed: state.cleaning.freed,
             segments_recycled: state.cleaning.recycled,
+            reserve_bytes: state.reserve.bytes(),
+            full: state.reserve.full().is_some(),
             recovery: self.0.recovery.clone(),
         }
     }

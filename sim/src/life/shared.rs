@@ -70,11 +70,12 @@ pub enum Mark {
     MoveOvertaken,
     CrashWhileCleaning,
     Compacted,
+    FreedOnAFullDisk,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 53] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -127,6 +128,7 @@ impl Mark {
         Self::MoveOvertaken,
         Self::CrashWhileCleaning,
         Self::Compacted,
+        Self::FreedOnAFullDisk,
     ];
 }
 

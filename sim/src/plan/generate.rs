@@ -148,7 +148,7 @@ fn faults(random: &mut Random) -> DiskFaults {
     // Syncs are rare: a segment and an opening need a few each.
     let sync_error = error(3, 40);
     let capacity = match fails && random.one_in(2) {
-        true => random.between(60_000, 400_000),
+        true => random.between(100_000, 600_000),
         false => 0,
     };
     DiskFaults {
