@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::append::Appending;
-use crate::batch::{AlarmChange, Batch};
+use crate::batch::{AlarmChange, Batch, OP_HEADER_BYTES};
 use crate::checkpoint::{self, Progress};
 use crate::clean::{self, Cleaning, Running};
 use crate::consolidate::Meanwhile;
@@ -304,7 +304,7 @@ impl<E: Env> Shard<E> {
     /// `resident`: the object's keys as they are *after* this batch, from a caller that holds all
     /// of them; the log may then write an image instead of a delta.
     ///
-    /// Errors at once: `Invalid` (a limit), `Conflict`, `Overloaded`, `Corrupt` (the object is
+    /// Errors at once: `Invalid` (a limit), `NoSpace` (`object-full`: [`Limits::object_bytes_max`]), `Conflict`, `Overloaded`, `Corrupt` (the object is
     /// damaged; only a batch that deletes all is taken), `Poisoned`, `Closed`: nothing happened.
     /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`], unless it waits
     /// behind refused data of its object), `Retry` (nothing happened either), `Unknown`.
@@ -318,7 +318,8 @@ impl<E: Env> Shard<E> {
         self.check_open()?;
         self.check_limits(id, batch)?;
         let (ticket, consolidate) = {
-            let state = &mut *inner.state.borrow_mut();
+            let mut borrowed = inner.state.borrow_mut();
+            let state = &mut *borrowed;
             let (head, unknown) = match head(state, id) {
                 Ok(head) => (head, false),
                 // Nothing that is there is needed.
@@ -332,6 +333,14 @@ impl<E: Env> Shard<E> {
             }
             if head.as_ref().is_some_and(|head| head.damaged) && !batch.deletes_all() {
                 return Err(damaged(id));
+            }
+            if let Err(error) = self.check_size(id, head.as_ref(), batch, resident) {
+                let deltas = head.is_some_and(|head| head.has_deltas());
+                drop(borrowed);
+                if deltas && resident.is_none() {
+                    self.consolidate(id);
+                }
+                return Err(error);
             }
             let version = Version(state.next_version);
             state.next_version += 1;
@@ -354,14 +363,50 @@ impl<E: Env> Shard<E> {
         };
         inner.work.notify();
         if consolidate {
-            let (shard, id) = (self.clone(), *id);
-            inner.env.spawn("consolidate", async move {
-                if let Err(error) = shard.rewrite(&id).await {
-                    tracing::warn!(%id, %error, "could not consolidate");
-                }
-            });
+            self.consolidate(id);
         }
         Ok(ticket)
+    }
+
+    /// Has an object written as one image.
+    fn consolidate(&self, id: &ObjectId) {
+        let (shard, id) = (self.clone(), *id);
+        self.0.env.spawn("consolidate", async move {
+            if let Err(error) = shard.rewrite(&id).await {
+                tracing::warn!(%id, %error, "could not consolidate");
+            }
+        });
+    }
+
+    /// Whether an object may hold what it would after the commit ([`Limits::object_bytes_max`]).
+    fn check_size(
+        &self,
+        id: &ObjectId,
+        head: Option<&Entry>,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Result<()> {
+        let max = self.0.limits.object_bytes_max;
+        if max == u64::MAX || batch.only_frees() {
+            return Ok(());
+        }
+        let bytes = match (resident, head.filter(|_| !batch.deletes_all())) {
+            (Some(resident), _) => {
+                let (keys, bytes) = resident.size();
+                (bytes + keys * OP_HEADER_BYTES) as u64
+            }
+            (None, head) => {
+                let needs = head.into_iter().flat_map(Entry::needs);
+                let before: u64 = needs.map(|share| u64::from(share.bytes)).sum();
+                before + batch.encoded_ops().len() as u64
+            }
+        };
+        if bytes <= max {
+            return Ok(());
+        }
+        let what =
+            format!("object {id} would hold {bytes} bytes, limit {max}: delete something of it");
+        Err(Error::coded(Kind::NoSpace, "object-full", what))
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
