@@ -637,7 +637,7 @@ impl<E: Env> Shard<E> {
                 (_, _, Spare::Preparing) => None,
                 _ if state.progress.running || state.progress.merges > 0 => None,
                 _ if state.cleaning.running || state.cleaning.compacting > 0 => None,
-                _ if state.ahead.running => None,
+                _ if state.ahead.running || state.reserve.running => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))

@@ -296,3 +296,22 @@ fn a_crash_at_any_point_of_a_full_disk_leaves_one_that_goes_on() {
     }
     println!("{tried} crashes at {changes} changes");
 }
+
+/// A shard that is closed while much waits, and has no reserve yet, makes one for it.
+#[test]
+fn what_waits_when_a_young_shard_is_closed_is_written() {
+    let world = World::new(1, DiskFaults::default());
+    let env = world.process().core();
+    let done = world.block_on(&env.clone(), STEPS, async move {
+        let (_lock, shard) = open(&env).await;
+        let commit = |number| shard.commit(&id(number), &filled(1), None).expect("accepted");
+        let tickets: Vec<_> = (0..60).map(commit).collect();
+        shard.close().await.expect("closed");
+        for ticket in tickets {
+            ticket.await.expect("durable");
+        }
+    });
+    assert_eq!(world.take_panics(), [] as [String; 0]);
+    done.expect("done");
+    assert_eq!(world.open_files(), 0, "nothing is being made any more");
+}

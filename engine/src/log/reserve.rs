@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use super::segments::Recycled;
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::io::{Create, Disk, File, Mode, Open};
 use crate::shard::{Inner, Life, State};
 
@@ -197,7 +197,8 @@ impl<F: File> State<F> {
         let begun = tail.offset >= segments[&tail.segment.0].header.bytes / 4;
         let wants =
             !reserve.is_whole() || reserve.full.is_none() && reserve.large(bytes_min).is_some();
-        wants && !reserve.running && reserve.may_look(now) && (begun || !self.is_young())
+        let idle = self.life == Life::Open && !reserve.running;
+        wants && idle && reserve.may_look(now) && (begun || !self.is_young())
     }
 
     /// Of files that nobody needs, those that the reserve is to have, with their names in it, and the others.
@@ -229,9 +230,7 @@ pub(crate) fn start_filling<E: Env>(inner: &Rc<Inner<E>>) {
         let state = &mut *inner.state.borrow_mut();
         if let Err(error) = filled {
             tracing::warn!(shard = inner.number, %error, "the reserve is not whole");
-            if error.kind() == Kind::NoSpace {
-                state.found_full(inner.env.now(), error);
-            }
+            state.found_no_room(inner.env.now(), error);
         }
         state.look_for_end_of_full();
     });
@@ -255,7 +254,8 @@ async fn fill<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
             let state = &mut *inner.state.borrow_mut();
             let large = state.reserve.large(bytes).filter(|_| state.reserve.is_whole());
             let done = state.reserve.is_whole() && large.is_none();
-            if done || state.life != Life::Open || state.poison.is_some() {
+            // What waits when the shard is closed is still to be written.
+            if done || state.life == Life::Closed || state.poison.is_some() {
                 return Ok(());
             }
             (state.reserve.new_name(inner.number), large.is_some())

@@ -65,6 +65,14 @@ impl<F: File> State<F> {
         }
     }
 
+    /// A file could not be made, be it for want of room.
+    pub(crate) fn found_no_room(&mut self, now: Duration, error: Error) {
+        match error.kind() {
+            Kind::NoSpace => self.found_full(now, error),
+            _ => self.reserve.kept(),
+        }
+    }
+
     /// If there is all that new data asks for, the disk is full no more.
     pub(crate) fn look_for_end_of_full(&mut self) {
         if self.reserve.is_whole() && matches!(self.spare, Spare::Ready(_)) {
@@ -394,9 +402,11 @@ async fn cleaned<E: Env>(inner: &Rc<Inner<E>>) -> bool {
         let cleaning = &state.cleaning;
         let over = state.life != Life::Open || state.poison.is_some();
         let moves = state.queue.has(Claim::Move) || cleaning.awaits_commits;
+        if over || !cleaning.running || state.is_held() {
+            return Some(false);
+        }
         match moves || state.reserve.has(Taker::Frees) || state.reserve.was_freed() {
             true => Some(true),
-            false if over || !cleaning.running || state.is_held() => Some(false),
             false => (cleaning.answered > before).then_some(false),
         }
     };
@@ -430,9 +440,7 @@ pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
             state.spare = match prepared {
                 Ok(segment) => Spare::Ready(segment),
                 Err(error) => {
-                    if error.kind() == Kind::NoSpace {
-                        state.found_full(env.now(), error.clone());
-                    }
+                    state.found_no_room(env.now(), error.clone());
                     Spare::Failed(error)
                 }
             };
