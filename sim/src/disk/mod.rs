@@ -87,6 +87,12 @@ impl DiskFaults {
         self.write_error + self.read_error + self.sync_error + self.capacity > 0
     }
 
+    /// Whether the disk is small, and no operation fails but for that.
+    pub fn is_only_small(&self) -> bool {
+        let others = self.write_error + self.read_error + self.sync_error;
+        self.capacity > 0 && others == 0 && !self.large_blocks
+    }
+
     fn block_bytes(&self) -> usize {
         if self.large_blocks { 4096 } else { SECTOR_BYTES }
     }

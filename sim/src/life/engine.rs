@@ -157,11 +157,9 @@ impl Life<'_> {
 
     pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
         let shards = running.shards.borrow().clone().expect("opened");
-        let faults = &self.plan.faults;
         // Other faults leave less than there is room for, and so do other shards, or blocks of which a segment
         // has three.
-        let others = faults.write_error + faults.read_error + faults.sync_error;
-        let frees = others == 0 && !faults.large_blocks && self.plan.shards == 1;
+        let frees = self.plan.faults.is_only_small() && self.plan.shards == 1;
         let client = Client { env: running.env.clone(), checker: self.checker(), shards, frees };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
         running.env.spawn("client", async move {
