@@ -181,6 +181,11 @@ impl File for CountedFile {
         self.0.allocate(bytes).await
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        count(|counts| counts.others += 1);
+        self.0.shrink(bytes).await
+    }
+
     async fn len(&self) -> io::Result<u64> {
         count(|counts| counts.others += 1);
         self.0.len().await

@@ -13,6 +13,7 @@ use crate::format::{len_u32, page};
 use crate::ids::{ObjectId, Version};
 use crate::limits::{FRAME_BYTES_MAX, Limits};
 use crate::log::queue::{OPEN, Ticket, Update};
+use crate::log::reserve::Claim;
 use crate::log::segments::FileOf;
 use crate::shard::{Inner, Pending, State};
 use crate::tree::{Draft, PageSizes, Pushed};
@@ -42,6 +43,8 @@ impl<E: Env> Appending<'_, E> {
         batch: &Batch,
         resident: Option<&dyn Resident>,
     ) -> Ticket {
+        let claim = self.claim(state, batch);
+        state.queue.begin(claim);
         let written = match self.image(batch, resident) {
             Some((payload, origin)) if payload.len() > self.inner.limits.image_bytes_max => {
                 let sizes = PageSizes::of(&self.inner.limits);
@@ -65,7 +68,7 @@ impl<E: Env> Appending<'_, E> {
                 Written { entry, parts, kept: Vec::new(), image: false, origin }
             }
         };
-        self.enter(state, written)
+        self.enter(state, claim, written)
     }
 
     /// Appends the object as a tree: `draft` is what is new of it, `kept` what all that it takes over from
@@ -78,8 +81,10 @@ impl<E: Env> Appending<'_, E> {
         operations: &[u8],
         origin: Origin,
     ) -> Ticket {
+        let claim = self.claim(state, &Batch::new());
+        state.queue.begin(claim);
         let written = self.tree(state, draft, kept, operations, origin);
-        self.enter(state, written)
+        self.enter(state, claim, written)
     }
 
     /// What the directory says after it.
@@ -88,18 +93,31 @@ impl<E: Env> Appending<'_, E> {
     }
 
     /// Notes what was written for when its batch is durable.
-    fn enter(&self, state: &mut State<FileOf<E>>, written: Written) -> Ticket {
+    fn enter(&self, state: &mut State<FileOf<E>>, claim: Claim, written: Written) -> Ticket {
         let Written { entry, parts, kept, image, origin } = written;
         let open = state.queue.last_mut();
         let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
         let dead = self.head.clone().filter(|_| image);
         let update =
-            Update { id, existed, entry: entry.clone(), rewrite, kept, parts, dead, origin };
+            Update { id, existed, entry: entry.clone(), rewrite, claim, kept, parts, dead, origin };
         open.updates.push(update);
-        let (ordinal, outcome) = (open.ordinal, open.outcome.clone());
-        let pending = Pending { entry, ordinal, outcome: outcome.clone() };
+        let (ordinal, outcome) = (open.ordinal, open.outcome(claim));
+        let pending = Pending { entry, ordinal, claim, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
-        Ticket { version: self.version, outcome }
+        Ticket { id: *self.id, version: self.version, claim, outcome }
+    }
+
+    /// What the commit has a claim on where room is short: never on more than what waits for it to be
+    /// written before it, for on that it builds.
+    fn claim(&self, state: &State<FileOf<E>>, batch: &Batch) -> Claim {
+        let own = match (self.rewrite, batch.only_frees()) {
+            (true, _) => Claim::Move,
+            (false, true) => Claim::Free,
+            (false, false) => return Claim::New,
+        };
+        let before = state.pending.get(self.id);
+        let before = before.filter(|before| state.queue.holds(before.ordinal));
+        before.map_or(own, |before| own.min(before.claim))
     }
 
     /// Writes a tree: all that is new as parts, and then its root.

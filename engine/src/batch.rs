@@ -45,6 +45,8 @@ pub enum AlarmChange {
 pub struct Batch {
     ops: Vec<u8>,
     len: usize,
+    /// Of these, puts.
+    puts: usize,
     largest_key: usize,
     largest_value: usize,
     delete_all: bool,
@@ -84,7 +86,7 @@ impl Batch {
     #[must_use]
     pub fn delete_all(mut self) -> Self {
         self.ops.clear();
-        self.len = 0;
+        (self.len, self.puts) = (0, 0);
         self.delete_all = true;
         self
     }
@@ -178,6 +180,12 @@ impl Batch {
         self.alarm
     }
 
+    /// Whether it only takes away: it puts nothing, and sets no alarm. A full disk takes such a commit all
+    /// the same.
+    pub fn only_frees(&self) -> bool {
+        self.puts == 0 && !matches!(self.alarm, AlarmChange::Set(_))
+    }
+
     /// The version that it needs, if it needs one.
     pub fn required_version(&self) -> Option<Version> {
         self.only_if
@@ -203,6 +211,7 @@ impl Batch {
         self.ops.extend_from_slice(key);
         self.ops.extend_from_slice(value);
         self.len += 1;
+        self.puts += usize::from(tag == TAG_PUT);
         self.largest_key = self.largest_key.max(key.len());
         self.largest_value = self.largest_value.max(value.len());
     }
@@ -310,6 +319,14 @@ mod tests {
         let batch = Batch::new().put("a", "1").delete_all().put("b", "2");
         assert!(batch.deletes_all());
         assert_eq!(batch.ops().collect::<Vec<_>>(), [Op::Put(b"b", b"2")]);
+    }
+
+    #[test]
+    fn a_batch_that_only_frees_brings_nothing() {
+        assert!(Batch::new().only_frees());
+        assert!(Batch::new().put("a", "1").delete_all().delete("b").delete_alarm().only_frees());
+        assert!(!Batch::new().delete_all().put("a", "").only_frees());
+        assert!(!Batch::new().delete("a").set_alarm(1).only_frees());
     }
 
     #[test]

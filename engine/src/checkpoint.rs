@@ -372,7 +372,7 @@ async fn write_slot<E: Env>(inner: &Rc<Inner<E>>, checkpoint: &Checkpoint) -> Re
 
 /// Removes the segments and runs that neither slot needs and nobody reads.
 pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
-    let names = {
+    let (names, given) = {
         let state = &mut *inner.state.borrow_mut();
         let held = state.is_held();
         let State { progress, segments, live, cleaning, .. } = state;
@@ -383,10 +383,12 @@ pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
         let gone: Vec<u32> = segments.iter().filter(unneeded).map(|(number, _)| *number).collect();
         gone.iter().for_each(|number| live.forget(*number));
         cleaning.gone(&gone);
-        let gone: Vec<_> = gone.iter().filter_map(|number| segments.remove(number)).collect();
+        let gone = gone.iter().filter_map(|number| segments.remove(number));
+        let gone: Vec<_> = gone.map(Recycled::from).collect();
+        let (given, gone) = state.give_to_reserve(gone, inner);
         let next_bytes = state.next_bytes(&inner.limits);
         let (again, gone): (Vec<_>, Vec<_>) =
-            gone.into_iter().map(Recycled::from).partition(|file| file.fits(next_bytes));
+            gone.into_iter().partition(|file| file.fits(next_bytes));
         let (mut fitting, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut state.recycled).into_iter().partition(|file| file.fits(next_bytes));
         fitting.extend(again);
@@ -407,9 +409,19 @@ pub(crate) async fn remove_unneeded<E: Env>(inner: &Rc<Inner<E>>) {
         let runs: Vec<u32> = runs.collect();
         runs.iter().for_each(|run| assert!(progress.runs_on_disk.remove(run)));
         let runs = runs.into_iter().map(|run| crate::directory::file_name(inner.number, run));
-        gone.chain(runs).collect::<Vec<_>>()
+        (gone.chain(runs).collect::<Vec<_>>(), given)
     };
+    for (file, name) in given {
+        // First of all: nobody else is to have its blocks.
+        match inner.env.disk().rename(&file.name, &name).await {
+            Ok(()) => inner.state.borrow_mut().reserve.files.push(Recycled { name, ..file }),
+            // As below.
+            Err(error) => tracing::warn!(name, %error, "could not give a segment to the reserve"),
+        }
+        inner.state.borrow_mut().reserve.freed();
+    }
     for name in names {
+        inner.state.borrow_mut().reserve.freed();
         // Nothing needs the file; the next recovery tries again.
         if let Err(error) = inner.env.disk().remove(&name).await {
             tracing::warn!(name, %error, "could not remove what no checkpoint needs");

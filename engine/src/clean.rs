@@ -28,6 +28,9 @@
 //! Of a large object only those pages and values move that lie in the victim, and those above them: the keys
 //! in their frames lead to them ([`crate::tree`]).
 //!
+//! On a full disk ([`crate::log::reserve`]) it waits for nothing: it empties, of the segments for whose live bytes
+//! there is room, whatever gains a tenth.
+//!
 //! A segment stays as long as an object that can't be read needs it: the
 //! others leave it, and it is no victim again until its live bytes change. It stays, too, while its newest
 //! commit is younger than [`Limits::retention`], while somebody reads it, and while history or repair
@@ -49,6 +52,7 @@ use crate::ids::ObjectId;
 use crate::io::{File, PageBuf, read_full_at};
 use crate::limits::Limits;
 use crate::log::handles;
+use crate::log::reserve::Taker;
 use crate::log::segments::Segment;
 use crate::shard::{Inner, Life, Shard, State, head};
 use crate::tree::{self, Moving};
@@ -106,6 +110,8 @@ pub(crate) struct Cleaning {
     stuck: BTreeMap<u32, u64>,
     /// Bytes of frames that it wrote.
     pub(crate) cleaned_bytes: u64,
+    /// Whether it waits for commits that were made before, to go on.
+    pub(crate) awaits_commits: bool,
     /// Segments that it emptied.
     pub(crate) victims: u64,
     /// Objects that were committed to while it moved them.
@@ -136,7 +142,7 @@ impl Cleaning {
     }
 
     /// All that is there, so many bytes, may be moved once, and it looks at once.
-    fn may_move(&mut self, bytes: u64) {
+    pub(crate) fn may_move(&mut self, bytes: u64) {
         self.credit = self.credit.max(bytes);
         self.look_at = 0;
     }
@@ -250,10 +256,18 @@ impl<F: File> State<F> {
     /// Bytes of full segments that there may be while nobody commits.
     pub(crate) fn allowed_bytes(&self, limits: &Limits) -> u64 {
         let (percent, slack) = match self.cleaning.compacting {
+            _ if self.reserve.full().is_some() => (COMPACT_PERCENT, 0),
             0 => (limits.space_percent, limits.space_slack_bytes),
             _ => (COMPACT_PERCENT, u64::from(limits.segment_bytes_min)),
         };
         (self.live.total().saturating_mul(percent) / 100).saturating_add(slack)
+    }
+
+    /// Whether there are full segments, or runs, that nobody needs but perhaps a slot.
+    pub(crate) fn has_unneeded(&self, wall_ms: u64, limits: &Limits) -> bool {
+        let mut runs = self.progress.runs_on_disk.iter();
+        runs.any(|run| !self.directory.uses(*run))
+            || self.full_segments().any(|segment| !self.is_needed(segment, wall_ms, limits))
     }
 
     fn space(&self, wall_ms: u64, limits: &Limits) -> Space {
@@ -266,14 +280,19 @@ impl<F: File> State<F> {
         let allowed = self.allowed_bytes(limits);
         let live = self.live.total().saturating_mul(limits.busy_space_percent) / 100;
         let allowed_busy = live + limits.busy_space_slack_bytes;
-        Space { bytes, empty, allowed, allowed_busy: allowed_busy.max(allowed) }
+        let allowed_busy = match self.reserve.full() {
+            Some(_) => allowed,
+            None => allowed_busy.max(allowed),
+        };
+        Space { bytes, empty, allowed, allowed_busy }
     }
 
     /// How long it lasts at least until there is a lull; `None` if there is one, or somebody wants the shard
-    /// compact.
+    /// compact, or the disk is full.
     fn until_lull(&self, now: Duration, limits: &Limits) -> Option<Duration> {
         let left = (self.cleaning.last_busy + limits.lull).saturating_sub(now);
-        (self.cleaning.compacting == 0 && !left.is_zero()).then_some(left)
+        let waits = self.cleaning.compacting == 0 && self.reserve.full().is_none();
+        (waits && !left.is_zero()).then_some(left)
     }
 
     /// Whether there was a commit a moment ago, be it one.
@@ -299,6 +318,15 @@ impl<F: File> State<F> {
         let space = self.space(wall_ms, limits);
         let wait = self.until_lull(now, limits).filter(|_| space.bytes <= space.allowed_busy);
         let step = match space {
+            // Each time that segments go it costs a run or two: so all are emptied first for which there is room.
+            Space { bytes, empty, allowed, .. } if self.reserve.full().is_some() => {
+                let victim = self.victim(wall_ms, limits);
+                let moves = bytes > allowed && self.cleaning.credit > 0;
+                match victim.filter(|_| moves) {
+                    Some(victim) => Some(Step::Clean(victim)),
+                    None => (empty > 0).then_some(Step::Free),
+                }
+            }
             Space { empty, .. } if empty > 0 && self.cleaning.compacting > 0 => Some(Step::Free),
             Space { bytes, allowed, .. } if bytes <= allowed => None,
             _ if wait.is_some() => wait.map(Step::Wait),
@@ -324,9 +352,13 @@ impl<F: File> State<F> {
         step
     }
 
-    /// Whether a slot needs a segment that nobody else does.
-    fn slot_needs_empty(&self, wall_ms: u64, limits: &Limits) -> bool {
+    /// Whether a slot needs a segment that nobody else does, or on a full disk a run.
+    fn slot_needs_unneeded(&self, wall_ms: u64, limits: &Limits) -> bool {
         let slots = || self.progress.needs.iter().flatten();
+        let mut runs = slots().flat_map(|needs| &needs.runs);
+        if self.reserve.full().is_some() && runs.any(|run| !self.directory.uses(*run)) {
+            return true;
+        }
         let mut full = self.full_segments();
         full.any(|segment| {
             !self.is_needed(segment, wall_ms, limits)
@@ -335,17 +367,29 @@ impl<F: File> State<F> {
     }
 
     fn look_later(&mut self, limits: &Limits) {
-        let step = u64::from(limits.segment_bytes_min) / 4;
+        let step = match self.reserve.full() {
+            Some(_) => 1,
+            None => u64::from(limits.segment_bytes_min) / 4,
+        };
         self.cleaning.look_at = self.cleaning.others_changed + step;
     }
 
     /// The full segment that is best cleaned now.
     fn victim(&self, wall_ms: u64, limits: &Limits) -> Option<u32> {
         let now_s = wall_ms / 1000;
+        // On a full disk one that can be emptied as a whole: nothing goes before it is.
+        let room = match self.reserve.full() {
+            Some(_) => {
+                let room = self.room_for_moves().saturating_sub(self.queue.bytes() as u64);
+                room / 100 * FULL_PERCENT
+            }
+            None => u64::MAX,
+        };
         let candidates = self.full_segments().filter_map(|segment| {
             let number = segment.header.number.0;
             let (live, bytes) = (self.live.bytes(number), u64::from(segment.header.bytes));
             let taken = live > 0
+                && live <= room
                 && live * 100 <= bytes * FULL_PERCENT
                 && !segment.kept
                 && self.cleaning.stuck.get(&number) != Some(&live)
@@ -353,8 +397,13 @@ impl<F: File> State<F> {
             // One that is just full has an age too.
             let age = 1 + now_s.saturating_sub(self.live.newest_s(number).into());
             // Benefit by cost, as whole numbers: in billionths.
-            let benefit = u128::from(bytes - live.min(bytes)) * u128::from(age) * 1_000_000_000;
-            taken.then(|| (benefit / u128::from(bytes + live), std::cmp::Reverse(number)))
+            let free = u128::from(bytes - live.min(bytes));
+            let benefit = match self.reserve.full() {
+                // Every block counts, and the youngest may empty by itself: of about as much the oldest.
+                Some(_) => free * 8 / u128::from(bytes),
+                None => free * u128::from(age) * 1_000_000_000 / u128::from(bytes + live),
+            };
+            taken.then_some((benefit, std::cmp::Reverse(number)))
         });
         candidates.max().map(|(_, std::cmp::Reverse(number))| number)
     }
@@ -417,23 +466,33 @@ fn is_over<E: Env>(inner: &Rc<Inner<E>>) -> bool {
     state.life != Life::Open || state.poison.is_some()
 }
 
-/// Lets empty segments go: with a checkpoint for each slot that still needs some.
-async fn free<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
-    let before = inner.state.borrow().cleaning.freed;
+/// Lets empty segments go, and on a full disk runs: with a checkpoint for each slot that still needs some.
+async fn let_go<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
     for _slot in 0..2 {
         let wall_ms = inner.env.wall_ms();
-        if !inner.state.borrow().slot_needs_empty(wall_ms, &inner.limits) || is_over(inner) {
+        if !inner.state.borrow().slot_needs_unneeded(wall_ms, &inner.limits) || is_over(inner) {
             break;
         }
         checkpoint::make(inner, false).await?;
     }
     checkpoint::remove_unneeded(inner).await;
-    let (after, pinned) = {
-        let state = inner.state.borrow();
-        let pinned = state.full_segments().any(Segment::is_pinned);
-        (state.cleaning.freed, pinned)
-    };
-    if after == before {
+    Ok(())
+}
+
+/// Likewise, for who has no room; whether anything went.
+pub(crate) async fn make_room<E: Env>(inner: &Rc<Inner<E>>) -> bool {
+    inner.state.borrow_mut().reserve.kept();
+    if let Err(error) = let_go(inner).await {
+        tracing::warn!(shard = inner.number, %error, "nothing can go");
+    }
+    inner.state.borrow().reserve.was_freed()
+}
+
+async fn free<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let before = inner.state.borrow().cleaning.freed;
+    let_go(inner).await?;
+    if inner.state.borrow().cleaning.freed == before {
+        let pinned = inner.state.borrow().full_segments().any(Segment::is_pinned);
         // Whoever asked does not wait for readers.
         inner.state.borrow_mut().cleaning.answer(None);
         inner.changed.notify();
@@ -593,8 +652,10 @@ pub(crate) async fn move_group<E: Env>(
 ) -> Result<Option<Error>> {
     let inner = &shard.0;
     let began = inner.env.now();
+    await_commits(inner, &group)?;
     let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
     let read = join_all(read).await;
+    inner.state.borrow_mut().cleaning.awaits_commits = false;
     let (mut tickets, mut damaged) = (Vec::new(), None);
     let (mut moved, mut skipped) = (0, Vec::new());
     for (rewrite, (id, moving)) in read.into_iter().zip(group) {
@@ -616,8 +677,12 @@ pub(crate) async fn move_group<E: Env>(
         ticket.await?;
     }
     for (id, moving) in skipped {
-        // Others rewrite it; that may not be all that is to be done.
-        let free = || (!inner.state.borrow().rewriting.contains_key(&id)).then_some(());
+        // Others rewrite it; that may not be all that is to be done. On a full disk they wait for room.
+        let free = || {
+            let state = inner.state.borrow();
+            let is_full = state.reserve.full().is_some();
+            (is_full || !state.rewriting.contains_key(&id)).then_some(())
+        };
         inner.changed.until(free).await;
         match shard.rewrite(&id, moving).await {
             Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
@@ -631,6 +696,23 @@ pub(crate) async fn move_group<E: Env>(
     }
     pause(inner, moved, inner.env.now() - began).await;
     Ok(damaged)
+}
+
+/// Reading an object waits for its commits in flight: on a full disk these may wait for what the cleaner frees,
+/// and are to be written first.
+///
+/// Errors: `NoSpace`: there is no room for them.
+fn await_commits<E: Env>(inner: &Inner<E>, group: &[(ObjectId, Moving)]) -> Result<()> {
+    let state = &mut *inner.state.borrow_mut();
+    let awaits = group.iter().any(|(id, _)| state.pending.contains_key(id));
+    if awaits && state.reserve.full().is_some() && !state.reserve.has(Taker::Moves) {
+        return Err(Error::new(Kind::NoSpace, "commits to what is to be moved wait for room"));
+    }
+    state.cleaning.awaits_commits = awaits;
+    if awaits {
+        inner.work.notify();
+    }
+    Ok(())
 }
 
 /// Leaves the device to others for as long as their share is: until they have written it, or had the time

@@ -19,7 +19,8 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::ids::ObjectId;
 use crate::io::Disk;
-use crate::log::writer::{self, Spare};
+use crate::log::room;
+use crate::log::writer::Spare;
 use crate::merges;
 use crate::shard::{Inner, Life, Shard};
 use crate::tree::Moving;
@@ -170,17 +171,19 @@ impl<E: Env> Shard<E> {
                 }
             }
         };
-        writer::start_spare(inner);
+        room::start_spare(inner);
+        let next = inner.state.borrow().next_segment;
         let made = || (!matches!(inner.state.borrow().spare, Spare::Preparing)).then_some(());
         inner.changed.until(made).await;
         let unneeded = {
             let state = &mut *inner.state.borrow_mut();
             match &state.spare {
-                Spare::Failed(_) | Spare::None => {
+                // Its number is not behind the log's end unless that has gone on meanwhile.
+                Spare::Failed(_) | Spare::None if state.next_segment == next => {
                     state.spare = Spare::Ready(large);
                     None
                 }
-                Spare::Ready(_) | Spare::Preparing => Some(large.name),
+                _ => Some(large.name),
             }
         };
         if let Some(name) = unneeded {

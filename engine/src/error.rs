@@ -21,7 +21,8 @@ pub enum Kind {
     Conflict,
     /// The request breaks a documented limit or rule; a bug of the caller.
     Invalid,
-    /// The disk is full; nothing happened. Deletes still work.
+    /// The disk is full; nothing happened. What only frees is still taken ([`crate::Batch::only_frees`]); with room, be it
+    /// freed so or by somebody else, new data is taken again on the same handle.
     NoSpace,
     /// A bounded queue is full; nothing happened. Slow down.
     Overloaded,

@@ -12,6 +12,13 @@ pub struct Limits {
     pub value_bytes_max: usize,
     /// Bytes of operations in one commit; above it nothing is written.
     pub commit_bytes_max: usize,
+    /// Bytes that one object may hold: a commit that brings something, after which there would be more, is refused
+    /// (`NoSpace`, `object-full`); [`u64::MAX`] for no bound. Of an object whose keys the caller holds all
+    /// ([`crate::Resident`], as the actor cache does for its objects) these are the bytes of keys and values and 7 for each key,
+    /// after the commit. Of another they are those of the frames of the log that it needs before the commit, and of
+    /// the commit's operations: so what was overwritten counts until the object is written as one image,
+    /// which begins when a commit is refused for it.
+    pub object_bytes_max: u64,
     /// Bytes of one batch, header and tables included. A larger commit is written in parts.
     pub batch_bytes_max: usize,
     /// Bytes of keys and values up to which an object is written as one image; a larger one is a tree.
@@ -76,6 +83,7 @@ impl Limits {
         key_bytes_max: 2048,
         value_bytes_max: 131_072,
         commit_bytes_max: 48 << 20,
+        object_bytes_max: u64::MAX,
         batch_bytes_max: 512 << 10,
         image_bytes_max: 128 << 10,
         page_bytes: 4 << 10,
@@ -108,6 +116,7 @@ impl Limits {
         key_bytes_max: 64,
         value_bytes_max: 512,
         commit_bytes_max: 64 << 10,
+        object_bytes_max: u64::MAX,
         batch_bytes_max: 8 << 10,
         image_bytes_max: 1 << 10,
         page_bytes: 256,

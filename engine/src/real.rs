@@ -114,6 +114,10 @@ impl File for RealFile {
         either!(self, file => file.allocate(bytes).await)
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        either!(self, file => file.shrink(bytes).await)
+    }
+
     async fn len(&self) -> io::Result<u64> {
         either!(self, file => file.len().await)
     }

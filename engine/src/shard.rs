@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::append::Appending;
-use crate::batch::{AlarmChange, Batch};
+use crate::batch::{AlarmChange, Batch, OP_HEADER_BYTES};
 use crate::checkpoint::{self, Progress};
 use crate::clean::{self, Cleaning, Running};
 use crate::consolidate::Meanwhile;
@@ -25,6 +25,7 @@ use crate::live::Live;
 use crate::log::ahead::Ahead;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
+use crate::log::reserve::{Claim, Reserve};
 use crate::log::segments::{FileOf, Recycled, Segments};
 use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
@@ -49,6 +50,7 @@ pub(crate) struct Pending {
     pub(crate) entry: Option<Entry>,
     /// The batch that it is in, and how that will end.
     pub(crate) ordinal: u32,
+    pub(crate) claim: Claim,
     pub(crate) outcome: Rc<Outcome>,
 }
 
@@ -71,6 +73,7 @@ pub(crate) struct State<F: File> {
     pub(crate) replayed_from: u32,
     /// Files to be used for the next segments.
     pub(crate) recycled: Vec<Recycled>,
+    pub(crate) reserve: Reserve,
     pub(crate) ahead: Ahead,
     /// How often a segment was wanted for reading, to know which was not for longest.
     pub(crate) reads: u64,
@@ -178,6 +181,10 @@ pub struct ShardStats {
     pub checkpoints: u64,
     /// Files of the directory.
     pub runs: usize,
+    /// Bytes of the files that are kept for a full disk, beside the log; none while a shard is young.
+    pub reserve_bytes: u64,
+    /// Whether the disk is full, as far as is known: new data is refused but for what may find room after all.
+    pub full: bool,
     /// What recovery found when the shard was opened: nothing that it dropped goes unseen.
     pub recovery: Recovery,
 }
@@ -298,9 +305,10 @@ impl<E: Env> Shard<E> {
     /// `resident`: the object's keys as they are *after* this batch, from a caller that holds all
     /// of them; the log may then write an image instead of a delta.
     ///
-    /// Errors at once: `Invalid` (a limit), `Conflict`, `Overloaded`, `Corrupt` (the object is
+    /// Errors at once: `Invalid` (a limit), `NoSpace` (`object-full`: [`Limits::object_bytes_max`]), `Conflict`, `Overloaded`, `Corrupt` (the object is
     /// damaged; only a batch that deletes all is taken), `Poisoned`, `Closed`: nothing happened.
-    /// Errors of the ticket: `NoSpace`, `Retry` (nothing happened), `Unknown`.
+    /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`], unless it waits
+    /// behind refused data of its object), `Retry` (nothing happened either), `Unknown`.
     pub fn commit(
         &self,
         id: &ObjectId,
@@ -311,7 +319,8 @@ impl<E: Env> Shard<E> {
         self.check_open()?;
         self.check_limits(id, batch)?;
         let (ticket, consolidate) = {
-            let state = &mut *inner.state.borrow_mut();
+            let mut borrowed = inner.state.borrow_mut();
+            let state = &mut *borrowed;
             let (head, unknown) = match head(state, id) {
                 Ok(head) => (head, false),
                 // Nothing that is there is needed.
@@ -325,6 +334,14 @@ impl<E: Env> Shard<E> {
             }
             if head.as_ref().is_some_and(|head| head.damaged) && !batch.deletes_all() {
                 return Err(damaged(id));
+            }
+            if let Err(error) = self.check_size(id, head.as_ref(), batch, resident) {
+                let deltas = head.is_some_and(|head| head.has_deltas());
+                drop(borrowed);
+                if deltas && resident.is_none() {
+                    self.start_consolidating(id);
+                }
+                return Err(error);
             }
             let version = Version(state.next_version);
             state.next_version += 1;
@@ -351,14 +368,49 @@ impl<E: Env> Shard<E> {
         };
         inner.work.notify();
         if consolidate {
-            let (shard, id) = (self.clone(), *id);
-            inner.env.spawn("consolidate", async move {
-                if let Err(error) = shard.consolidate(&id).await {
-                    tracing::warn!(%id, %error, "could not consolidate");
-                }
-            });
+            self.start_consolidating(id);
         }
         Ok(ticket)
+    }
+
+    /// Has an object rewritten, so that it is read quickly.
+    fn start_consolidating(&self, id: &ObjectId) {
+        let (shard, id) = (self.clone(), *id);
+        self.0.env.spawn("consolidate", async move {
+            if let Err(error) = shard.consolidate(&id).await {
+                tracing::warn!(%id, %error, "could not consolidate");
+            }
+        });
+    }
+
+    /// Whether an object may hold what it would after the commit ([`Limits::object_bytes_max`]).
+    fn check_size(
+        &self,
+        id: &ObjectId,
+        head: Option<&Entry>,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Result<()> {
+        let max = self.0.limits.object_bytes_max;
+        if max == u64::MAX || batch.only_frees() {
+            return Ok(());
+        }
+        let bytes = match (resident, head.filter(|_| !batch.deletes_all())) {
+            (Some(resident), _) => {
+                let (keys, bytes) = resident.size();
+                (bytes + keys * OP_HEADER_BYTES) as u64
+            }
+            (None, head) => {
+                let before = head.map_or(0, Entry::log_bytes);
+                before + batch.encoded_ops().len() as u64
+            }
+        };
+        if bytes <= max {
+            return Ok(());
+        }
+        let what =
+            format!("object {id} would hold {bytes} bytes, limit {max}: delete something of it");
+        Err(Error::coded(Kind::NoSpace, "object-full", what))
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -580,6 +632,8 @@ impl<E: Env> Shard<E> {
             trees_updated: state.trees_updated,
             segments_freed: state.cleaning.freed,
             segments_recycled: state.cleaning.recycled,
+            reserve_bytes: state.reserve.bytes(),
+            full: state.reserve.full().is_some(),
             recovery: self.0.recovery.clone(),
         }
     }
@@ -608,7 +662,8 @@ impl<E: Env> Shard<E> {
                 (_, _, Spare::Preparing) => None,
                 _ if state.progress.running || state.progress.merges > 0 => None,
                 _ if state.cleaning.running || state.cleaning.compacting > 0 => None,
-                _ if state.ahead.running || !state.rewriting.is_empty() => None,
+                _ if state.ahead.running || state.reserve.running => None,
+                _ if !state.rewriting.is_empty() => None,
                 (Some(cause), ..) => {
                     let what = format!("closing shard {}", self.0.number);
                     Some(Err(Error::caused(Kind::Poisoned, what, cause.clone())))

@@ -324,3 +324,37 @@ fn a_dropped_store_finishes_and_can_be_opened_again() {
     assert_eq!(store.object(id(1)).get("a").wait().expect("readable").expect("kept"), "2");
     close(&store);
 }
+
+/// Deletes are taken; what was overwritten counts no more once the object was written as one image.
+#[test]
+fn an_object_holds_so_much_and_no_more() {
+    for disk in disks() {
+        let dir = dir();
+        let mut options = options(disk);
+        options.limits.object_bytes_max = 10_000;
+        let store = open(dir.path(), options);
+        let object = store.object(id(1));
+        let put = |key: &str, bytes: usize| object.commit(Batch::new().put(key, vec![1; bytes]));
+        for key in ["a", "b", "c"] {
+            put(key, 3000).wait().expect("room enough");
+        }
+        let full = put("d", 3000).wait().expect_err("too much");
+        assert_eq!((full.kind(), full.code()), (Kind::NoSpace, Some("object-full")), "{full}");
+        assert!(full.to_string().contains(&id(1).to_string()), "{full}");
+        store.object(id(2)).commit(Batch::new().put("d", vec![1; 3000])).wait().expect("another");
+        object.commit(Batch::new().delete("a")).wait().expect("deletes are taken");
+        // Three images' worth of log at first.
+        let mut tries = 0;
+        while let Err(full) = put("d", 3000).wait() {
+            assert_eq!(full.code(), Some("object-full"), "{full}");
+            tries += 1;
+            assert!(tries < 100_000, "what was deleted counts for ever");
+            store.stats().wait().expect("stats");
+        }
+        let anew = Batch::new().delete_all().put("all", vec![1; 9000]);
+        object.commit(anew).wait().expect("nothing of it counts before a delete of all");
+        let largest = Batch::new().delete_all().put("all", vec![1; 10_001]);
+        assert_eq!(object.commit(largest).wait().expect_err("alone").code(), Some("object-full"));
+        close(&store);
+    }
+}

@@ -9,8 +9,9 @@ const STEPS: u64 = 1_000_000;
 const LIMITS: Limits = Limits::TINY;
 /// Superblock and manifest; the segment with the one commit; those that were begun since the
 /// checkpoint in each slot, six: opening makes one when five have to be replayed, and has opened the
-/// sixth by then; the run of each slot, and one that is being made.
-const FILES: usize = 2 + 1 + 2 * 6 + 3;
+/// sixth by then; the run of each slot, and one that is being made; four of the reserve, which a segment that goes
+/// fills up.
+const FILES: usize = 2 + 1 + 2 * 6 + 3 + 4;
 
 fn id() -> ObjectId {
     ObjectId::from_bytes([1; 32])

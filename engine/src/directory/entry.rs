@@ -242,6 +242,11 @@ impl Entry {
         Self { chain, nested, scattered, ..Self::lost(stamp.version) }.stamped(stamp)
     }
 
+    /// Replaces addresses of the chain.
+    pub(crate) fn relocate(&mut self, place: impl Fn(Address) -> Address) {
+        self.chain.iter_mut().flatten().for_each(|address| *address = place(*address));
+    }
+
     /// Replaces segments that were not known yet: `resolve` gives the number of one, and what is to be
     /// added to offsets in it.
     pub(crate) fn resolve(&mut self, resolve: impl Fn(u32) -> Option<(u32, u32)>) {

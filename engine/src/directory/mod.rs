@@ -53,8 +53,18 @@ const ENCODED: usize = 128;
 /// What a checkpoint is made of: the entries of the frozen overlay, in order of their keys.
 pub(crate) struct Frozen {
     map: Rc<IdMap<Known>>,
-    keys: std::vec::IntoIter<Key>,
+    keys: Rc<Vec<Key>>,
+    /// Of these, those that are encoded.
+    taken: usize,
     encoded: std::vec::IntoIter<Keyed>,
+}
+
+impl Frozen {
+    /// The same from the beginning.
+    pub(crate) fn again(&self) -> Self {
+        let (map, keys) = (self.map.clone(), self.keys.clone());
+        Self { map, keys, taken: 0, encoded: Vec::new().into_iter() }
+    }
 }
 
 impl Iterator for Frozen {
@@ -64,9 +74,10 @@ impl Iterator for Frozen {
         if let Some(next) = self.encoded.next() {
             return Some(next);
         }
-        let keys: Vec<Key> = self.keys.by_ref().take(ENCODED).collect();
+        let keys = &self.keys[self.taken..self.keys.len().min(self.taken + ENCODED)];
+        self.taken += keys.len();
         let entries = RawEntry::of_all(keys.iter().map(|key| (&key.id, &self.map[&key.id])));
-        self.encoded = keys.into_iter().zip(entries).collect::<Vec<_>>().into_iter();
+        self.encoded = keys.iter().copied().zip(entries).collect::<Vec<_>>().into_iter();
         self.encoded.next()
     }
 }
@@ -366,7 +377,8 @@ impl<F: File> Directory<F> {
         self.frozen = Rc::new(std::mem::replace(&mut self.overlay, room));
         let mut keys: Vec<_> = self.frozen.keys().map(|id| Key::new(self.store, *id)).collect();
         keys.sort_unstable();
-        Frozen { map: self.frozen.clone(), keys: keys.into_iter(), encoded: Vec::new().into_iter() }
+        let (map, keys) = (self.frozen.clone(), Rc::new(keys));
+        Frozen { map, keys, taken: 0, encoded: Vec::new().into_iter() }
     }
 
     /// The runs that are to be merged next, youngest first; none if there is no need. Where `merge_runs` of about one

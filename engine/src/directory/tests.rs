@@ -54,6 +54,11 @@ impl File for Memory {
         Ok(())
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        self.0.borrow_mut().truncate(place(bytes));
+        Ok(())
+    }
+
     async fn len(&self) -> io::Result<u64> {
         Ok(self.0.borrow().len() as u64)
     }

@@ -5,11 +5,12 @@ use std::rc::Rc;
 use super::guide::Guide;
 use super::{Frozen, Merge, Recent, Run};
 use crate::env::Env;
-use crate::error::{Error, Result};
-use crate::format::run::{BLOCK_BYTES, BlockBuilder, RunHeader};
+use crate::error::{Error, Kind, Result};
+use crate::format::run::{self, BLOCK_BYTES, BlockBuilder, RunHeader};
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::{Create, Disk, File, Mode, Open, PageBuf, write_all_at};
-use crate::log::segments::FileOf;
+use crate::log::reserve::Taker;
+use crate::log::segments::{FileOf, Recycled};
 use crate::shard::Inner;
 
 /// Blocks that are written at a time.
@@ -42,7 +43,8 @@ pub(crate) struct How {
 }
 
 /// Writes run `number` of frozen entries and older runs, youngest first, and makes it durable. `None`
-/// if nothing is left. `pause` is awaited every few entries; where it fails the writing ends.
+/// if nothing is left. `pause` is awaited every few entries; where it fails the writing ends. On a full disk
+/// the run goes into a file of the reserve, if it may have one.
 ///
 /// Errors: `NoSpace`, `Retry`, those of `pause`; `Corrupt`, if one of the runs is damaged and `how` does not say to
 /// forget that. The file is removed again.
@@ -52,12 +54,65 @@ pub(crate) async fn write_run<E: Env>(
     frozen: Option<Frozen>,
     runs: &[Rc<Run<FileOf<E>>>],
     how: How,
+    mut pause: impl AsyncFnMut() -> Result<()>,
+) -> Result<Option<Run<FileOf<E>>>> {
+    let again = frozen.as_ref().map(Frozen::again);
+    let name = file_name(inner.number, number);
+    let written = write_file(inner, number, Create::New, frozen, runs, how, &mut pause).await;
+    if !matches!(written, Ok(Some(_))) {
+        // Nothing names it; one that stays is taken away by the next recovery.
+        let _ = inner.env.disk().remove(&name).await;
+    }
+    let error = match written {
+        Err(error) if error.kind() == Kind::NoSpace => error,
+        written => return written,
+    };
+    let file = {
+        let state = &mut *inner.state.borrow_mut();
+        state.found_full(inner.env.now(), error.clone());
+        let taker = if again.is_some() { Taker::Checkpoint } else { Taker::Merge };
+        state.reserve.take(taker)
+    };
+    let Some(file) = file else { return Err(error) };
+    if let Err(source) = inner.env.disk().rename(&file.name, &name).await {
+        inner.state.borrow_mut().reserve.files.push(file);
+        return Err(Error::making(format!("making {name} of the reserve"), source));
+    }
+    let written = write_file(inner, number, Create::Never, again, runs, how, pause).await;
+    if !matches!(written, Ok(Some(_))) {
+        give_back(inner, &name, file).await;
+    }
+    written
+}
+
+/// A file of the reserve in which there is no run after all belongs to it again, unless it was cut already.
+async fn give_back<E: Env>(inner: &Inner<E>, name: &str, file: Recycled) {
+    let disk = inner.env.disk();
+    let open = Open { create: Create::Never, mode: Mode::Cached, lock_wait: None };
+    let len = async { disk.open(name, open).await?.len().await };
+    if len.await.is_ok_and(|len| len >= u64::from(file.bytes))
+        && disk.rename(name, &file.name).await.is_ok()
+    {
+        inner.state.borrow_mut().reserve.files.push(file);
+    } else {
+        // Nothing names it; one that stays is taken away by the next recovery.
+        let _ = disk.remove(name).await;
+    }
+}
+
+async fn write_file<E: Env>(
+    inner: &Inner<E>,
+    number: u32,
+    create: Create,
+    frozen: Option<Frozen>,
+    runs: &[Rc<Run<FileOf<E>>>],
+    how: How,
     pause: impl AsyncFnMut() -> Result<()>,
 ) -> Result<Option<Run<FileOf<E>>>> {
     let Inner { env, superblock, number: shard, limits, .. } = inner;
     let name = file_name(*shard, number);
     let failed = |source: std::io::Error| Error::making(format!("writing {name}"), source);
-    let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: Some(limits.lock_wait) };
+    let open = Open { create, mode: Mode::Cached, lock_wait: Some(limits.lock_wait) };
     let file = env.disk().open(&name, open).await.map_err(failed)?;
     let header = RunHeader {
         store: superblock.store,
@@ -68,24 +123,22 @@ pub(crate) async fn write_run<E: Env>(
         alarm_blocks: 0,
     };
     let mut writer = Writer::new(&file, header);
-    let written = async {
-        let frozen = frozen.into_iter().map(|frozen| Box::new(frozen) as Recent<'_>);
-        let merged = Merge::new(frozen.collect(), runs, None);
-        let header = writer.write(merged, how, pause).await?.map_err(failed)?;
-        if header.entry_blocks == 0 {
-            return Ok(None);
-        }
-        file.sync().await.map_err(failed)?;
-        env.disk().sync_dir().await.map_err(failed)?;
-        let guide = std::mem::take(&mut writer.guide);
-        Run::new(header, file.clone(), guide).map(Some).map_err(failed)
-    };
-    let written = written.await;
-    if !matches!(written, Ok(Some(_))) {
-        // Nothing names it; one that stays is taken away by the next recovery.
-        let _ = env.disk().remove(&name).await;
+    let frozen = frozen.into_iter().map(|frozen| Box::new(frozen) as Recent<'_>);
+    let merged = Merge::new(frozen.collect(), runs, None);
+    let header = writer.write(merged, how, pause).await?.map_err(failed)?;
+    if header.entry_blocks == 0 {
+        return Ok(None);
     }
-    written
+    if create == Create::Never {
+        // The rest of it is room again.
+        let bytes = run::file_blocks(&header) * BLOCK_BYTES as u64;
+        file.shrink(bytes).await.map_err(failed)?;
+        inner.state.borrow_mut().reserve.freed();
+    }
+    file.sync().await.map_err(failed)?;
+    env.disk().sync_dir().await.map_err(failed)?;
+    let guide = std::mem::take(&mut writer.guide);
+    Run::new(header, file.clone(), guide).map(Some).map_err(failed)
 }
 
 pub(super) struct Writer<'a, F> {
@@ -142,6 +195,9 @@ impl<'a, F: File> Writer<'a, F> {
     async fn finish(&mut self, mut alarms: Vec<(u64, ObjectId)>) -> std::io::Result<RunHeader> {
         self.finish_block().await?;
         self.header.entry_blocks = self.next_block - 1;
+        if self.header.entry_blocks == 0 {
+            return Ok(self.header);
+        }
         alarms.sort_unstable();
         for (at_ms, id) in &alarms {
             while !self.block.push_alarm(*at_ms, id) {

@@ -18,6 +18,7 @@ pub async fn run<D: Disk>(disk: &D) {
     names(disk).await;
     contents(disk).await;
     locks(disk).await;
+    shrinking(disk).await;
     concurrency(disk).await;
     maps(disk).await;
     for name in disk.list().await.expect("list") {
@@ -96,6 +97,24 @@ async fn locks<D: Disk>(disk: &D) {
     assert_eq!(kind, Some(std::io::ErrorKind::WouldBlock), "a clone keeps the lock");
     drop(other);
     disk.open("locked", THROUGH).await.expect("the lock went with the last clone");
+}
+
+async fn shrinking<D: Disk>(disk: &D) {
+    let block = disk.properties().block_bytes;
+    let open = Open { create: Create::New, mode: Mode::Cached, lock_wait: None };
+    let file = disk.open("shrunk", open).await.expect("open");
+    file.allocate(8 * block as u64).await.expect("allocate");
+    let (written, _) = write_all_at(&file, filled(8 * block, 1), 0, block).await;
+    written.expect("write");
+    for (shrunk, bytes) in [(9, 8), (3, 3)] {
+        file.shrink(shrunk * block as u64).await.expect("shrink");
+        file.sync().await.expect("sync");
+        assert_eq!(file.len().await.expect("len"), bytes * block as u64);
+    }
+    let (read, buf) = read_full_at(&file, PageBuf::zeroed(8 * block), 0, block).await;
+    assert_eq!(read.expect("read"), 3 * block);
+    assert!(buf[..3 * block].iter().all(|byte| *byte == 1), "what is left stays");
+    disk.remove("shrunk").await.expect("remove");
 }
 
 async fn concurrency<D: Disk>(disk: &D) {

@@ -132,6 +132,9 @@ pub trait File: Clone + 'static {
     /// zero. Errors: `StorageFull`.
     fn allocate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
 
+    /// Cuts the file where it is longer than this, and gives its blocks behind that back.
+    fn shrink(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
+
     /// The file's length in bytes.
     fn len(&self) -> impl Future<Output = io::Result<u64>>;
 

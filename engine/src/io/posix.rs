@@ -309,6 +309,15 @@ impl File for PosixFile {
         self.disk.run(move || allocate(&file, bytes)).await
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        let file = self.file.clone();
+        let shrink = move || match file.metadata()?.len() > bytes {
+            true => file.set_len(bytes),
+            false => Ok(()),
+        };
+        self.disk.run(shrink).await
+    }
+
     async fn len(&self) -> io::Result<u64> {
         let file = self.file.clone();
         self.disk.run(move || Ok(file.metadata()?.len())).await

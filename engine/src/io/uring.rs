@@ -136,6 +136,10 @@ impl File for UringFile {
         self.posix.allocate(bytes).await
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        self.posix.shrink(bytes).await
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.posix.len().await
     }

@@ -14,12 +14,13 @@ use std::task::{Context, Poll, Waker};
 
 use crate::contents::Origin;
 use crate::directory::Entry;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
 use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, Share};
 use crate::format::{get, get_u32, len_u32, put};
 use crate::ids::{ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
+use crate::log::reserve::{CLAIMS, Claim};
 
 /// Set in the segment field of an open address; segment numbers stay below it.
 pub(crate) const OPEN: u32 = 1 << 31;
@@ -66,7 +67,9 @@ impl Outcome {
 /// Cancel: dropping it changes nothing; the commit goes on.
 #[derive(Debug)]
 pub struct Ticket {
+    pub(crate) id: ObjectId,
     pub(crate) version: Version,
+    pub(crate) claim: Claim,
     pub(crate) outcome: Rc<Outcome>,
 }
 
@@ -81,7 +84,11 @@ impl Future for Ticket {
     type Output = Result<Version>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.outcome.poll(context).map(|result| result.map(|()| self.version))
+        let named = |error: Error| match error.kind() {
+            Kind::NoSpace => Error::caused(Kind::NoSpace, format!("object {}", self.id), error),
+            _ => error,
+        };
+        self.outcome.poll(context).map(|result| result.map(|()| self.version).map_err(named))
     }
 }
 
@@ -96,6 +103,7 @@ pub(crate) struct Update {
     pub(crate) rewrite: bool,
     /// What the pages and values of its tree amount to, if it is one that was written anew.
     pub(crate) kept: Vec<Share>,
+    pub(crate) claim: Claim,
     /// The parts of the commit, before its last frame.
     pub(crate) parts: Vec<Address>,
     /// What was there before, if nothing builds on it any more.
@@ -104,23 +112,56 @@ pub(crate) struct Update {
     pub(crate) origin: Origin,
 }
 
+/// One frame of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    /// Where it begins in `frames`.
+    pub(super) at: u32,
+    /// Whose it is, in `ids`.
+    pub(super) id: u32,
+    pub(super) claim: Claim,
+    /// Whether its commit goes on behind it.
+    pub(super) part: bool,
+}
+
+/// How the commits of a batch end, by what they have a claim on: all alike, unless some are refused.
+#[derive(Clone, Default)]
+pub(crate) struct Outcomes([Option<Rc<Outcome>>; CLAIMS]);
+
+impl Outcomes {
+    /// Says how those ended that did not yet.
+    pub(crate) fn resolve(&self, result: &Result<()>) {
+        let open = self.0.iter().flatten().filter(|outcome| outcome.result().is_none());
+        open.for_each(|outcome| outcome.resolve(result.clone()));
+    }
+
+    /// Takes out those of this claim.
+    pub(super) fn take(&mut self, claim: Claim) -> Option<Rc<Outcome>> {
+        self.0[claim as usize].take()
+    }
+
+    /// Whether there is one of this claim.
+    fn has(&self, claim: Claim) -> bool {
+        self.0[claim as usize].is_some()
+    }
+}
+
 /// One batch that is still open.
 pub(crate) struct OpenBatch {
     pub(crate) ordinal: u32,
     pub(crate) role: Role,
-    frames: Vec<u8>,
-    /// Offset of each frame in `frames`.
-    starts: Vec<u32>,
-    ids: Vec<ObjectId>,
+    pub(super) frames: Vec<u8>,
+    pub(super) starts: Vec<Start>,
+    pub(super) ids: Vec<ObjectId>,
     /// Offsets in `frames` of addresses that may be open.
-    fixups: Vec<u32>,
+    pub(super) fixups: Vec<u32>,
     /// Offsets in `frames` of shares of batches that are open.
-    shares: Vec<u32>,
-    /// Whether the last frame is a part: the commit ends in a later batch.
-    pub(crate) ends_with_part: bool,
+    pub(super) shares: Vec<u32>,
+    /// The least claim of what is in it.
+    pub(super) claim: Claim,
     /// What the directory learns when the batch is durable.
     pub(crate) updates: Vec<Update>,
-    pub(crate) outcome: Rc<Outcome>,
+    pub(crate) outcomes: Outcomes,
 }
 
 impl OpenBatch {
@@ -133,10 +174,20 @@ impl OpenBatch {
             ids: Vec::new(),
             fixups: Vec::new(),
             shares: Vec::new(),
-            ends_with_part: false,
+            claim: Claim::Free,
             updates: Vec::new(),
-            outcome: Rc::default(),
+            outcomes: Outcomes::default(),
         }
+    }
+
+    /// How commits of this claim will end.
+    pub(crate) fn outcome(&mut self, claim: Claim) -> Rc<Outcome> {
+        self.outcomes.0[claim as usize].get_or_insert_default().clone()
+    }
+
+    /// Whether the last frame is a part: the commit ends in a later batch.
+    pub(crate) fn ends_with_part(&self) -> bool {
+        self.starts.last().is_some_and(|last| last.part)
     }
 
     pub(crate) fn bytes(&self, block_bytes: usize) -> usize {
@@ -148,17 +199,18 @@ impl OpenBatch {
         bytes <= bytes_max
     }
 
-    fn push(&mut self, frame: &Frame<'_>) -> Address {
+    fn push(&mut self, frame: &Frame<'_>, claim: Claim) -> Address {
         let start = self.frames.len();
         let bytes = frame.encode(&mut self.frames);
         self.fixups.extend(frame.address_offsets().map(|offset| len_u32(start + offset)));
         let open = frame.share_offsets().filter(|(_, share)| share.segment & OPEN != 0);
         self.shares.extend(open.map(|(offset, _)| len_u32(start + offset)));
-        self.starts.push(len_u32(start));
-        self.ends_with_part = frame.part;
         if self.ids.last() != Some(&frame.object) {
             self.ids.push(frame.object);
         }
+        self.claim = self.claim.min(claim);
+        let id = len_u32(self.ids.len() - 1);
+        self.starts.push(Start { at: len_u32(start), id, claim, part: frame.part });
         Address { segment: OPEN | self.ordinal, offset: len_u32(start), bytes: len_u32(bytes) }
     }
 }
@@ -190,8 +242,10 @@ impl Bases {
 /// The batches that wait.
 #[derive(Default)]
 pub(crate) struct Queue {
-    batches: VecDeque<OpenBatch>,
-    bytes: usize,
+    pub(super) batches: VecDeque<OpenBatch>,
+    pub(super) bytes: usize,
+    /// What the frames that are appended have a claim on.
+    claim: Claim,
     next_ordinal: Cell<u32>,
     bases: Bases,
 }
@@ -205,6 +259,29 @@ impl Queue {
     /// Bytes of frames that wait.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The next batch: its bytes, and the least claim of what is in it.
+    pub(crate) fn next(&self, block_bytes: usize) -> Option<(usize, Claim)> {
+        let batch = self.batches.front()?;
+        Some((batch.bytes(block_bytes), batch.claim))
+    }
+
+    /// Whether commits of this claim wait.
+    pub(crate) fn has(&self, claim: Claim) -> bool {
+        self.batches.iter().any(|batch| batch.outcomes.has(claim))
+    }
+
+    /// Whether the batch of this ordinal waits.
+    pub(crate) fn holds(&self, ordinal: u32) -> bool {
+        let Some(front) = self.batches.front() else { return false };
+        let behind = |ordinal: u32| ordinal.wrapping_sub(front.ordinal) & !OPEN;
+        self.batches.back().is_some_and(|back| behind(ordinal) <= behind(back.ordinal))
+    }
+
+    /// What is pushed from now on has a claim on this.
+    pub(crate) fn begin(&mut self, claim: Claim) {
+        self.claim = claim;
     }
 
     /// A batch that goes past the queue: a fence or a close record.
@@ -233,7 +310,7 @@ impl Queue {
         self.bytes += bytes;
         let batch = self.batches.back_mut().expect("pushed above");
         assert!(batch.has_room(bytes, block_bytes, bytes_max) || !batch.frames.is_empty());
-        batch.push(frame)
+        batch.push(frame, self.claim)
     }
 
     /// The batch that [`Queue::push`] last wrote to.
@@ -252,7 +329,8 @@ impl Queue {
     pub(crate) fn fail(&mut self, error: &Error) {
         self.bytes = 0;
         self.bases.0.clear();
-        self.batches.drain(..).for_each(|batch| batch.outcome.resolve(Err(error.clone())));
+        let failed = Err(error.clone());
+        self.batches.drain(..).for_each(|batch| batch.outcomes.resolve(&failed));
     }
 
     /// Seals a batch that will be written to a segment: gives every frame its address
@@ -282,9 +360,10 @@ impl Queue {
             let (number, _) = self.bases.find(get_u32(&batch.frames, at)).expect("as an address");
             put(&mut batch.frames, at, &number.to_le_bytes());
         }
-        let ends = batch.starts.iter().skip(1).copied().chain([len_u32(batch.frames.len())]);
-        for (start, end) in batch.starts.iter().zip(ends) {
-            let frame = &mut batch.frames[*start as usize..end as usize];
+        let starts = batch.starts.iter().map(|start| start.at);
+        let ends = starts.clone().skip(1).chain([len_u32(batch.frames.len())]);
+        for (start, end) in starts.zip(ends) {
+            let frame = &mut batch.frames[start as usize..end as usize];
             frame::set_crc(frame, home.incarnation, base + start);
         }
         for update in &mut batch.updates {

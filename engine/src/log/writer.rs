@@ -9,19 +9,18 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
-use super::ahead;
-use super::handles::Handle;
-use super::queue::{OpenBatch, Outcome, Update};
-use super::segments::{self, Blocks, FileOf, Segment};
+use super::queue::{OpenBatch, Outcomes, Update};
+use super::room::{self, Place};
+use super::segments::{FileOf, Segment};
+use super::{ahead, reserve};
 use crate::checkpoint;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Role, Seal};
 use crate::format::frame::Share;
 use crate::ids::{SegmentNumber, Sequence};
-use crate::io::{File, write_all_at};
-use crate::limits::Limits;
-use crate::shard::{Inner, Life, State, Written};
+use crate::io::write_all_at;
+use crate::shard::{Inner, Life, Written};
 
 /// The longest pause between two tries to write a close record.
 const QUIET_MAX: Duration = Duration::from_secs(10);
@@ -41,6 +40,8 @@ pub(crate) struct Tail {
     pub(crate) vouched: bool,
     /// Whether the next batch goes to the next segment, whatever room there is in this one.
     pub(crate) full: bool,
+    /// Whether this segment was a file of the reserve.
+    pub(crate) reserved: bool,
 }
 
 /// The segment that will be written next.
@@ -74,11 +75,7 @@ pub(crate) async fn run<E: Env>(inner: Rc<Inner<E>>) {
             Work::Write => {
                 quiet = inner.limits.quiet;
                 inner.env.turn_end().await;
-                let batch = inner.state.borrow_mut().queue.pop();
-                match batch {
-                    Some(batch) => write(&inner, batch).await.is_err(),
-                    None => false,
-                }
+                write_next(&inner).await.is_err()
             }
             Work::Quiet => {
                 let written = write_close(&inner).await;
@@ -126,13 +123,13 @@ impl<E: Env> Drop for PanicGuard<'_, E> {
 }
 
 /// The batch that is being written: by a panic its commits end too.
-struct InFlight(Rc<Outcome>);
+struct InFlight(Outcomes);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.0.result().is_none() {
+        if std::thread::panicking() {
             let what = "the log writer ended by a panic while it wrote this batch";
-            self.0.resolve(Err(Error::new(Kind::Unknown, what)));
+            self.0.resolve(&Err(Error::new(Kind::Unknown, what)));
         }
     }
 }
@@ -158,31 +155,39 @@ async fn next_work<E: Env>(inner: &Rc<Inner<E>>, quiet: Duration) -> Work {
     }
 }
 
+/// What would have to be replayed stays bounded.
+async fn caught_up<E: Env>(inner: &Inner<E>) {
+    let caught_up = || (!inner.state.borrow().checkpoint_lags(&inner.limits)).then_some(());
+    inner.changed.until(caught_up).await;
+}
+
+/// Writes the next batch, if there is room for it.
+async fn write_next<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    caught_up(inner).await;
+    let Some(place) = room::for_next(inner).await else { return Ok(()) };
+    let batch = inner.state.borrow_mut().queue.pop().expect("there is a place for it");
+    write(inner, batch, place).await
+}
+
+/// Writes a close record, if there is room for it.
 async fn write_close<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    caught_up(inner).await;
     let batch = inner.state.borrow().queue.lone(Role::Close);
-    write(inner, batch).await
+    match room::for_close(inner, batch.bytes(inner.superblock.block_bytes)).await {
+        Some(place) => write(inner, batch, place).await,
+        None => Ok(()),
+    }
 }
 
 /// Writes one batch and settles it. An error means that the writer is done for good.
-async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()> {
-    let _told_by_a_panic = InFlight(batch.outcome.clone());
-    // What would have to be replayed stays bounded.
-    let caught_up = || (!inner.state.borrow().checkpoint_lags(&inner.limits)).then_some(());
-    inner.changed.until(caught_up).await;
+async fn write<E: Env>(
+    inner: &Rc<Inner<E>>,
+    mut batch: OpenBatch,
+    (segment, offset): Place<FileOf<E>>,
+) -> Result<()> {
+    let _told_by_a_panic = InFlight(batch.outcomes.clone());
     let block_bytes = inner.superblock.block_bytes;
     let bytes = batch.bytes(block_bytes);
-    let (segment, offset) = match room(inner, bytes).await {
-        Ok(place) => place,
-        Err(error) => {
-            // Nothing was written: the commits did not happen, and the log can go on.
-            batch.outcome.resolve(Err(error.clone()));
-            let mut state = inner.state.borrow_mut();
-            state.queue.fail(&error);
-            state.pending.clear();
-            state.unfinished = None;
-            return Ok(());
-        }
-    };
     // What comes there must come after the zeros.
     let end = offset + crate::format::len_u32(bytes);
     inner.changed.until(|| inner.state.borrow_mut().ahead.reach(end).then_some(())).await;
@@ -213,7 +218,7 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, mut batch: OpenBatch) -> Result<()>
         let what = format!("writing batch {} of shard {}", sequence.0, inner.number);
         let error = Error::io(Kind::Unknown, what, source);
         inner.poison(error.clone());
-        batch.outcome.resolve(Err(error.clone()));
+        batch.outcomes.resolve(&Err(error.clone()));
         return Err(error);
     }
     settle(inner, batch, crc, sequence, bytes, wall_ms);
@@ -240,13 +245,13 @@ fn settle<E: Env>(
     let commits = batch.updates.len();
     let rewrites = batch.updates.iter().filter(|update| update.rewrite).count();
     let segment = state.tail.segment.0;
-    state.unfinished = match (batch.ends_with_part, state.unfinished) {
+    state.unfinished = match (batch.ends_with_part(), state.unfinished) {
         (false, _) => None,
         // Of a commit that began in an earlier batch, and goes on.
         (true, Some(first)) if batch.updates.is_empty() => Some(first),
         (true, _) => Some(segment),
     };
-    for Update { id, existed, entry, rewrite, kept, parts, dead, origin } in batch.updates {
+    for Update { id, existed, entry, rewrite, kept, parts, dead, origin, .. } in batch.updates {
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
         let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
@@ -268,14 +273,20 @@ fn settle<E: Env>(
         state.cleaning.committed(inner.env.now(), bytes as u64, &inner.limits);
     }
     // With the first commits to a segment: the next opening may want one too.
-    let spare = batch.role == Role::Commits && matches!(state.spare, Spare::None);
+    let room = state.reserve.is_whole() || state.reserve.full().is_none();
+    let spare = batch.role == Role::Commits && room && matches!(state.spare, Spare::None);
+    let bytes_min = inner.limits.segment_bytes_min;
+    let fill = batch.role == Role::Commits && state.reserve_is_due(inner.env.now(), bytes_min);
     let space = state.cleaning.wants_to_look();
     drop(borrowed);
     if space {
         inner.space.notify();
     }
     if spare {
-        start_spare(inner);
+        room::start_spare(inner);
+    }
+    if fill {
+        reserve::start_filling(inner);
     }
     if batch.role == Role::Commits {
         ahead::start_if_due(inner, bytes);
@@ -285,111 +296,6 @@ fn settle<E: Env>(
         let observer = inner.observer.get();
         observer.into_iter().for_each(|observer| observer(Written { commits, bytes }));
     }
-    batch.outcome.resolve(Ok(()));
+    batch.outcomes.resolve(&Ok(()));
     inner.changed.notify();
-}
-
-/// The segment and offset where a batch of `bytes` goes; moves on to the spare segment when the
-/// current one is full.
-async fn room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<(Segment<FileOf<E>>, u32)> {
-    let current = || {
-        let state = inner.state.borrow();
-        let current = &state.segments[&state.tail.segment.0];
-        let fits = state.tail.offset as usize + bytes <= current.header.bytes as usize;
-        let Handle::Open { file, .. } = &current.file else {
-            unreachable!("the segment that is written stays open")
-        };
-        fits.then(|| (current.with(file.clone()), state.tail.offset))
-    };
-    let wants_next = inner.state.borrow().tail.full;
-    if let Some(place) = current().filter(|_| !wants_next) {
-        return Ok(place);
-    }
-    let segment = match (take_spare(inner).await, current()) {
-        (Ok(segment), _) => segment,
-        // Without room for another one this one goes on, as far as it goes.
-        (Err(_), Some(place)) => {
-            inner.state.borrow_mut().tail.full = false;
-            return Ok(place);
-        }
-        (Err(error), None) => return Err(error),
-    };
-    let (number, bytes) = (segment.header.number.0, segment.header.bytes);
-    tracing::debug!(shard = inner.number, segment = number, bytes, "segment opened");
-    let offset = crate::format::len_u32(segment.header.block_bytes);
-    {
-        let mut state = inner.state.borrow_mut();
-        state.tail.segment = segment.header.number;
-        state.tail.offset = offset;
-        state.tail.full = false;
-        state.ahead.begin(segment.written_to.max(offset));
-        state.segments.insert(segment.header.number.0, segment.clone().kept());
-        state.close_idle(&inner.limits);
-    }
-    Ok((segment, offset))
-}
-
-async fn take_spare<E: Env>(inner: &Rc<Inner<E>>) -> Result<Segment<FileOf<E>>> {
-    let mut tried = false;
-    loop {
-        let spare = std::mem::replace(&mut inner.state.borrow_mut().spare, Spare::None);
-        match spare {
-            Spare::Ready(segment) => return Ok(segment),
-            Spare::Failed(error) if tried => return Err(error),
-            Spare::None | Spare::Failed(_) => {
-                tried = true;
-                start_spare(inner);
-            }
-            Spare::Preparing => {
-                inner.state.borrow_mut().spare = Spare::Preparing;
-                let settled = || match inner.state.borrow().spare {
-                    Spare::Preparing => None,
-                    _ => Some(()),
-                };
-                // What somebody else began may have failed before there was room.
-                inner.changed.until(settled).await;
-            }
-        }
-    }
-}
-
-impl<F: File> State<F> {
-    /// Bytes that the next segment should have: by those that there are, but for what is to be cleaned.
-    pub(crate) fn next_bytes(&self, limits: &Limits) -> u32 {
-        let current = self.segments[&self.tail.segment.0].header.bytes;
-        let all = self.segments.values().map(|segment| u64::from(segment.header.bytes)).sum();
-        segments::next_bytes(current, self.allowed_bytes(limits).min(all), limits)
-    }
-}
-
-/// Begins to make the next segment, off the path of commits.
-pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
-    let (number, bytes, recycled, zeros) = {
-        let mut state = inner.state.borrow_mut();
-        state.spare = Spare::Preparing;
-        let number = state.next_segment;
-        state.next_segment.0 += 1;
-        let bytes = state.next_bytes(&inner.limits);
-        let recycled = state.recycled.iter().position(|file| file.fits(bytes));
-        let recycled = recycled.map(|index| state.recycled.swap_remove(index));
-        let bytes = recycled.as_ref().map_or(bytes, |file| file.bytes);
-        (number, bytes, recycled, state.ahead.zeros_at_first(&inner.limits))
-    };
-    let task_inner = inner.clone();
-    inner.env.spawn("segment", async move {
-        let inner = task_inner;
-        let limits = &inner.limits;
-        let (env, superblock) = (&inner.env, &inner.superblock);
-        let blocks = recycled.as_ref().map_or(Blocks::New(zeros), Blocks::Again);
-        let prepared =
-            segments::prepare(env, superblock, inner.number, number, bytes, blocks, limits).await;
-        let mut state = inner.state.borrow_mut();
-        state.cleaning.recycled += u64::from(recycled.is_some() && prepared.is_ok());
-        state.spare = match prepared {
-            Ok(segment) => Spare::Ready(segment),
-            Err(error) => Spare::Failed(error),
-        };
-        drop(state);
-        inner.changed.notify();
-    });
 }

@@ -16,9 +16,10 @@ use crate::format::segment::SegmentHeader;
 use crate::format::superblock::Superblock;
 use crate::format::{Rejected, all_zero, get, len_u32};
 use crate::ids::{Incarnation, SegmentNumber, Sequence};
-use crate::io::{Disk, File, Mode, Open, PageBuf, read_full_at};
+use crate::io::{Create, Disk, File, Mode, Open, PageBuf, read_full_at};
 use crate::log::handles::Handle;
-use crate::log::segments::{self, FileOf, Segment, Segments};
+use crate::log::reserve::{self, Reserve};
+use crate::log::segments::{self, FileOf, Recycled, Segment, Segments};
 
 /// A segment's file with the bytes of the log that may be in it.
 pub(super) struct Scanned<F> {
@@ -76,6 +77,7 @@ pub(super) struct Files<F> {
     pub(super) next_number: u32,
     /// Runs that a slot needs and that are there.
     pub(super) runs: BTreeSet<u32>,
+    pub(super) reserve: Reserve,
 }
 
 /// A segment's file as it was opened.
@@ -110,10 +112,15 @@ pub(super) async fn read_files<E: Env>(
         unknown: Vec::new(),
         next_number: 1,
         runs: BTreeSet::new(),
+        reserve: Reserve::default(),
     };
     let from = base.checkpoint().map_or(0, |checkpoint| checkpoint.segment.0);
-    let mut opening = Vec::new();
+    let (mut opening, mut reserved) = (Vec::new(), Vec::new());
     for name in list {
+        if let Some(number) = reserve::number_in_name(shard, &name) {
+            reserved.push((number, name));
+            continue;
+        }
         if let Some(run) = directory::number_in_name(shard, &name) {
             match base.needs.iter().flatten().any(|needs| needs.runs.contains(&run)) {
                 true => drop(files.runs.insert(run)),
@@ -140,6 +147,9 @@ pub(super) async fn read_files<E: Env>(
             continue;
         }
         opening.push(find(env, place, name, named));
+    }
+    if !place.opening.read_only {
+        files.find_reserve(env, place, reserved).await?;
     }
     let mut reading = Vec::new();
     // Where the log goes on in a file, those before it are full of it, or an opening or a compaction left them:
@@ -180,6 +190,31 @@ fn failed(name: &str, source: std::io::Error) -> Error {
 }
 
 impl<F: File> Files<F> {
+    /// Takes in the files of the reserve that are whole, as many as there are to be.
+    async fn find_reserve<E: Env<Disk: Disk<File = F>>>(
+        &mut self,
+        env: &E,
+        place: &Place<'_>,
+        names: Vec<(u32, String)>,
+    ) -> Result<()> {
+        let next = names.iter().map(|(number, _)| number.saturating_add(1)).max().unwrap_or(1);
+        let mut found = Vec::new();
+        for (_, name) in names {
+            let lock_wait = Some(place.limits.lock_wait);
+            let open = Open { create: Create::Never, mode: Mode::Through, lock_wait };
+            let len = async { env.disk().open(&name, open).await?.len().await };
+            let len = len.await.map_err(|source| failed(&name, source))?;
+            let bytes = u32::try_from(len).unwrap_or(0) / len_u32(place.superblock.block_bytes)
+                * len_u32(place.superblock.block_bytes);
+            match bytes >= place.limits.segment_bytes_min && found.len() < reserve::FILES {
+                true => found.push(Recycled { name, bytes }),
+                false => self.stale.push(name),
+            }
+        }
+        self.reserve = Reserve::found(found, next);
+        Ok(())
+    }
+
     /// Takes in a full segment without a look at it: what a slot says of it is what its header says, and
     /// frames have checksums of their own. It is opened when something in it is read.
     fn keep(&mut self, place: &Place<'_>, name: String, wanted: SegmentRef) {

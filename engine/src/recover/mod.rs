@@ -55,6 +55,7 @@ use crate::io::{Create, Disk, File, Mode, Open, write_all_at};
 use crate::limits::Limits;
 use crate::log::ahead::Ahead;
 use crate::log::queue::Queue;
+use crate::log::reserve::{self, Reserve, Taker};
 use crate::log::segments::{self, Blocks, FileOf, Segment};
 use crate::log::writer::{Spare, Tail};
 use crate::shard::{Life, State};
@@ -128,7 +129,7 @@ pub(crate) async fn recover<E: Env>(
         read_manifest(env, superblock, shard, limits, opening.read_only).await?;
     let place = Place { superblock, shard, limits, opening };
     let base = Base::<FileOf<E>>::choose(env, &place, &slots).await?;
-    let Files { mut scanned, old, mut stale, unknown, next_number, runs } =
+    let Files { mut scanned, old, mut stale, unknown, next_number, runs, mut reserve } =
         read_files(env, &place, &base).await?;
     let mut replay = Replay::new(&place, &base);
     replay.run(&mut scanned, base.checkpoint())?;
@@ -159,6 +160,7 @@ pub(crate) async fn recover<E: Env>(
             last_crc: replay.last_crc,
             vouched: true,
             full: false,
+            reserved: false,
         },
         false => {
             let removed = remove_stale(env, stale);
@@ -173,13 +175,9 @@ pub(crate) async fn recover<E: Env>(
                 // First, for there may be no room otherwise.
                 removed.await;
                 let number = SegmentNumber(next_number);
-                // Small, for nobody knows yet what will be written; those after it grow again.
-                let (bytes, blocks) = (limits.segment_bytes_min, Blocks::New(0));
-                begin(
-                    segments::prepare(env, superblock, shard, number, bytes, blocks, limits)
-                        .await?,
-                )
-                .await?
+                let (segment, reserved) = first_segment(env, &place, number, &mut reserve).await?;
+                let (segment, tail) = begin(segment).await?;
+                (segment, Tail { reserved, ..tail })
             };
             segments.insert(tail.segment.0, segment.kept());
             tail
@@ -226,6 +224,7 @@ pub(crate) async fn recover<E: Env>(
         trees_updated: 0,
         replayed_from,
         recycled: Vec::new(),
+        reserve,
         ahead: Ahead::default(),
         reads: 0,
         spare: Spare::None,
@@ -242,6 +241,28 @@ pub(crate) async fn recover<E: Env>(
     }
     state.close_idle(limits);
     Ok((state, recovery))
+}
+
+/// Makes the first segment of an epoch; on a full disk out of a file of the reserve, and whether it is.
+async fn first_segment<E: Env>(
+    env: &E,
+    place: &Place<'_>,
+    number: SegmentNumber,
+    reserve: &mut Reserve,
+) -> Result<(Segment<FileOf<E>>, bool)> {
+    let Place { superblock, shard, limits, .. } = *place;
+    // Small, for nobody knows yet what will be written; those after it grow again.
+    let (bytes, blocks) = (limits.segment_bytes_min, Blocks::New(0));
+    let full = match segments::prepare(env, superblock, shard, number, bytes, blocks, limits).await
+    {
+        Err(error) if error.kind() == Kind::NoSpace => error,
+        made => return made.map(|segment| (segment, false)),
+    };
+    let Some(file) = reserve.take(Taker::Checkpoint) else { return Err(full) };
+    reserve.found_full(env.now(), full);
+    let (bytes, blocks) = (file.bytes, Blocks::Again(&file));
+    let made = segments::prepare(env, superblock, shard, number, bytes, blocks, limits).await;
+    made.map(|segment| (segment, true))
 }
 
 /// What a dead process left visible is made durable before it is built upon (E9): what was accepted, and the
@@ -284,7 +305,8 @@ pub(crate) async fn create<E: Env>(
     let prefix = segments::name_prefix(shard);
     let failed = |source| Error::io(Kind::Retry, format!("creating shard {shard}"), source);
     for name in env.disk().list().await.map_err(failed)? {
-        let preparing = segments::number_in_preparing(shard, &name).is_some();
+        let preparing = segments::number_in_preparing(shard, &name).is_some()
+            || reserve::number_in_name(shard, &name).is_some();
         if preparing || name.starts_with(&prefix) {
             // Left by a creation that was interrupted: `holds_commits` looked.
             env.disk().remove(&name).await.map_err(failed)?;
@@ -329,6 +351,7 @@ async fn write_fence<E: Env>(
         last_crc: crc,
         vouched: true,
         full: false,
+        reserved: false,
     })
 }
 

@@ -1,17 +1,19 @@
 //! [`Durability`]: when a commit is answered; and what was answered before it was durable.
 //!
 //! Batches of a shard are written in order, and one that fails takes all that wait behind it with
-//! it. So the newest commit answered early tells of all before it: if it is durable, so are they,
-//! and if any of them failed, so did it. After such a failure the shard takes no commit until a
-//! flush has told somebody: what is durable stays a prefix of what was answered, up to the gap that
-//! the flush tells of (E2).
+//! it; but on a full disk only those of one claim ([`crate::log::reserve`]). So the newest commit of each claim
+//! that was answered early tells of all before it: if it is durable, so are they, and if any of them failed,
+//! so did it. After such a failure the shard takes no commit until a flush has told somebody: what is durable
+//! stays a prefix of what was answered, up to the gap that the flush tells of (E2). On a full disk what
+//! only frees may lie behind that gap.
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Kind, Result};
-use crate::log::queue::Outcome;
+use crate::log::queue::{Outcome, Ticket};
+use crate::log::reserve::CLAIMS;
 
 /// When a commit is answered.
 ///
@@ -43,7 +45,8 @@ pub enum Durability {
     /// [`Store::flush`](super::Store::flush) makes all that was answered durable, and so does
     /// [`Store::close`](super::Store::close). A commit that fails after it was answered (a full disk,
     /// a failed write) is told by the next flush or close; until then its shard takes no further
-    /// commits. Commits made faster than the device writes are refused in the end (`Overloaded`):
+    /// commits. Those that only free ([`Batch::only_frees`](crate::Batch::only_frees)) may be durable all the
+    /// same where a full disk refused others that were answered before them. Commits made faster than the device writes are refused in the end (`Overloaded`):
     /// flush, and go on.
     OnFlush,
 }
@@ -81,8 +84,9 @@ pub(super) struct Answered {
     shard: u16,
     durability: Durability,
     told: Told,
-    /// How the newest commit will end.
-    last: Option<Rc<Outcome>>,
+    /// How the newest commit of each claim will end: of one claim, all that wait behind one that is refused
+    /// are refused too.
+    last: [Option<Rc<Outcome>>; CLAIMS],
     failures: u64,
     /// The newest failure, until somebody was told.
     failed: Option<Error>,
@@ -90,13 +94,14 @@ pub(super) struct Answered {
 
 impl Answered {
     pub(super) fn new(shard: u16, durability: Durability, told: Told) -> Self {
-        Self { shard, durability, told, last: None, failures: 0, failed: None }
+        Self { shard, durability, told, last: Default::default(), failures: 0, failed: None }
     }
 
     /// A commit was taken.
-    pub(super) fn note(&mut self, outcome: &Rc<Outcome>) {
-        if self.last.as_ref().is_none_or(|last| !Rc::ptr_eq(last, outcome)) {
-            self.last = Some(outcome.clone());
+    pub(super) fn note(&mut self, ticket: &Ticket) {
+        let last = &mut self.last[ticket.claim as usize];
+        if last.as_ref().is_none_or(|last| !Rc::ptr_eq(last, &ticket.outcome)) {
+            *last = Some(ticket.outcome.clone());
         }
     }
 
@@ -117,18 +122,18 @@ impl Answered {
 
     /// The failure that nobody was told yet.
     pub(super) fn failure(&mut self) -> Option<Failure> {
-        match self.last.as_ref().and_then(|last| last.result()) {
-            Some(Ok(())) => self.last = None,
-            Some(Err(error)) => {
-                self.last = None;
-                // Who waits for a commit until it is durable was answered with the failure.
-                if self.durability == Durability::OnFlush {
-                    self.failures += 1;
-                    tracing::error!(shard = self.shard, %error, "failed after it was answered");
-                    self.failed = Some(error);
-                }
+        let mut failed = None;
+        for last in &mut self.last {
+            if let Some(ended) = last.as_ref().and_then(|last| last.result()) {
+                *last = None;
+                failed = failed.or(ended.err());
             }
-            None => {}
+        }
+        // Who waits for a commit until it is durable was answered with the failure.
+        if let Some(error) = failed.filter(|_| self.durability == Durability::OnFlush) {
+            self.failures += 1;
+            tracing::error!(shard = self.shard, %error, "failed after it was answered");
+            self.failed = Some(error);
         }
         if self.told.is_told(self.shard, self.failures) {
             self.failed = None;
@@ -155,7 +160,7 @@ impl Answered {
 /// One shard's part of a flush.
 pub(super) enum Flush {
     Failed(Failure),
-    Waiting { last: Option<Rc<Outcome>>, shard: u16, number: u64, early: bool },
+    Waiting { last: [Option<Rc<Outcome>>; CLAIMS], shard: u16, number: u64, early: bool },
 }
 
 impl Flush {
@@ -164,9 +169,13 @@ impl Flush {
     pub(super) async fn done(self) -> Option<Failure> {
         let (last, shard, number, early) = match self {
             Self::Failed(failure) => return Some(failure),
-            Self::Waiting { last, shard, number, early } => (last?, shard, number, early),
+            Self::Waiting { last, shard, number, early } => (last, shard, number, early),
         };
-        let error = last.settled().await.err().filter(|_| early)?;
+        let mut failed = Ok(());
+        for last in last.into_iter().flatten() {
+            failed = failed.and(last.settled().await);
+        }
+        let error = failed.err().filter(|_| early)?;
         Some(Failure { shard, number, error })
     }
 }

@@ -62,7 +62,7 @@ impl Object {
     /// Commits a batch; its version, once it is durable as a whole (E1, E2), or sooner where the
     /// store's [`Durability`](super::Durability) says so.
     ///
-    /// Errors: `Invalid` (a limit, with a code), `Conflict` ([`Batch::only_if`]), `NoSpace`, `Retry`,
+    /// Errors: `Invalid` (a limit, with a code), `Conflict` ([`Batch::only_if`]), `NoSpace` (a full disk, or `object-full`), `Retry`,
     /// `Overloaded`, `Corrupt` (a damaged object takes only what deletes all), `Poisoned`, `Closed`:
     /// nothing happened. `Unknown`: it may have happened; read again, once the store is reopened.
     pub fn commit(&self, batch: Batch) -> Call<Version> {

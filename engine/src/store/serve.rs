@@ -295,7 +295,7 @@ impl<E: Env> Served<E> {
         let commit = |resident: Option<&dyn crate::Resident>| shard.commit(id, batch, resident);
         let version = || shard.appended_version(id);
         let ticket = self.0.memory.borrow_mut().commit(id, batch, commit, version)?;
-        self.0.answered.borrow_mut()[answered].note(&ticket.outcome);
+        self.0.answered.borrow_mut()[answered].note(&ticket);
         if let Some(commits) = self.0.loading.borrow_mut().get_mut(id) {
             let (version, outcome) = (ticket.version, ticket.outcome.clone());
             commits.push(Meanwhile { batch: batch.clone(), version, outcome });

@@ -61,6 +61,8 @@ impl ShardStats {
             segments_recycled,
             checkpoints,
             runs,
+            reserve_bytes,
+            full,
             recovery,
         } = other;
         self.objects += objects;
@@ -78,6 +80,8 @@ impl ShardStats {
         self.segments_recycled += segments_recycled;
         self.checkpoints += checkpoints;
         self.runs += runs;
+        self.reserve_bytes += reserve_bytes;
+        self.full |= full;
         self.recovery.add(recovery);
     }
 }

@@ -338,6 +338,10 @@ impl File for RecordedFile {
         self.recorder.run(op, self.file.allocate(bytes), nothing).await
     }
 
+    async fn shrink(&self, _bytes: u64) -> io::Result<()> {
+        unreachable!("only on a full disk")
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.file.len().await
     }

@@ -17,6 +17,8 @@ pub(super) struct Contents {
     durable: Vec<u8>,
     /// Visible length; the durable one is that of `durable`.
     len: usize,
+    /// Whether it was cut since the last sync.
+    shrunk: bool,
     /// For each sector what was written to it and is not durable, oldest first.
     versions: BTreeMap<usize, Vec<Sector>>,
     /// What each sector held durably before its last write, where that is kept.
@@ -162,8 +164,18 @@ impl Contents {
                 self.versions.insert(*sector, later);
             }
         }
-        if self.durable.len() < bytes {
+        if self.durable.len() < bytes || self.shrunk && bytes == self.len {
             self.durable.resize(bytes, 0);
+            self.shrunk = false;
+        }
+    }
+
+    /// Makes the file this long at most; for good with the next sync.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        if bytes < self.len {
+            self.len = bytes;
+            self.versions.retain(|sector, _| sector * SECTOR_BYTES < bytes);
+            self.shrunk = true;
         }
     }
 

@@ -87,6 +87,12 @@ impl DiskFaults {
         self.write_error + self.read_error + self.sync_error + self.capacity > 0
     }
 
+    /// Whether the disk is small, and no operation fails but for that.
+    pub fn is_only_small(&self) -> bool {
+        let others = self.write_error + self.read_error + self.sync_error;
+        self.capacity > 0 && others == 0 && !self.large_blocks
+    }
+
     fn block_bytes(&self) -> usize {
         if self.large_blocks { 4096 } else { SECTOR_BYTES }
     }
@@ -98,6 +104,7 @@ enum Action {
     Write { offset: usize },
     Sync { covers: Vec<(usize, usize)>, bytes: usize },
     Allocate { bytes: usize },
+    Shrink { bytes: usize },
 }
 
 /// The result of an operation, for whoever still waits.
@@ -398,7 +405,7 @@ impl DiskState {
             Action::Read { .. } => self.faults.read_error,
             Action::Write { .. } => self.faults.write_error,
             Action::Sync { .. } => self.faults.sync_error,
-            Action::Allocate { .. } => 0,
+            Action::Allocate { .. } | Action::Shrink { .. } => 0,
         };
         let fails = self.strikes(one_in);
         let contents = &op.file.inode.contents;
@@ -435,10 +442,16 @@ impl DiskState {
             (Action::Allocate { bytes }, _) => {
                 let before = contents.borrow().len();
                 let more = bytes.saturating_sub(before) as u64;
-                if self.faults.capacity > 0 && self.used() + more > self.faults.capacity {
+                let bound = self.faults.capacity;
+                // Blocks that it has it keeps.
+                if bound > 0 && more > 0 && self.used() + more > bound {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
                 contents.borrow_mut().extend(*bytes);
+                Ok(0)
+            }
+            (Action::Shrink { bytes }, _) => {
+                contents.borrow_mut().shrink(*bytes);
                 Ok(0)
             }
             (Action::Read { .. } | Action::Write { .. }, None) => unreachable!("they have buffers"),
@@ -650,6 +663,10 @@ impl File for SimFile {
 
     async fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.start(Action::Allocate { bytes: to_usize(bytes) }, None).await.0.map(|_| ())
+    }
+
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        self.start(Action::Shrink { bytes: to_usize(bytes) }, None).await.0.map(|_| ())
     }
 
     async fn len(&self) -> io::Result<u64> {

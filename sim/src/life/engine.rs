@@ -158,8 +158,11 @@ impl Life<'_> {
 
     pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
         let shards = running.shards.borrow().clone().expect("opened");
+        // Other faults leave less than there is room for, and so do other shards, or blocks of which a segment
+        // has three.
+        let frees = self.plan.faults.is_only_small() && self.plan.shards == 1;
         let (env, checker) = (running.env.clone(), self.checker());
-        let client = Client { env, checker, shards, kept: RefCell::default() };
+        let client = Client { env, checker, shards, frees, kept: RefCell::default() };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
         running.env.spawn("client", async move {
             for step in steps {
@@ -409,8 +412,16 @@ pub(super) struct Client {
     pub(super) env: SimEnv,
     pub(super) checker: Checker,
     pub(super) shards: Shards,
+    /// Whether what only frees is never refused.
+    frees: bool,
     /// A look at an object of a while ago, and what it held.
     pub(super) kept: RefCell<Option<(Snapshot<SimEnv>, Contents)>>,
+}
+
+/// A commit that is on its way.
+struct Submitted {
+    ticket: Ticket,
+    only_frees: bool,
 }
 
 impl Client {
@@ -481,30 +492,45 @@ impl Client {
                 Err(error) => return Err(error),
             };
             let exists = !contents.map.is_empty() || contents.alarm.is_some();
-            contents.version = if exists { ticket.version() } else { Version::NONE };
+            contents.version = if exists { ticket.ticket.version() } else { Version::NONE };
             self.acknowledge(id, vec![ticket]).await?;
         }
         Ok(())
     }
 
-    fn submit(&self, id: &ObjectId, batch: Batch, resident: Option<&Contents>) -> Result<Ticket> {
+    fn submit(
+        &self,
+        id: &ObjectId,
+        batch: Batch,
+        resident: Option<&Contents>,
+    ) -> Result<Submitted> {
         let resident = resident.map(|contents| contents as &dyn dormouse_engine::Resident);
         let ticket =
             shard_of(&self.shards, id).commit(id, &batch, resident).context("committing")?;
+        let only_frees = batch.only_frees();
         self.checker.reference.borrow_mut().submitted(*id, batch, ticket.version());
-        Ok(ticket)
+        Ok(Submitted { ticket, only_frees })
     }
 
-    async fn acknowledge(&self, id: &ObjectId, tickets: Vec<Ticket>) -> Result<()> {
+    async fn acknowledge(&self, id: &ObjectId, commits: Vec<Submitted>) -> Result<()> {
         let mut failed = Ok(());
-        for ticket in tickets {
+        for Submitted { ticket, only_frees } in commits {
             let version = ticket.version();
+            let shard = shard_of(&self.shards, id);
             if let Err(error) = ticket.await {
+                if error.kind() == Kind::NoSpace && only_frees && self.frees && failed.is_ok() {
+                    let stats = shard.stats();
+                    let what = format!("what only frees is refused: {error}; {stats:?}");
+                    self.checker.shared.fail(what);
+                }
                 self.refused(id, version, &error);
                 failed = Err(error);
                 continue;
             }
             ensure!(failed.is_ok(), "a commit after one that failed is acknowledged");
+            if only_frees && shard.stats().full {
+                self.checker.shared.mark(Mark::FreedOnAFullDisk);
+            }
             self.checker.world.fold(&version.0.to_le_bytes());
             self.checker.shared.count(true);
             self.checker.reference.borrow_mut().acknowledged(id, version);

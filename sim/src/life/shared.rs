@@ -91,11 +91,12 @@ pub enum Mark {
     WorkLeftAlone,
     WorkBesideOthers,
     WorkOfAResetObject,
+    FreedOnAFullDisk,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 71] = [
+    pub const ALL: [Self; 72] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -167,6 +168,7 @@ impl Mark {
         Self::WorkLeftAlone,
         Self::WorkBesideOthers,
         Self::WorkOfAResetObject,
+        Self::FreedOnAFullDisk,
     ];
 }
 

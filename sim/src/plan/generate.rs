@@ -113,6 +113,7 @@ impl Plan {
         }
         let cores = if level == Level::Stack { random.index(3) + 1 } else { 1 };
         let shards = u16::try_from(random.between(1, 3)).expect("small");
+        let shards = if faults.is_only_small() { 1 } else { shards };
         let stalls = if random.one_in(4) { random.between(20, 400) } else { 0 };
         let late_wakes = if random.one_in(4) { random.between(2, 40) } else { 0 };
         let mailbox = if random.one_in(8) { random.index(4) + 1 } else { 0 };
@@ -154,9 +155,14 @@ fn faults(random: &mut Random) -> DiskFaults {
     // Syncs are rare: a segment and an opening need a few each.
     let sync_error = error(3, 40);
     let capacity = match fails && random.one_in(2) {
-        true => random.between(60_000, 400_000),
+        true => random.between(100_000, 600_000),
         false => 0,
     };
+    // Half of them are small and nothing else, so that what is promised of a full disk can be held to it.
+    if capacity > 0 && random.one_in(2) {
+        let capacity = random.between(120_000, 240_000);
+        return DiskFaults { short_io, slow_io, buffered, capacity, ..DiskFaults::default() };
+    }
     DiskFaults {
         short_io,
         slow_io,

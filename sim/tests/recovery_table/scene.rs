@@ -13,6 +13,7 @@ use crate::story::{Files, LIMITS, Moment, Story, id};
 pub(crate) const BATCH_BYTES: usize = 1024;
 pub(crate) const SUPERBLOCK: &str = "superblock";
 pub(crate) const MANIFEST: &str = "shard-0000-manifest";
+const RESERVE: &str = "shard-0000-reserve-";
 const SEGMENT: &str = "shard-0000-segment-";
 const RUN: &str = "shard-0000-run-";
 
@@ -133,6 +134,32 @@ impl<'a> Scene<'a> {
 
     pub(crate) fn truncate(&mut self, file: &str, bytes: usize) {
         self.files.get_mut(file).expect("there").truncate(bytes);
+    }
+
+    fn reserve(&self) -> Vec<String> {
+        let names = self.whole.keys().filter(|name| name.starts_with(RESERVE));
+        let names: Vec<_> = names.cloned().collect();
+        assert!(names.len() >= 4, "a whole reserve: {names:?}");
+        names
+    }
+
+    /// All files of the reserve but so many are gone.
+    pub(crate) fn remove_reserve(&mut self, left: usize) {
+        self.reserve().iter().skip(left).for_each(|file| self.remove(file));
+    }
+
+    /// They were not finished, each at another length.
+    pub(crate) fn cut_reserve(&mut self) {
+        let cuts = self.reserve().into_iter().enumerate();
+        cuts.for_each(|(number, file)| self.truncate(&file, number * 5000));
+    }
+
+    /// They hold what a segment held that nobody needed any more.
+    pub(crate) fn fill_reserve(&mut self, segment: &str) {
+        let bytes = self.whole[segment].clone();
+        for file in self.reserve() {
+            self.files.insert(file, bytes.clone());
+        }
     }
 
     fn bytes(&mut self, place: &Place) -> &mut [u8] {

@@ -172,6 +172,10 @@ impl File for FaultyFile {
         }
     }
 
+    async fn shrink(&self, bytes: u64) -> io::Result<()> {
+        self.real.shrink(bytes).await
+    }
+
     async fn len(&self) -> io::Result<u64> {
         self.real.len().await
     }

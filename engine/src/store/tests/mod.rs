@@ -209,6 +209,8 @@ fn a_full_disk_found_after_the_answer_is_told_by_flush() {
         here.store.flush().await.expect("told once");
         let kept = here.count(None).await;
         assert!((20..refused).contains(&kept), "{kept} of {refused}");
+        // Room is not looked for again and again.
+        env.sleep(Duration::from_millis(150)).await;
         here.put(90_000).await.expect("taken");
         here.store.flush().await.expect("durable");
         here.close().await.expect("told before");
@@ -281,6 +283,8 @@ fn a_failure_that_was_answered_is_not_told_again() {
         here.store.flush().await.expect("all that was answered is durable");
         assert_eq!(waiting.await.expect_err("no room").kind(), Kind::NoSpace);
         env.set(Fault::None);
+        // Room is not looked for again and again.
+        env.sleep(Duration::from_millis(150)).await;
         here.put(refused).await.expect("there is room again");
         assert_eq!(here.count(None).await, refused + 1);
         here.close().await.expect("closed");

@@ -57,7 +57,21 @@ const fn row(
 }
 
 pub(crate) fn rows() -> Vec<Row> {
-    [superblock(), slots(), runs(), log()].into_iter().flatten().collect()
+    [superblock(), slots(), runs(), log(), reserve()].into_iter().flatten().collect()
+}
+
+fn reserve() -> Vec<Row> {
+    vec![
+        row("reserve absent", Last, |it| it.remove_reserve(0), ALL),
+        row("files of the reserve cut short", Last, |it| it.cut_reserve(), ALL),
+        row("some files of the reserve absent", Last, |it| it.remove_reserve(2), ALL),
+        row(
+            "files of the reserve that were segments",
+            Last,
+            |it| it.fill_reserve(&it.checkpoint_segment()),
+            ALL,
+        ),
+    ]
 }
 
 fn superblock() -> Vec<Row> {
