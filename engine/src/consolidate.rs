@@ -19,7 +19,7 @@ use crate::format::frame::Share;
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{Outcome, Ticket};
 use crate::shard::{Inner, Shard, head};
-use crate::snapshot::Over;
+use crate::snapshot::{Opened, Over};
 use crate::tree::{self, Change, Draft, Moving, Root, Updated};
 
 /// Segments that a tree lies in before some of it is moved, or twice as many as it needs.
@@ -78,10 +78,11 @@ impl<E: Env> Shard<E> {
         let rewriting = Rewriting { inner: self.0.clone(), id: *id };
         let snapshot = self.snapshot(id).await?;
         let limits = &self.0.limits;
-        let form = match &snapshot.root {
+        let Opened { over, root } = snapshot.opened();
+        let form = match root {
             // It has shrunk to an image, with room to grow.
             Some(root) if root.bytes() > limits.image_bytes_max as u64 / 2 => {
-                let (tree, over) = self.begin_tree(id, root, &snapshot.over, moving).await?;
+                let (tree, over) = self.begin_tree(id, root, over, moving).await?;
                 match tree.draft.whole() {
                     Some(map) if over.contents.map.is_empty() && over.deleted.is_empty() => {
                         Form::Whole(Contents { map, ..over.contents })
@@ -108,10 +109,11 @@ impl<E: Env> Shard<E> {
             other => other,
         };
         let mut over = over.clone();
-        let mut changes = match over.encode().len() > self.0.limits.root_ops_bytes {
-            true => over.changes(),
-            false => BTreeMap::new(),
-        };
+        // What is deleted frees its space only once it is out of the pages, and the cleaner is there to free some.
+        let is_worth_it = over.encode().len() > self.0.limits.root_ops_bytes
+            || !over.deleted.is_empty()
+            || !matches!(moving, Moving::Nothing);
+        let mut changes = if is_worth_it { over.changes() } else { BTreeMap::new() };
         let into_pages = !changes.is_empty();
         if let Moving::Segment(_, keys) = &moving {
             for key in keys {

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::append::Appending;
-use crate::batch::{AlarmChange, Batch, OP_HEADER_BYTES};
+use crate::batch::{AlarmChange, Batch, OP_HEADER_BYTES, Op};
 use crate::checkpoint::{self, Progress};
 use crate::clean::{self, Cleaning, Running};
 use crate::consolidate::Meanwhile;
@@ -31,11 +31,14 @@ use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Recent, Snapshot};
 use crate::store::{Filter, ObjectInfo, Page};
 
 /// Entries of the directory that are walked over at a time.
 const PAGE_ENTRIES: usize = 1024;
+/// Keys that one commit deletes of a large object before its pages are written without them.
+const DELETES_MAX: usize = 16;
+
 /// Where a shard is in its life: open, then closing, then closed; or only read, then closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
@@ -69,6 +72,8 @@ pub(crate) struct State<F: File> {
     pub(crate) cleaning: Cleaning,
     /// How often changes went into the pages of a tree.
     pub(crate) trees_updated: u64,
+    /// Large objects that were read lately.
+    pub(crate) recent: Recent,
     /// The first segment that recovery replayed something of.
     pub(crate) replayed_from: u32,
     /// Files to be used for the next segments.
@@ -363,7 +368,8 @@ impl<E: Env> Shard<E> {
                 commits.push(Meanwhile { batch: batch.clone(), version, outcome, image });
             }
             let entry = state.pending[id].entry.as_ref();
-            let is_due = entry.is_some_and(|entry| entry.is_due(&inner.limits));
+            let is_due =
+                entry.is_some_and(|entry| entry.is_due(&inner.limits) || frees_much(entry, batch));
             (ticket, is_due && !state.rewriting.contains_key(id))
         };
         inner.work.notify();
@@ -680,6 +686,13 @@ impl<E: Env> Shard<E> {
         }
         closed
     }
+}
+
+/// Whether a commit to a large object frees so much that the space is to be had soon: not before the keys are out of
+/// their pages.
+fn frees_much(entry: &Entry, batch: &Batch) -> bool {
+    let deletes = || batch.ops().filter(|op| matches!(op, Op::Delete(_)));
+    entry.is_tree() && deletes().take(DELETES_MAX).count() == DELETES_MAX
 }
 
 fn damaged(id: &ObjectId) -> Error {

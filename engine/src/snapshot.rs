@@ -5,7 +5,7 @@
 //! While it is there, what it needs stays in its place: let it go when it is not needed any more, for space
 //! that it holds is not given back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -22,6 +22,9 @@ use crate::load;
 use crate::shard::{Inner, Shard};
 use crate::tree::{self, Change, Root, Walk, WalkBatch};
 
+/// Large objects whose roots are kept in memory, and bytes of the keys and values that lie over each, at most.
+const RECENT_MAX: usize = 16;
+const RECENT_BYTES_MAX: usize = 256 << 10;
 /// Bytes of values in frames of their own that are read at once, but for one alone.
 const APART_BYTES_MAX: usize = 1 << 20;
 
@@ -100,12 +103,48 @@ fn check_healthy<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
     Shard(inner.clone()).check_healthy()
 }
 
+/// What is in memory of an object that is read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opened {
+    pub(crate) over: Over,
+    pub(crate) root: Option<Root>,
+}
+
+/// Large objects that were read lately, so that each of many reads does not read the root again: as their
+/// entries of the directory were, which say where all of it lies.
+#[derive(Debug, Default)]
+pub(crate) struct Recent(VecDeque<(ObjectId, Entry, Rc<Opened>)>);
+
+impl Recent {
+    /// What was read of the object, if this is its entry still.
+    fn find(&mut self, id: &ObjectId, entry: &Entry) -> Option<Rc<Opened>> {
+        let at = self.0.iter().position(|(its_id, ..)| its_id == id)?;
+        let found = self.0.remove(at).filter(|(_, its_entry, _)| its_entry == entry)?;
+        let opened = found.2.clone();
+        self.0.push_front(found);
+        Some(opened)
+    }
+
+    fn keep(&mut self, id: &ObjectId, entry: &Entry, opened: &Rc<Opened>) {
+        if opened.root.is_none() || opened.over.contents.bytes() > RECENT_BYTES_MAX {
+            return;
+        }
+        self.0.retain(|(its_id, ..)| its_id != id);
+        self.0.push_front((*id, entry.clone(), opened.clone()));
+        self.0.truncate(RECENT_MAX);
+    }
+
+    /// Has all of them read again.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
 /// One object at one version.
 pub struct Snapshot<E: Env> {
     inner: Rc<Inner<E>>,
     id: ObjectId,
-    pub(crate) over: Over,
-    pub(crate) root: Option<Root>,
+    opened: Rc<Opened>,
     /// What keeps it readable.
     _pins: Vec<Rc<()>>,
 }
@@ -113,15 +152,24 @@ pub struct Snapshot<E: Env> {
 impl<E: Env> Snapshot<E> {
     /// One of an object that does not exist.
     pub(crate) fn empty(inner: &Rc<Inner<E>>, id: &ObjectId) -> Self {
-        let (over, root, _pins) = (Over::default(), None, Vec::new());
-        Self { inner: inner.clone(), id: *id, over, root, _pins }
+        Self { inner: inner.clone(), id: *id, opened: Rc::default(), _pins: Vec::new() }
     }
 
     /// The object that `entry`, the one of the directory now, points to.
     pub(crate) async fn read(inner: &Rc<Inner<E>>, id: &ObjectId, entry: &Entry) -> Result<Self> {
         let _pins = load::pins(inner, entry);
-        let (over, root) = load::load_chain(inner, id, entry.chain(), entry.stamp()).await?;
-        Ok(Self { inner: inner.clone(), id: *id, over, root, _pins })
+        let recent = inner.state.borrow_mut().recent.find(id, entry);
+        let opened = match recent {
+            Some(opened) => opened,
+            None => {
+                let (over, root) =
+                    load::load_chain(inner, id, entry.chain(), entry.stamp()).await?;
+                let opened = Rc::new(Opened { over, root });
+                inner.state.borrow_mut().recent.keep(id, entry, &opened);
+                opened
+            }
+        };
+        Ok(Self { inner: inner.clone(), id: *id, opened, _pins })
     }
 
     /// What was found at an older place in the log, with nothing to keep it there.
@@ -130,27 +178,33 @@ impl<E: Env> Snapshot<E> {
         id: &ObjectId,
         (over, root): (Over, Option<Root>),
     ) -> Self {
-        Self { inner: inner.clone(), id: *id, over, root, _pins: Vec::new() }
+        let opened = Rc::new(Opened { over, root });
+        Self { inner: inner.clone(), id: *id, opened, _pins: Vec::new() }
+    }
+
+    /// What of it is in memory.
+    pub(crate) fn opened(&self) -> &Opened {
+        &self.opened
     }
 
     /// Its version; [`Version::NONE`] if it does not exist.
     pub fn version(&self) -> Version {
-        self.over.contents.version
+        self.opened.over.contents.version
     }
 
     /// Its alarm, in milliseconds since 1970.
     pub fn alarm(&self) -> Option<u64> {
-        self.over.contents.alarm
+        self.opened.over.contents.alarm
     }
 
     /// Namespace and name, where known.
     pub fn origin(&self) -> &Origin {
-        &self.over.contents.origin
+        &self.opened.over.contents.origin
     }
 
     /// Whether all of it is in memory, so that nothing is read any more.
     pub fn is_whole(&self) -> bool {
-        self.root.is_none()
+        self.opened.root.is_none()
     }
 
     /// The value of a key.
@@ -158,11 +212,12 @@ impl<E: Env> Snapshot<E> {
     /// Errors: `Corrupt`, with the place; `Retry` (a file of the log can't be opened now); `Poisoned`.
     pub async fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
         check_healthy(&self.inner)?;
-        if let Some(value) = self.over.contents.map.get(key) {
+        let Opened { over, root } = &*self.opened;
+        if let Some(value) = over.contents.map.get(key) {
             return Ok(Some(value.clone()));
         }
-        match &self.root {
-            Some(root) if !self.over.deleted.contains(key) => {
+        match root {
+            Some(root) if !over.deleted.contains(key) => {
                 tree::get(&self.inner, &self.id, root, key).await
             }
             _ => Ok(None),
@@ -173,15 +228,17 @@ impl<E: Env> Snapshot<E> {
     ///
     /// Errors: as [`Snapshot::get`].
     pub async fn into_contents(self) -> Result<Contents> {
-        if self.root.is_none() {
-            return Ok(self.over.contents);
+        if self.opened.root.is_none() {
+            let Opened { over, .. } = Rc::unwrap_or_clone(self.opened);
+            return Ok(over.contents);
         }
         let mut map = BTreeMap::new();
         let mut scan = self.scan(&List::all())?;
         while let Some(some) = scan.next().await? {
             map.extend(some);
         }
-        Ok(Contents { map, ..self.over.contents })
+        let Contents { version, alarm, ref origin, .. } = self.opened.over.contents;
+        Ok(Contents { version, alarm, origin: origin.clone(), map })
     }
 
     /// Walks over keys and values, some at a time.
@@ -189,7 +246,7 @@ impl<E: Env> Snapshot<E> {
     /// Errors: `Invalid`, for a list that makes no sense.
     pub fn scan(&self, list: &List) -> Result<Scan<'_, E>> {
         let range = list.resolve()?;
-        let walk = match (&range, &self.root) {
+        let walk = match (&range, &self.opened.root) {
             (Some(range), Some(root)) => Some(Walk::new(root, range)),
             _ => None,
         };
@@ -223,7 +280,8 @@ impl<E: Env> Scan<'_, E> {
 
     async fn step(&mut self, values: bool) -> Result<Option<Vec<(Bytes, Bytes)>>> {
         check_healthy(&self.snapshot.inner)?;
-        let Snapshot { inner, id, over, .. } = self.snapshot;
+        let Snapshot { inner, id, opened, .. } = self.snapshot;
+        let over = &opened.over;
         loop {
             let Some(range) = &self.range else { return Ok(None) };
             if self.leaf.is_none() {

@@ -150,7 +150,8 @@ async fn live(env: SimEnv, known: Rc<RefCell<Known>>) {
     for number in 0..count {
         client.commit(number, Batch::new().delete_all(), &[]).await;
     }
-    for number in 0..count / 3 {
+    // With room for another segment.
+    for number in 0..count / 4 {
         client.put_at_last(number).await;
     }
     client.env.sleep(Duration::from_secs(1)).await;

@@ -59,6 +59,7 @@ use crate::log::reserve::{self, Reserve, Taker};
 use crate::log::segments::{self, Blocks, FileOf, Segment};
 use crate::log::writer::{Spare, Tail};
 use crate::shard::{Life, State};
+use crate::snapshot::Recent;
 
 /// How a shard is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +223,7 @@ pub(crate) async fn recover<E: Env>(
         unfinished: None,
         cleaning: Cleaning::default(),
         trees_updated: 0,
+        recent: Recent::default(),
         replayed_from,
         recycled: Vec::new(),
         reserve,

@@ -93,6 +93,8 @@ impl<E: Env> Shard<E> {
     ///
     /// Errors: `Poisoned`; damage is in what is returned.
     pub async fn scrub(&self, mut progress: impl FnMut(u64)) -> Result<Scrub> {
+        // What lies on the device is what counts.
+        self.0.state.borrow_mut().recent.clear();
         let mut scrub = Scrub { directory: self.damaged_blocks(), ..Scrub::default() };
         let mut after = None;
         loop {
