@@ -103,6 +103,8 @@ pub(crate) struct Cleaning {
     others_changed: u64,
     /// `others_changed` from which on it looks again.
     look_at: u64,
+    /// Bytes that rewrites have freed in all, less those by which objects grew in them; and the most that it ever was.
+    freed_by_rewrites: (i64, i64),
     /// Bytes that it may still write: where what is live can't lie any closer, it must not move it for
     /// ever.
     credit: u64,
@@ -127,6 +129,17 @@ impl Cleaning {
     pub(crate) fn others_changed(&mut self, bytes: u64) {
         self.others_changed += bytes;
         self.credit = self.credit.saturating_add(bytes.saturating_mul(CREDIT));
+    }
+
+    /// A rewrite changed the live bytes. What it frees counts but once: an object that is moved to and fro may take
+    /// some bytes less each time, and some more between.
+    pub(crate) fn rewritten(&mut self, before: u64, after: u64) {
+        let (now, most) = self.freed_by_rewrites;
+        let now = now.saturating_add_unsigned(before).saturating_sub_unsigned(after);
+        self.freed_by_rewrites = (now, most.max(now));
+        if now > most {
+            self.others_changed(now.abs_diff(most));
+        }
     }
 
     /// A batch of commits became durable, of so many bytes.
@@ -773,7 +786,9 @@ impl<F: File> Walk<F> {
                 // It goes on behind what was read.
                 _ if end > buf.len() && at > 0 => break,
                 Ok(table) => {
-                    ids.extend(table.into_iter().map(|id| (id, BTreeSet::new())));
+                    for id in table {
+                        ids.entry(id).or_default();
+                    }
                     let frames = header.frames();
                     let frames = at + frames.start..(at + frames.end).min(buf.len());
                     let place = self.at + frames.start;

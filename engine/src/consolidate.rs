@@ -49,9 +49,11 @@ impl<E: Env> Shard<E> {
         }
     }
 
-    /// Rewrites an object for as long as there is reason to: a large one is done some megabytes at a time.
+    /// Rewrites an object for as long as there is reason to: a large one is done some megabytes at a time. On a
+    /// full disk it is left to the cleaner, which knows what to do with the room that there is.
     pub(crate) async fn consolidate(&self, id: &ObjectId) -> Result<()> {
-        while self.rewrite(id, Moving::Nothing).await? {
+        let is_full = || self.0.state.borrow().reserve.full().is_some();
+        while !is_full() && self.rewrite(id, Moving::Nothing).await? {
             let is_due =
                 head(&self.0.state.borrow(), id)?.is_some_and(|it| it.is_due(&self.0.limits));
             if !is_due {

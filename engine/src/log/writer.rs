@@ -260,10 +260,10 @@ fn settle<E: Env>(
         let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
         state.live.written(segment, written_ms);
         // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.
-        state.cleaning.others_changed(match rewrite {
-            true => total.saturating_sub(state.live.total()),
-            false => state.live.changed() - changed,
-        });
+        match rewrite {
+            true => state.cleaning.rewritten(total, state.live.total()),
+            false => state.cleaning.others_changed(state.live.changed() - changed),
+        }
         state.directory.set(id, existed, entry, &origin);
         if state.pending.get(&id).is_some_and(|pending| pending.ordinal == batch.ordinal) {
             state.pending.remove(&id);
