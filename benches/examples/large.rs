@@ -29,6 +29,10 @@ fn key(number: u64) -> String {
     format!("key-{number:010}")
 }
 
+fn fill(number: u64, bytes: usize) -> Vec<u8> {
+    vec![number.to_le_bytes()[0]; bytes]
+}
+
 /// An order in which neighbours come far apart.
 fn scattered(number: u64, keys: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % keys
@@ -47,13 +51,15 @@ fn mib(bytes: u64) -> f64 {
 }
 
 async fn load(shard: &Shard<CountedEnv>, keys: u64) -> Result<()> {
-    for from in (0..keys).step_by(TOGETHER as usize) {
-        let put = |batch: Batch, number| batch.put(key(number), [number as u8; 100]);
+    let mut from = 0;
+    while from < keys {
+        let put = |batch: Batch, number| batch.put(key(number), fill(number, 100));
         let batch = (from..keys.min(from + TOGETHER)).fold(Batch::new(), put);
         shard.commit(&id(1), &batch, None)?.await?;
+        from += TOGETHER;
     }
     for number in 0..1_000 {
-        let batch = Batch::new().put(key(number), vec![number as u8; 64 << 10]);
+        let batch = Batch::new().put(key(number), fill(number, 64 << 10));
         shard.commit(&id(2), &batch, None)?.await?;
     }
     Ok(())

@@ -1,5 +1,5 @@
 //! [`Snapshot`]: one object at one version, whatever is committed meanwhile. Of a small one all is in
-//! memory; of a large one ([`crate::tree`]) what was committed lately, and the root of its tree: pages are
+//! memory; of a large one (`engine/src/tree`) what was committed lately, and the root of its tree: pages are
 //! read when a key in them is asked for.
 //!
 //! While it is there, what it needs stays in its place: let it go when it is not needed any more, for space

@@ -1,4 +1,4 @@
-//! Pages of a large object's tree ([`crate::tree`]), and values that lie in frames of their own.
+//! Pages of a large object's tree (`engine/src/tree`), and values that lie in frames of their own.
 //!
 //! The payload of a page:
 //!
