@@ -45,6 +45,7 @@ use bytes::Bytes;
 use futures_util::future::{join_all, select};
 
 use crate::checkpoint;
+use crate::directory::Entry;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::BatchHeader;
@@ -532,7 +533,7 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
-    let (mut damaged, mut large) = (None, BTreeSet::new());
+    let (mut damaged, mut large) = (None, BTreeMap::<_, BTreeSet<_>>::new());
     let live = || inner.state.borrow().live.bytes(victim);
     while live() > 0 {
         let ids = match walk.next(inner.limits.batch_bytes_max).await {
@@ -548,9 +549,7 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
             if !may_go_on(inner).await {
                 return Ok(());
             }
-            let group = next_group(inner, victim, &mut rest);
-            large.extend(group.iter().filter(|(_, is_large, _)| *is_large).map(|(id, ..)| *id));
-            let group: Vec<_> = group.into_iter().map(|(id, _, moving)| (id, moving)).collect();
+            let group = next_group(inner, victim, &mut rest, &mut large);
             if !group.is_empty() {
                 damaged = move_group(shard, group).await?.or(damaged);
             }
@@ -561,14 +560,11 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
             }
         }
     }
-    // Where a frame that nobody needs can't be read, those behind it were not seen.
-    for id in large {
+    for (id, keys) in large {
         if live() == 0 || !may_go_on(inner).await {
             break;
         }
-        if let Err(error) = shard.leave(&id, &[victim].into()).await {
-            damaged = Some(error);
-        }
+        damaged = move_large(shard, victim, id, keys).await?.or(damaged);
     }
     let state = &mut *inner.state.borrow_mut();
     let left = state.live.bytes(victim);
@@ -621,12 +617,50 @@ async fn may_go_on<E: Env>(inner: &Rc<Inner<E>>) -> bool {
     }
 }
 
-/// Takes some objects that need something of the segment, and says of each whether it is a large one.
+/// Moves what a large object has in a segment, all that these keys lead to, some megabytes at a time. Gives the
+/// error that keeps some of it there.
+///
+/// Errors: nothing can be moved now.
+async fn move_large<E: Env>(
+    shard: &Shard<E>,
+    victim: u32,
+    id: ObjectId,
+    keys: BTreeSet<Bytes>,
+) -> Result<Option<Error>> {
+    let inner = &shard.0;
+    let needs = || {
+        let entry = head(&inner.state.borrow(), &id).ok().flatten();
+        let of_it = |entry: Entry| entry.needs().filter(|share| share.segment == victim).collect();
+        entry.map_or(Vec::new(), of_it)
+    };
+    let mut moving = Moving::Segment(victim, keys);
+    loop {
+        let before = needs();
+        if before.is_empty() || !may_go_on(inner).await {
+            return Ok(None);
+        }
+        if let Some(error) = move_group(shard, vec![(id, moving.clone())]).await? {
+            return Ok(Some(error));
+        }
+        if needs() == before {
+            let by_keys = matches!(moving, Moving::Segment(..));
+            if !by_keys {
+                return Ok(None);
+            }
+            // Where a frame that nobody needs can't be read, those behind it were not seen.
+            moving = Moving::All([victim].into());
+        }
+    }
+}
+
+/// Takes some objects that need something of the segment; large ones are put together with the keys that lead
+/// there, and come when all of it was looked at.
 fn next_group<E: Env>(
     inner: &Rc<Inner<E>>,
     victim: u32,
     rest: &mut Vec<(ObjectId, BTreeSet<Bytes>)>,
-) -> Vec<(ObjectId, bool, Moving)> {
+    large: &mut BTreeMap<ObjectId, BTreeSet<Bytes>>,
+) -> Vec<(ObjectId, Moving)> {
     let state = inner.state.borrow();
     let (mut group, mut bytes) = (Vec::new(), 0);
     let beside = state.is_beside_commits(inner.env.now(), &inner.limits);
@@ -641,13 +675,18 @@ fn next_group<E: Env>(
         if !entry.needs().any(|share| share.segment == victim) {
             continue;
         }
-        let needs = if entry.is_tree() { GROUP_BYTES / 2 } else { entry.log_bytes() };
+        if entry.is_tree() {
+            large.entry(id).or_default().extend(keys);
+            continue;
+        }
+        let needs = entry.log_bytes();
         if !group.is_empty() && bytes + needs > GROUP_BYTES {
             rest.push((id, keys));
             break;
         }
         bytes += needs;
-        group.push((id, entry.is_tree(), Moving::Segment(victim, keys)));
+        // It may be one of the large by then.
+        group.push((id, Moving::Segment(victim, keys)));
         if group.len() == objects_max {
             break;
         }

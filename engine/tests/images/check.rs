@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use dormouse_engine::real::{DiskChoice, RealEnv, block_on};
-use dormouse_engine::{Contents, Shard, StoreLock, Version};
+use dormouse_engine::{Contents, Kind, Shard, StoreLock, Version};
 
 use crate::record::Event;
 use crate::workload::{LIMITS, OBJECTS, object};
@@ -98,7 +98,13 @@ fn read_all(dir: &Path, disk: DiskChoice) -> Result<Vec<Contents>, String> {
     block_on(dir, disk, async move |env: RealEnv| {
         let opening = |error| format!("opening: {error}");
         let lock = StoreLock::open_or_create(&env, &LIMITS, 1).await.map_err(opening)?;
-        let opened = Shard::open(&env, lock.superblock(), 0, LIMITS).await;
+        let open = || Shard::open(&env, lock.superblock(), 0, LIMITS);
+        let opened = match open().await {
+            // A thread of the core before this one may have made its last file just now, after the look at
+            // what there is: threads of a process that is dead can't.
+            Err(error) if error.kind() == Kind::Retry => open().await,
+            opened => opened,
+        };
         let (shard, recovery) = opened.map_err(opening)?;
         if !recovery.damaged.is_empty() {
             return Err(format!("opening: damaged: {:?}", recovery.damaged));

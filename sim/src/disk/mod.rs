@@ -41,6 +41,8 @@ use file::{Contents, SECTOR_BYTES};
 pub use image::DiskImage;
 
 /// How long a dead process's operation may still take to land, in nanoseconds.
+/// Of a smaller disk the reserve takes so much that what runs give back of it is not another file of it.
+const RESERVED_BYTES: u64 = 160_000;
 const LANDING_NS_MAX: u64 = 20_000_000;
 
 /// What may go wrong beside crashes; rates are once in so many operations, 0 for never.
@@ -87,10 +89,10 @@ impl DiskFaults {
         self.write_error + self.read_error + self.sync_error + self.capacity > 0
     }
 
-    /// Whether the disk is small, and no operation fails but for that.
+    /// Whether the disk is small, but holds a reserve and some segments, and no operation fails but for that.
     pub fn is_only_small(&self) -> bool {
         let others = self.write_error + self.read_error + self.sync_error;
-        self.capacity > 0 && others == 0 && !self.large_blocks
+        self.capacity >= RESERVED_BYTES && others == 0 && !self.large_blocks
     }
 
     fn block_bytes(&self) -> usize {

@@ -160,7 +160,7 @@ fn faults(random: &mut Random) -> DiskFaults {
     };
     // Half of them are small and nothing else, so that what is promised of a full disk can be held to it.
     if capacity > 0 && random.one_in(2) {
-        let capacity = random.between(120_000, 240_000);
+        let capacity = random.between(160_000, 280_000);
         return DiskFaults { short_io, slow_io, buffered, capacity, ..DiskFaults::default() };
     }
     DiskFaults {
