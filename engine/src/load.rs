@@ -22,22 +22,12 @@ use crate::tree::{self, Root};
 /// less than one more read.
 const NEAR_BYTES: u64 = 16 << 10;
 
-/// A frame that was read and checked, and what of it is still needed.
+/// A frame that was read and checked.
 pub(crate) struct Loaded {
-    bytes: Bytes,
-    incarnation: Incarnation,
-    offset: u32,
-}
-
-impl Loaded {
-    pub(crate) fn frame(&self) -> frame::Frame<'_> {
-        frame::decode(&self.bytes, self.incarnation, self.offset).expect("checked when read")
-    }
-
-    /// The payload of its frame, not copied.
-    pub(crate) fn payload(&self) -> Bytes {
-        share(&self.bytes, self.frame().payload)
-    }
+    /// All that it says, but for the payload.
+    pub(crate) frame: frame::Frame<'static>,
+    /// What it holds, not copied.
+    pub(crate) payload: Bytes,
 }
 
 /// One place in the order in which frames apply.
@@ -91,17 +81,17 @@ fn put_together(
     id: &ObjectId,
 ) -> Result<(Over, Option<Root>)> {
     let (mut over, mut root) = (Over::new(stamp), None);
-    let on_tree = steps.iter().any(|(_, loaded)| loaded.frame().tree);
+    let on_tree = steps.iter().any(|(_, loaded)| loaded.frame.tree);
     for (_, loaded) in steps {
-        let frame = loaded.frame();
+        let Loaded { frame, payload } = loaded;
         over.learn(&frame.origin);
         let operations = match (frame.kind, frame.tree) {
             (Kind::Image, true) => {
-                let (read, waiting) = Root::read(&frame, &loaded.payload(), id)?;
+                let (read, waiting) = Root::read(&frame, &payload, id)?;
                 root = Some(read);
                 waiting
             }
-            (Kind::Image | Kind::Delta, _) => loaded.payload(),
+            (Kind::Image | Kind::Delta, _) => payload,
             (Kind::Page | Kind::Value, _) => {
                 return Err(Error::corrupt(format!("object {id}: a part of a tree in its chain")));
             }
@@ -135,7 +125,7 @@ async fn read_chain<E: Env>(
                 continue;
             };
             let loaded = loaded.next().expect("one for each that was wanted");
-            let frame = loaded.frame();
+            let frame = &loaded.frame;
             let nested = if frame.nests { &frame.chain[..] } else { &[] };
             if frame.kind == Kind::Image && !frame.part {
                 // The whole object: nothing before it counts.
@@ -224,7 +214,8 @@ impl Read {
         if frame.object != *id || bytes.len() != address.bytes as usize {
             return Err(rejected(&"another object's frame"));
         }
-        Ok(Loaded { bytes, incarnation: self.incarnation, offset: address.offset })
+        let payload = share(&bytes, frame.payload);
+        Ok(Loaded { frame: frame.without_payload(), payload })
     }
 }
 

@@ -27,7 +27,7 @@ async fn read<E: Env>(
     kind: Kind,
 ) -> Result<Vec<Loaded>> {
     let loaded = read_frames(inner, id, wanted).await?;
-    let odd = loaded.iter().position(|loaded| loaded.frame().kind != kind);
+    let odd = loaded.iter().position(|loaded| loaded.frame.kind != kind);
     match odd {
         Some(at) => Err(wrong(id, wanted[at], "another frame of the object than its tree names")),
         None => Ok(loaded),
@@ -45,7 +45,7 @@ pub(super) async fn pages<E: Env>(
 ) -> Result<Vec<Page>> {
     let loaded = read(inner, id, wanted, Kind::Page).await?;
     let page = |(loaded, address): (Loaded, &Address)| {
-        let page = Page::decode(&loaded.payload());
+        let page = Page::decode(&loaded.payload);
         let page = page.map_err(|why| wrong(id, *address, &why.to_string()))?;
         match page.level() == level {
             true => Ok(page),
@@ -66,7 +66,7 @@ pub(crate) async fn values<E: Env>(
     let addresses: Vec<_> = wanted.iter().map(|(_, address, _)| *address).collect();
     let loaded = read(inner, id, &addresses, Kind::Value).await?;
     let value = |(loaded, (key, address, bytes)): (Loaded, &(Bytes, Address, u32))| {
-        let read = decode_value(&loaded.payload());
+        let read = decode_value(&loaded.payload);
         let (its_key, value) = read.map_err(|why| wrong(id, *address, &why.to_string()))?;
         match its_key == *key && value.len() == *bytes as usize {
             true => Ok(value),

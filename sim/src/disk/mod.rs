@@ -40,9 +40,9 @@ pub use fate::{Fate, Plain, Torn};
 use file::{Contents, SECTOR_BYTES};
 pub use image::DiskImage;
 
-/// How long a dead process's operation may still take to land, in nanoseconds.
 /// Of a smaller disk the reserve takes so much that what runs give back of it is not another file of it.
 const RESERVED_BYTES: u64 = 160_000;
+/// How long a dead process's operation may still take to land, in nanoseconds.
 const LANDING_NS_MAX: u64 = 20_000_000;
 
 /// What may go wrong beside crashes; rates are once in so many operations, 0 for never.
