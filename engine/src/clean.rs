@@ -64,6 +64,8 @@ pub(crate) const GROUP_OBJECTS: usize = 64;
 const BUSY_GROUP_OBJECTS: usize = 8;
 /// Bytes that they need together at most, but for one alone.
 pub(crate) const GROUP_BYTES: u64 = 128 << 10;
+/// A large object up to so many times as large as an image may be is moved as a whole.
+const WHOLE_IMAGES: u64 = 4;
 /// The share of the bytes, or of the time, that the cleaner takes at most while there is room, in percent.
 const SHARE_PERCENT: u32 = 30;
 /// A segment with a larger share of live bytes is no victim.
@@ -535,6 +537,14 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
     };
     let (mut damaged, mut large) = (None, BTreeMap::<_, BTreeSet<_>>::new());
     let live = || inner.state.borrow().live.bytes(victim);
+    // What left it is paid for, whatever it took to write it elsewhere.
+    let mut there = before;
+    let mut charge = || {
+        let state = &mut *inner.state.borrow_mut();
+        let left = state.live.bytes(victim);
+        state.cleaning.credit = state.cleaning.credit.saturating_sub(there.saturating_sub(left));
+        there = left;
+    };
     while live() > 0 {
         let ids = match walk.next(inner.limits.batch_bytes_max).await {
             Ok(Some(ids)) => ids,
@@ -552,6 +562,7 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
             let group = next_group(inner, victim, &mut rest, &mut large);
             if !group.is_empty() {
                 damaged = move_group(shard, group).await?.or(damaged);
+                charge();
             }
             let space = inner.state.borrow().space(inner.env.wall_ms(), &inner.limits);
             match space.urgency() {
@@ -565,6 +576,7 @@ async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
             break;
         }
         damaged = move_large(shard, victim, id, keys).await?.or(damaged);
+        charge();
     }
     let state = &mut *inner.state.borrow_mut();
     let left = state.live.bytes(victim);
@@ -675,18 +687,24 @@ fn next_group<E: Env>(
         if !entry.needs().any(|share| share.segment == victim) {
             continue;
         }
-        if entry.is_tree() {
-            large.entry(id).or_default().extend(keys);
-            continue;
-        }
         let needs = entry.log_bytes();
+        let moving = match entry.is_tree() {
+            false => Moving::Nothing,
+            // Else it would be moved again for each segment that it lies in.
+            true if needs <= WHOLE_IMAGES * inner.limits.image_bytes_max as u64 => {
+                Moving::All(entry.needs().map(|share| share.segment).collect())
+            }
+            true => {
+                large.entry(id).or_default().extend(keys);
+                continue;
+            }
+        };
         if !group.is_empty() && bytes + needs > GROUP_BYTES {
             rest.push((id, keys));
             break;
         }
         bytes += needs;
-        // It may be one of the large by then.
-        group.push((id, Moving::Segment(victim, keys)));
+        group.push((id, moving));
         if group.len() == objects_max {
             break;
         }
@@ -744,7 +762,6 @@ pub(crate) async fn move_group<E: Env>(
     {
         let cleaning = &mut inner.state.borrow_mut().cleaning;
         cleaning.cleaned_bytes += moved;
-        cleaning.credit = cleaning.credit.saturating_sub(moved);
     }
     pause(inner, moved, inner.env.now() - began).await;
     Ok(damaged)
