@@ -6,10 +6,11 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::batch::share;
+use crate::contents::Origin;
 use crate::directory::{Entry, Stamp};
 use crate::env::Env;
 use crate::error::{Error, Result};
-use crate::format::frame::{self, Address, Kind};
+use crate::format::frame::{self, Address, Kind, Share};
 use crate::ids::{Incarnation, ObjectId};
 use crate::io::{PageBuf, read_full_at};
 use crate::log::handles;
@@ -22,12 +23,19 @@ use crate::tree::{self, Root};
 /// less than one more read.
 const NEAR_BYTES: u64 = 16 << 10;
 
-/// A frame that was read and checked.
+/// What is needed of a frame that was read and checked.
 pub(crate) struct Loaded {
-    /// All that it says, but for the payload.
-    pub(crate) frame: frame::Frame<'static>,
+    pub(crate) kind: Kind,
     /// What it holds, not copied.
     pub(crate) payload: Bytes,
+    /// Whether it is the whole object, or what all of it hangs on: nothing before it counts.
+    whole: bool,
+    tree: bool,
+    /// What is to be read before it, oldest first.
+    nested: Vec<Address>,
+    origin: Origin,
+    /// Of the root of a tree, what its pages and values amount to.
+    kept: Vec<Share>,
 }
 
 /// One place in the order in which frames apply.
@@ -81,13 +89,13 @@ fn put_together(
     id: &ObjectId,
 ) -> Result<(Over, Option<Root>)> {
     let (mut over, mut root) = (Over::new(stamp), None);
-    let on_tree = steps.iter().any(|(_, loaded)| loaded.frame.tree);
+    let on_tree = steps.iter().any(|(_, loaded)| loaded.tree);
     for (_, loaded) in steps {
-        let Loaded { frame, payload } = loaded;
-        over.learn(&frame.origin);
-        let operations = match (frame.kind, frame.tree) {
+        let Loaded { kind, tree, payload, origin, kept, .. } = loaded;
+        over.learn(&origin);
+        let operations = match (kind, tree) {
             (Kind::Image, true) => {
-                let (read, waiting) = Root::read(&frame, &payload, id)?;
+                let (read, waiting) = Root::read(kept, &payload, id)?;
                 root = Some(read);
                 waiting
             }
@@ -125,16 +133,13 @@ async fn read_chain<E: Env>(
                 continue;
             };
             let loaded = loaded.next().expect("one for each that was wanted");
-            let frame = &loaded.frame;
-            let nested = if frame.nests { &frame.chain[..] } else { &[] };
-            if frame.kind == Kind::Image && !frame.part {
-                // The whole object: nothing before it counts.
+            if loaded.whole {
                 next.clear();
             }
-            budget = budget.checked_sub(nested.len() + 1).ok_or_else(|| {
+            budget = budget.checked_sub(loaded.nested.len() + 1).ok_or_else(|| {
                 Error::corrupt(format!("object {id}: its chain of frames does not end"))
             })?;
-            next.extend(nested.iter().copied().map(Step::Read));
+            next.extend(loaded.nested.iter().copied().map(Step::Read));
             next.push(Step::Apply(address, loaded));
         }
         steps = next;
@@ -215,7 +220,15 @@ impl Read {
             return Err(rejected(&"another object's frame"));
         }
         let payload = share(&bytes, frame.payload);
-        Ok(Loaded { frame: frame.without_payload(), payload })
+        Ok(Loaded {
+            kind: frame.kind,
+            payload,
+            whole: frame.kind == Kind::Image && !frame.part,
+            tree: frame.tree,
+            nested: if frame.nests { frame.chain } else { Vec::new() },
+            origin: frame.origin,
+            kept: frame.kept,
+        })
     }
 }
 

@@ -22,6 +22,7 @@ use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
 use crate::live::Live;
+use crate::load;
 use crate::log::ahead::Ahead;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
@@ -459,7 +460,14 @@ impl<E: Env> Shard<E> {
     /// Errors: `Corrupt`, with the object's id and the place; `Retry` (a file of the log can't be opened now);
     /// `Poisoned`.
     pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
-        self.snapshot(id).await?.into_contents().await
+        match self.newest(id).await? {
+            Ok(Some(entry)) if !entry.is_tree() && !entry.damaged => {
+                let _pins = load::pins(&self.0, &entry);
+                let read = load::load_chain(&self.0, id, entry.chain(), entry.stamp()).await;
+                read.map(|(over, _)| over.contents)
+            }
+            _ => self.snapshot(id).await?.into_contents().await,
+        }
     }
 
     /// The object as it is durably, waiting for its commits in flight, but not for those made later. Of a large

@@ -258,54 +258,6 @@ impl Frame<'_> {
         shares.map(move |(index, share)| (start + index * SHARE_BYTES, share))
     }
 
-    /// The same without its payload, which it does not borrow then.
-    pub(crate) fn without_payload(self) -> Frame<'static> {
-        let Self {
-            kind,
-            part,
-            rewrite,
-            object,
-            version,
-            predecessor,
-            existed,
-            chain,
-            parts,
-            shares,
-            tree,
-            kept,
-            scattered,
-            nests,
-            sizes,
-            wall_ms,
-            alarm,
-            origin,
-            payload: _,
-            links: _,
-        } = self;
-        Frame {
-            kind,
-            part,
-            rewrite,
-            object,
-            version,
-            predecessor,
-            existed,
-            chain,
-            parts,
-            shares,
-            tree,
-            kept,
-            scattered,
-            nests,
-            sizes,
-            wall_ms,
-            alarm,
-            origin,
-            payload: &[],
-            links: &[],
-        }
-    }
-
     /// Appends the frame to `out`, its checksum still zero (see [`set_crc`]: the place is known
     /// only when the batch is sealed). Returns its bytes.
     pub fn encode(&self, out: &mut Vec<u8>) -> usize {

@@ -35,7 +35,7 @@ use bytes::Bytes;
 use crate::batch::{Op, Ops};
 use crate::directory::merged;
 use crate::error::{Error, Result};
-use crate::format::frame::{self, Frame, Kind, Share};
+use crate::format::frame::{self, Kind, Share};
 use crate::format::len_u32;
 use crate::format::page::{Page, decode_root, decode_value};
 use crate::ids::{Incarnation, ObjectId};
@@ -51,12 +51,13 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// Reads the payload of an image that is a tree; the operations that wait in it, too.
-    pub(crate) fn read(frame: &Frame<'_>, payload: &Bytes, id: &ObjectId) -> Result<(Self, Bytes)> {
+    /// Reads the payload of an image that is a tree, of which its frame says what it keeps; the operations that
+    /// wait in it, too.
+    pub(crate) fn read(kept: Vec<Share>, payload: &Bytes, id: &ObjectId) -> Result<(Self, Bytes)> {
         let malformed = |why| Error::corrupt(format!("object {id}: the root of its tree: {why}"));
         let (operations, page) = decode_root(payload).map_err(malformed)?;
         // A segment is named for each batch that was written.
-        let kept = merged(frame.kept.iter().copied());
+        let kept = merged(kept.into_iter());
         Ok((Self { page, kept }, operations))
     }
 

@@ -27,7 +27,7 @@ async fn read<E: Env>(
     kind: Kind,
 ) -> Result<Vec<Loaded>> {
     let loaded = read_frames(inner, id, wanted).await?;
-    let odd = loaded.iter().position(|loaded| loaded.frame.kind != kind);
+    let odd = loaded.iter().position(|loaded| loaded.kind != kind);
     match odd {
         Some(at) => Err(wrong(id, wanted[at], "another frame of the object than its tree names")),
         None => Ok(loaded),
