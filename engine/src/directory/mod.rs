@@ -193,6 +193,7 @@ impl<F: File> Directory<F> {
     /// counts only through its commit's last frame, a rewrite only if it holds the version that is there.
     pub(crate) fn replay(&mut self, frame: &Frame<'_>, address: Address, live: &mut Live) {
         if frame.part {
+            live.written(address.segment, frame.wall_ms);
             return;
         }
         let known = self.recent(&frame.object).map(|known| known.entry.clone());

@@ -251,6 +251,10 @@ fn settle<E: Env>(
         (true, Some(first)) if batch.updates.is_empty() => Some(first),
         (true, _) => Some(segment),
     };
+    if batch.updates.is_empty() && batch.role == Role::Commits {
+        // Parts alone: they stay for as long as history shows their commit.
+        state.live.written(segment, wall_ms);
+    }
     for Update { id, existed, entry, rewrite, kept, parts, dead, origin, .. } in batch.updates {
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
