@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use crate::batch::share;
 use crate::contents::Origin;
-use crate::directory::{Entry, Stamp};
+use crate::directory::{CHAIN_MAX, Entry, Stamp};
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::format::frame::{self, Address, Kind, Share};
@@ -126,7 +126,7 @@ async fn read_chain<E: Env>(
         });
         let wanted: Vec<Address> = wanted.collect();
         let mut loaded = read_frames(inner, id, &wanted).await?.into_iter();
-        let mut next = Vec::new();
+        let mut next = Vec::with_capacity(steps.len() + CHAIN_MAX);
         for step in steps {
             let Step::Read(address) = step else {
                 next.push(step);
