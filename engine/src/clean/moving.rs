@@ -1,0 +1,340 @@
+//! Emptying a segment: what objects need of it is written anew elsewhere, a group of them at a time, with the pauses that
+//! commits are due.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{join_all, select};
+
+use super::may_go_on;
+use crate::directory::Entry;
+use crate::env::Env;
+use crate::error::{Error, Kind, Result};
+use crate::format::batch::BatchHeader;
+use crate::ids::ObjectId;
+use crate::io::{File, PageBuf, read_full_at};
+use crate::log::handles;
+use crate::log::reserve::Taker;
+use crate::log::segments::Segment;
+use crate::shard::{Inner, Life, Shard, head};
+use crate::tree::{self, Moving};
+
+/// Objects that are moved together, at most.
+pub(crate) const GROUP_OBJECTS: usize = 64;
+/// Likewise beside commits, which wait for the device as long as the group's reads take.
+const BUSY_GROUP_OBJECTS: usize = 8;
+/// Bytes that they need together at most, but for one alone.
+pub(crate) const GROUP_BYTES: u64 = 128 << 10;
+/// A large object up to so many times as large as an image may be is moved as a whole.
+const WHOLE_IMAGES: u64 = 4;
+/// The share of the bytes, or of the time, that the cleaner takes at most while there is room, in percent.
+const SHARE_PERCENT: u32 = 30;
+
+/// Moves what is live in a segment elsewhere.
+///
+/// Errors: why that could not go on; what was moved is.
+pub(super) async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
+    let inner = &shard.0;
+    let before = inner.state.borrow().live.bytes(victim);
+    let mut walk = match handles::opened(inner, victim).await {
+        Ok(Some(segment)) => Walk { at: segment.header.block_bytes, segment },
+        Ok(None) => return Ok(()),
+        Err(error) if error.kind() == Kind::Corrupt => {
+            inner.state.borrow_mut().cleaning.stuck.insert(victim, before);
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let (mut damaged, mut large) = (None, BTreeMap::<_, BTreeSet<_>>::new());
+    let live = || inner.state.borrow().live.bytes(victim);
+    // What left it is paid for, whatever it took to write it elsewhere.
+    let mut there = before;
+    let mut charge = || {
+        let state = &mut *inner.state.borrow_mut();
+        let left = state.live.bytes(victim);
+        state.cleaning.credit = state.cleaning.credit.saturating_sub(there.saturating_sub(left));
+        there = left;
+    };
+    while live() > 0 {
+        let ids = match walk.next(inner.limits.batch_bytes_max).await {
+            Ok(Some(ids)) => ids,
+            Ok(None) => break,
+            Err(error) => {
+                damaged = Some(error);
+                break;
+            }
+        };
+        let mut rest: Vec<_> = ids.into_iter().collect();
+        while !rest.is_empty() {
+            if !may_go_on(inner).await {
+                return Ok(());
+            }
+            let group = next_group(inner, victim, &mut rest, &mut large);
+            if !group.is_empty() {
+                damaged = move_group(shard, group).await?.or(damaged);
+                charge();
+            }
+            let space = inner.state.borrow().space(inner.env.wall_ms(), &inner.limits);
+            match space.urgency() {
+                0 => inner.env.idle().await,
+                _ => inner.env.turn_end().await,
+            }
+        }
+    }
+    for (id, keys) in large {
+        if live() == 0 || !may_go_on(inner).await {
+            break;
+        }
+        damaged = move_large(shard, victim, id, keys).await?.or(damaged);
+        charge();
+    }
+    let state = &mut *inner.state.borrow_mut();
+    let left = state.live.bytes(victim);
+    if left == 0 {
+        state.cleaning.victims += 1;
+        state.cleaning.stuck.remove(&victim);
+    } else {
+        state.cleaning.stuck.insert(victim, left);
+    }
+    let shard = inner.number;
+    tracing::debug!(shard, segment = victim, before, left, "segment cleaned");
+    if let Some(error) = damaged {
+        tracing::error!(shard, segment = victim, %error, "not all of a segment can be moved; it stays");
+    }
+    Ok(())
+}
+
+/// Moves what a large object has in a segment, all that these keys lead to, some megabytes at a time. Gives the
+/// error that keeps some of it there.
+///
+/// Errors: nothing can be moved now.
+async fn move_large<E: Env>(
+    shard: &Shard<E>,
+    victim: u32,
+    id: ObjectId,
+    keys: BTreeSet<Bytes>,
+) -> Result<Option<Error>> {
+    let inner = &shard.0;
+    let needs = || {
+        let entry = head(&inner.state.borrow(), &id).ok().flatten();
+        let of_it = |entry: Entry| entry.needs().filter(|share| share.segment == victim).collect();
+        entry.map_or(Vec::new(), of_it)
+    };
+    let mut moving = Moving::Segment(victim, keys);
+    loop {
+        let before = needs();
+        if before.is_empty() || !may_go_on(inner).await {
+            return Ok(None);
+        }
+        if let Some(error) = move_group(shard, vec![(id, moving.clone())]).await? {
+            return Ok(Some(error));
+        }
+        if needs() == before {
+            let by_keys = matches!(moving, Moving::Segment(..));
+            if !by_keys {
+                return Ok(None);
+            }
+            // Where a frame that nobody needs can't be read, those behind it were not seen.
+            moving = Moving::All([victim].into());
+        }
+    }
+}
+
+/// Takes some objects that need something of the segment; large ones are put together with the keys that lead
+/// there, and come when all of it was looked at.
+fn next_group<E: Env>(
+    inner: &Rc<Inner<E>>,
+    victim: u32,
+    rest: &mut Vec<(ObjectId, BTreeSet<Bytes>)>,
+    large: &mut BTreeMap<ObjectId, BTreeSet<Bytes>>,
+) -> Vec<(ObjectId, Moving)> {
+    let state = inner.state.borrow();
+    let (mut group, mut bytes) = (Vec::new(), 0);
+    let beside = state.is_beside_commits(inner.env.now(), &inner.limits);
+    let urgency = state.space(inner.env.wall_ms(), &inner.limits).urgency() as usize;
+    let objects_max = match beside {
+        false => GROUP_OBJECTS,
+        true => BUSY_GROUP_OBJECTS + (GROUP_OBJECTS - BUSY_GROUP_OBJECTS) * urgency / 100,
+    };
+    while let Some((id, keys)) = rest.pop() {
+        // Where that can't be read, the segment stays.
+        let Ok(Some(entry)) = head(&state, &id) else { continue };
+        if !entry.needs().any(|share| share.segment == victim) {
+            continue;
+        }
+        let needs = entry.log_bytes();
+        let moving = match entry.is_tree() {
+            false => Moving::Nothing,
+            // Else it would be moved again for each segment that it lies in.
+            true if needs <= WHOLE_IMAGES * inner.limits.image_bytes_max as u64 => {
+                Moving::All(entry.needs().map(|share| share.segment).collect())
+            }
+            true => {
+                large.entry(id).or_default().extend(keys);
+                continue;
+            }
+        };
+        if !group.is_empty() && bytes + needs > GROUP_BYTES {
+            rest.push((id, keys));
+            break;
+        }
+        bytes += needs;
+        group.push((id, moving));
+        if group.len() == objects_max {
+            break;
+        }
+    }
+    group
+}
+
+/// Reads some objects, appends all of them in one turn, and waits until they are durable, and then for
+/// as long as others are to have the device. Gives the error of one that can't be read.
+///
+/// Errors: nothing can be moved now.
+pub(crate) async fn move_group<E: Env>(
+    shard: &Shard<E>,
+    group: Vec<(ObjectId, Moving)>,
+) -> Result<Option<Error>> {
+    let inner = &shard.0;
+    let began = inner.env.now();
+    await_commits(inner, &group)?;
+    let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
+    let read = join_all(read).await;
+    inner.state.borrow_mut().cleaning.awaits_commits = false;
+    let (mut tickets, mut damaged) = (Vec::new(), None);
+    let (mut moved, mut skipped) = (0, Vec::new());
+    for (rewrite, (id, moving)) in read.into_iter().zip(group) {
+        match rewrite {
+            Ok(Some(rewrite)) => {
+                let overtaken = rewrite.is_overtaken();
+                inner.state.borrow_mut().cleaning.overtaken += u64::from(overtaken);
+                if let Some((ticket, bytes)) = shard.append_rewrite(rewrite)? {
+                    tickets.push(ticket);
+                    moved += bytes;
+                }
+            }
+            Ok(None) => skipped.push((id, moving)),
+            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    for ticket in tickets {
+        ticket.await?;
+    }
+    for (id, moving) in skipped {
+        // Others rewrite it; that may not be all that is to be done. On a full disk they wait for room.
+        let free = || {
+            let state = inner.state.borrow();
+            let is_full = state.reserve.full().is_some();
+            (is_full || !state.rewriting.contains_key(&id)).then_some(())
+        };
+        inner.changed.until(free).await;
+        match shard.rewrite(&id, moving).await {
+            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
+            done => drop(done?),
+        }
+    }
+    {
+        let cleaning = &mut inner.state.borrow_mut().cleaning;
+        cleaning.cleaned_bytes += moved;
+    }
+    pause(inner, moved, inner.env.now() - began).await;
+    Ok(damaged)
+}
+
+/// Reading an object waits for its commits in flight: on a full disk these may wait for what the cleaner frees,
+/// and are to be written first.
+///
+/// Errors: `NoSpace`: there is no room for them.
+fn await_commits<E: Env>(inner: &Inner<E>, group: &[(ObjectId, Moving)]) -> Result<()> {
+    let state = &mut *inner.state.borrow_mut();
+    let awaits = group.iter().any(|(id, _)| state.pending.contains_key(id));
+    if awaits && state.reserve.full().is_some() && !state.reserve.has(Taker::Moves) {
+        return Err(Error::new(Kind::NoSpace, "commits to what is to be moved wait for room"));
+    }
+    state.cleaning.awaits_commits = awaits;
+    if awaits {
+        inner.work.notify();
+    }
+    Ok(())
+}
+
+/// Leaves the device to others for as long as their share is: until they have written it, or had the time
+/// to. The less room there is, the shorter.
+async fn pause<E: Env>(inner: &Rc<Inner<E>>, moved: u64, took: Duration) {
+    let (others, until) = {
+        let state = inner.state.borrow();
+        if !state.is_beside_commits(inner.env.now(), &inner.limits) {
+            return;
+        }
+        let space = state.space(inner.env.wall_ms(), &inner.limits);
+        let others = (100 - SHARE_PERCENT) * (100 - space.urgency());
+        let bytes = moved * u64::from(others) / u64::from(SHARE_PERCENT * 100);
+        (others, state.log_bytes + bytes)
+    };
+    let have_written = || {
+        let state = inner.state.borrow();
+        let over = state.life != Life::Open || state.poison.is_some();
+        (over || state.log_bytes >= until).then_some(())
+    };
+    let time = took * others / (SHARE_PERCENT * 100);
+    select(pin!(inner.changed.until(have_written)), pin!(inner.env.sleep(time))).await;
+}
+
+/// A walk over the tables of a segment's batches, a few at a time.
+struct Walk<F: File> {
+    segment: Segment<F>,
+    at: usize,
+}
+
+impl<F: File> Walk<F> {
+    /// The ids of some more batches, each with keys whose pages or values lie in them, so that they are found
+    /// in its tree; `None` at the end. What is in a batch whose head is damaged is left out.
+    ///
+    /// Errors: `Corrupt`: the segment can't be read.
+    async fn next(
+        &mut self,
+        bytes_max: usize,
+    ) -> Result<Option<BTreeMap<ObjectId, BTreeSet<Bytes>>>> {
+        let (home, block) = (self.segment.home(), self.segment.header.block_bytes);
+        let end = self.segment.header.bytes as usize;
+        if self.at >= end {
+            return Ok(None);
+        }
+        let buf = PageBuf::zeroed(bytes_max.min(end - self.at));
+        let (read, buf) = read_full_at(&self.segment.file, buf, self.at as u64, block).await;
+        read.map_err(|source| {
+            Error::io(Kind::Corrupt, format!("reading {}", self.segment.name), source)
+        })?;
+        let (mut ids, mut at) = (BTreeMap::<_, BTreeSet<_>>::new(), 0);
+        while at < buf.len() {
+            let Ok(header) = BatchHeader::decode(&buf[at..], &home, self.at + at) else {
+                at += block;
+                continue;
+            };
+            let end = at + header.bytes as usize;
+            match header.table(&buf[at..]) {
+                // It goes on behind what was read.
+                _ if end > buf.len() && at > 0 => break,
+                Ok(table) => {
+                    for id in table {
+                        ids.entry(id).or_default();
+                    }
+                    let frames = header.frames();
+                    let frames = at + frames.start..(at + frames.end).min(buf.len());
+                    let place = self.at + frames.start;
+                    tree::keys_in(&buf[frames], home.incarnation, place, |id, key| {
+                        ids.entry(id).or_default().insert(key);
+                    });
+                    at = end;
+                }
+                Err(_) => at += block,
+            }
+        }
+        self.at += at;
+        Ok(Some(ids))
+    }
+}
