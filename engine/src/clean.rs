@@ -26,7 +26,7 @@
 //! where batches that do not fill their blocks and segments keep the log from being any smaller.
 //!
 //! Of a large object only those pages and values move that lie in the victim, and those above them: the keys
-//! in their frames lead to them ([`crate::tree`]).
+//! in their frames lead to them ([`crate::tree`]). One that is not much larger than an image moves as a whole.
 //!
 //! On a full disk ([`crate::log::reserve`]) it waits for nothing: it empties, of the segments for whose live bytes
 //! there is room, whatever gains a tenth.
