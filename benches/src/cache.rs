@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::future::{Ready, ready};
 use std::hint::black_box;
+use std::rc::Rc;
 
 use bytes::Bytes;
-use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, List, Read, Write};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, List, Read, Stored, Write};
 use dormouse_engine::{Batch, Contents, Env, Limits, Resident, Result, Shard, Ticket, Version};
+use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::engine::{KEYS, key, object, value, with_shard};
 use crate::rounds::{Rounds, Span};
@@ -20,8 +22,14 @@ pub struct Home<E: Env>(Shard<E>);
 impl<E: Env> Backing for Home<E> {
     type Ticket = Ticket;
 
-    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Ticket> {
-        self.0.commit(&object(0), batch, Some(resident))
+    fn commit(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Result<Ticket> {
+        self.0.commit(&object(0), batch, resident)
+    }
+
+    fn snapshot(&self) -> LocalBoxFuture<'static, Result<Rc<dyn Stored>>> {
+        let shard = self.0.clone();
+        async move { Ok(Rc::new(shard.snapshot(&object(0)).await?) as Rc<dyn Stored>) }
+            .boxed_local()
     }
 }
 
@@ -139,8 +147,12 @@ struct Nowhere;
 impl Backing for Nowhere {
     type Ticket = Ready<Result<Version>>;
 
-    fn commit(&self, _batch: &Batch, _resident: &dyn Resident) -> Result<Self::Ticket> {
+    fn commit(&self, _batch: &Batch, _resident: Option<&dyn Resident>) -> Result<Self::Ticket> {
         Ok(ready(Ok(Version(1))))
+    }
+
+    fn snapshot(&self) -> LocalBoxFuture<'static, Result<Rc<dyn Stored>>> {
+        unreachable!("all is in the cache")
     }
 }
 

@@ -8,14 +8,16 @@
 use std::alloc::System;
 use std::future::{Ready, ready};
 use std::hint::black_box;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use dormouse_benches::engine::{LIMITS, key, object, on_core, value, with_shard};
 use dormouse_benches::scratch;
-use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read, Write};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read, Stored, Write};
 use dormouse_engine::real::{DiskChoice, RealEnv};
 use dormouse_engine::{Batch, Contents, Resident, Shard, Ticket, Version};
 use dormouse_scheduler::prelude::*;
+use futures_util::future::LocalBoxFuture;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]
@@ -55,9 +57,13 @@ impl Backing for Nowhere {
     fn commit(
         &self,
         _batch: &Batch,
-        _resident: &dyn Resident,
+        _resident: Option<&dyn Resident>,
     ) -> dormouse_engine::Result<Self::Ticket> {
         Ok(ready(Ok(Version(1))))
+    }
+
+    fn snapshot(&self) -> LocalBoxFuture<'static, dormouse_engine::Result<Rc<dyn Stored>>> {
+        unreachable!("all is in the cache")
     }
 }
 
@@ -115,8 +121,16 @@ struct Home(Shard<RealEnv>);
 impl Backing for Home {
     type Ticket = Ticket;
 
-    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> dormouse_engine::Result<Ticket> {
-        self.0.commit(&object(0), batch, Some(resident))
+    fn commit(
+        &self,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> dormouse_engine::Result<Ticket> {
+        self.0.commit(&object(0), batch, resident)
+    }
+
+    fn snapshot(&self) -> LocalBoxFuture<'static, dormouse_engine::Result<Rc<dyn Stored>>> {
+        unreachable!("all is in the cache")
     }
 }
 

@@ -1,7 +1,7 @@
 //! [`ActorCache`]: the storage operations of one object.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
@@ -15,11 +15,13 @@ use crate::entries::Entries;
 use crate::flush::{self, Backing, Watch};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
+use crate::keys::{Listing, Lookup};
 use crate::limits::CacheLimits;
 use crate::ops::{
     AlarmRun, AlarmToo, Outcome, Read, Write, check_count, check_key, check_keys, check_value,
     code, refuse_if,
 };
+use crate::reads::Reads;
 use crate::state::State;
 use crate::txn::Transaction;
 use dormouse_engine::List;
@@ -47,6 +49,7 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     doomed: Cell<bool>,
     flusher: Cell<bool>,
     pub(crate) watch: RefCell<Option<Watch>>,
+    pub(crate) reads: Reads,
 }
 
 impl<E: Host, B: Backing> Clone for ActorCache<E, B> {
@@ -74,6 +77,28 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         limits: CacheLimits,
         budget: &Budget,
     ) -> Self {
+        Self::with(env, backing, limits, budget, |gate| State::new(contents, gate, budget))
+    }
+
+    /// The same, of an object whose keys and values are read when they are asked for: those of `head` are not
+    /// looked at.
+    pub fn in_parts(
+        env: &E,
+        backing: B,
+        head: Contents,
+        limits: CacheLimits,
+        budget: &Budget,
+    ) -> Self {
+        Self::with(env, backing, limits, budget, |gate| State::new(head, gate, budget).in_parts())
+    }
+
+    fn with(
+        env: &E,
+        backing: B,
+        limits: CacheLimits,
+        budget: &Budget,
+        state: impl FnOnce(OutputGate) -> State,
+    ) -> Self {
         limits.check();
         let output = OutputGate::default();
         Self(Rc::new(Inner {
@@ -81,38 +106,67 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
             backing,
             limits,
             budget: budget.clone(),
-            state: RefCell::new(State::new(contents, output.clone(), budget)),
+            state: RefCell::new(state(output.clone())),
             output,
             input: InputGate::new(),
             terminal: RefCell::new(None),
             doomed: Cell::new(false),
             flusher: Cell::new(false),
             watch: RefCell::new(None),
+            reads: Reads::default(),
         }))
     }
 
     /// The value of a key.
-    pub fn get(&self, key: &[u8], _options: Read) -> Answer<Option<Bytes>> {
-        Answer::ready(self.read(|state, limits| {
+    pub fn get(&self, key: &[u8], options: Read) -> Answer<Option<Bytes>> {
+        let found = self.read(|state, limits| {
             check_key(limits, key)?;
-            Ok(state.get(key))
-        }))
+            Ok(state.get(key, options))
+        });
+        match found {
+            Ok(Lookup::Value(value)) => Answer::ready(Ok(Some(value))),
+            Ok(Lookup::Absent) => Answer::ready(Ok(None)),
+            Ok(Lookup::Unknown) => Answer::waiting(self.0.fetch(key, options.caches())),
+            Err(error) => Answer::ready(Err(error)),
+        }
     }
 
     /// The keys that exist, ascending, each once.
-    pub fn get_many(&self, keys: &[&[u8]], _options: Read) -> Answer<Vec<(Bytes, Bytes)>> {
-        Answer::ready(self.read(|state, limits| {
+    pub fn get_many(&self, keys: &[&[u8]], options: Read) -> Answer<Vec<(Bytes, Bytes)>> {
+        let found = self.read(|state, limits| {
             check_keys(limits, keys)?;
-            let found = keys.iter().filter_map(|key| Some((*key, state.get(key)?)));
-            let sorted: BTreeMap<&[u8], Bytes> = found.collect();
-            let owned = sorted.into_iter();
-            Ok(owned.map(|(key, value)| (Bytes::copy_from_slice(key), value)).collect())
-        }))
+            let keys: BTreeSet<&[u8]> = keys.iter().copied().collect();
+            let (mut found, mut unknown) = (Vec::new(), Vec::new());
+            for key in keys {
+                match state.get(key, options) {
+                    Lookup::Value(value) => found.push((Bytes::copy_from_slice(key), value)),
+                    Lookup::Absent => {}
+                    Lookup::Unknown => unknown.push(Bytes::copy_from_slice(key)),
+                }
+            }
+            Ok((found, unknown))
+        });
+        match found {
+            Err(error) => Answer::ready(Err(error)),
+            Ok((found, unknown)) if unknown.is_empty() => Answer::ready(Ok(found)),
+            Ok((mut found, unknown)) => {
+                let read = self.0.fetch_all(&unknown, options.caches());
+                Answer::waiting(async move {
+                    found.extend(read.await?);
+                    found.sort_by(|(one, _), (other, _)| one.cmp(other));
+                    Ok(found)
+                })
+            }
+        }
     }
 
     /// The keys of a range and their values, as of this call.
-    pub fn list(&self, list: &List, _options: Read) -> Answer<Entries> {
-        Answer::ready(self.read(|state, _| state.list(list)))
+    pub fn list(&self, list: &List, options: Read) -> Answer<Entries> {
+        match self.read(|state, _| state.list(list, options)) {
+            Ok(Listing::All(entries)) => Answer::ready(Ok(entries)),
+            Ok(Listing::Some(missing)) => Answer::waiting(self.0.fill(missing, options.caches())),
+            Err(error) => Answer::ready(Err(error)),
+        }
     }
 
     /// Sets a key. In effect at once; the answer waits only while too much is dirty (R-215,
@@ -121,7 +175,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         self.write(|state, limits| {
             check_key(limits, key)?;
             check_value(limits, &value)?;
-            state.write(key, Some(value), options.confirmation());
+            state.write(key, Some(value), options);
             Ok(())
         })
     }
@@ -135,7 +189,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
                 check_value(limits, value)?;
             }
             for (key, value) in entries {
-                state.write(key, Some(value.clone()), options.confirmation());
+                state.write(key, Some(value.clone()), options);
             }
             Ok(())
         })
@@ -143,23 +197,34 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
 
     /// Removes a key; whether it was there.
     pub fn delete(&self, key: &[u8], options: Write) -> Answer<bool> {
-        self.write(|state, limits| {
-            check_key(limits, key)?;
-            Ok(state.write(key, None, options.confirmation()))
-        })
+        self.delete_each(&[key], options).map(|existed| existed > 0)
     }
 
     /// Removes keys; how many were there, a key given twice counting once. Any
-    /// number of keys.
+    /// number of keys. Those of which it is not in memory whether they are there are read; they are
+    /// removed in any case.
     pub fn delete_many(&self, keys: &[&[u8]], options: Write) -> Answer<usize> {
-        self.write(|state, limits| {
+        self.delete_each(keys, options)
+    }
+
+    fn delete_each(&self, keys: &[&[u8]], options: Write) -> Answer<usize> {
+        let mut unknown = Vec::new();
+        let deleted = self.write(|state, limits| {
             keys.iter().try_for_each(|key| check_key(limits, key))?;
             let mut existed = 0;
             for key in keys {
-                existed += usize::from(state.write(key, None, options.confirmation()));
+                match state.write(key, None, options) {
+                    Some(there) => existed += usize::from(there),
+                    None => unknown.push(Bytes::copy_from_slice(key)),
+                }
             }
             Ok(existed)
-        })
+        });
+        if unknown.is_empty() {
+            return deleted;
+        }
+        let read = self.0.fetch_all(&unknown, false);
+        Answer::waiting(async move { Ok(read.await?.len() + deleted.await?) })
     }
 
     /// Removes all keys, and the alarm if so wished, in one atomic step.
@@ -292,9 +357,9 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         self.0.state.borrow().version()
     }
 
-    fn read<T>(&self, read: impl FnOnce(&State, &CacheLimits) -> Result<T>) -> Result<T> {
+    fn read<T>(&self, read: impl FnOnce(&mut State, &CacheLimits) -> Result<T>) -> Result<T> {
         self.0.check_open()?;
-        read(&self.0.state.borrow(), &self.0.limits)
+        read(&mut self.0.state.borrow_mut(), &self.0.limits)
     }
 
     fn write<T: 'static>(

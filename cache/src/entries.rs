@@ -81,8 +81,9 @@ impl Builder {
     }
 }
 
+/// Whether a value is better kept where it is than copied.
 #[inline]
-fn is_large(value: &[u8]) -> bool {
+pub(crate) fn is_large(value: &[u8]) -> bool {
     value.len() > COPIED_MAX
 }
 

@@ -17,7 +17,11 @@ pub struct CacheLimits {
     /// Dirty bytes of the object above which writes are answered, and turns start, only after a flush
     /// . All objects of a core together have a [`Budget`](crate::Budget).
     pub dirty_bytes_max: usize,
-    /// Tries of one flush while the engine says that nothing was written.
+    /// Bytes of keys and values of the object, and 64 for each, that are kept beside what is dirty: beyond,
+    /// what was not used lately is forgotten, and read when it is asked for again. Of one list no more than half
+    /// of them is kept.
+    pub kept_bytes_max: usize,
+    /// Tries of one flush, or of one read, while the engine says that nothing was done.
     pub flush_attempts_max: u32,
     /// How long a flush may take, all its tries together, before the object is reset.
     pub flush_max: Duration,
@@ -30,6 +34,7 @@ impl CacheLimits {
         value_bytes_max: Limits::PRODUCTION.value_bytes_max,
         keys_max: 128,
         dirty_bytes_max: 8 << 20,
+        kept_bytes_max: 16 << 20,
         flush_attempts_max: 5,
         flush_max: Duration::from_secs(30),
     };
@@ -40,6 +45,7 @@ impl CacheLimits {
         value_bytes_max: Limits::TINY.value_bytes_max,
         keys_max: 8,
         dirty_bytes_max: 1024,
+        kept_bytes_max: 1024,
         flush_attempts_max: 2,
         flush_max: Duration::from_secs(30),
     };

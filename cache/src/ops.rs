@@ -40,7 +40,7 @@ impl Read {
         Self { concurrency: true, no_cache: false }
     }
 
-    /// Does not keep what had to be fetched. Without effect while whole maps are resident.
+    /// Does not keep what had to be fetched. Without effect on an object that is in memory as a whole.
     pub const fn no_cache() -> Self {
         Self { concurrency: false, no_cache: true }
     }
@@ -58,6 +58,11 @@ impl Read {
     pub const fn allows_concurrency(self) -> bool {
         self.concurrency
     }
+
+    /// Whether what had to be fetched is kept.
+    pub(crate) const fn caches(self) -> bool {
+        !self.no_cache
+    }
 }
 
 /// Options of a write.
@@ -74,8 +79,8 @@ impl Write {
         Self { concurrency: true, no_cache: false, unconfirmed: false }
     }
 
-    /// Does not keep the value once it is durable. Without effect while whole maps are
-    /// resident.
+    /// Does not keep the value once it is durable, unless it was read until then. Without effect on an
+    /// object that is in memory as a whole.
     pub const fn no_cache() -> Self {
         Self { concurrency: false, no_cache: true, unconfirmed: false }
     }
@@ -104,6 +109,11 @@ impl Write {
     /// Whether output need not wait for it.
     pub const fn allows_unconfirmed(self) -> bool {
         self.unconfirmed
+    }
+
+    /// Whether the value is kept once it is durable.
+    pub(crate) const fn caches(self) -> bool {
+        !self.no_cache
     }
 
     pub(crate) const fn confirmation(self) -> Confirmation {

@@ -1,15 +1,15 @@
-//! What one object has in memory: its map and alarm as the object sees them, and what of it the
+//! What one object has in memory: its keys and alarm as the object sees them, and what of it the
 //! disk does not have yet.
 //!
 //! A key is *dirty* from the write until a flush takes it, *in flight* until that flush is
-//! durable, and clean otherwise. Values are in the map alone: a key in the dirty set that is not
-//! in the map is a deletion, so that only the last value of a key is ever written.
+//! durable, and clean otherwise. Values are in `keys` alone: a key in the dirty set that is not
+//! there is a deletion, so that only the last value of a key is ever written.
 //!
 //! Invariants:
 //!
-//! - `map_bytes` and `Dirty::bytes` are the sums of what they stand for; `share` is the bytes of what
-//!   is dirty and of what is in flight.
-//! - The map holds no change of an open transaction; those are in `overlays`.
+//! - `Dirty::bytes` is the sum of what it stands for; `share` is the bytes of what is dirty and of what
+//!   is in flight. Of all that is, `keys` knows whether it is there.
+//! - `keys` holds no change of an open transaction; those are in `overlays`.
 //! - `alarm` is what storage will hold once all that is dirty is written, `durable_alarm` what it
 //!   holds now. While `deferred`, the alarm's handler runs and the object sees none.
 //! - A deferred alarm was not set or deleted since its handler started.
@@ -20,34 +20,17 @@ use bytes::Bytes;
 use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 
 use crate::budget::{Budget, Share};
-use crate::entries::{Entries, Size};
+use crate::entries::Entries;
 use crate::gate::output::OutputGate;
-use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
+use crate::keys::{ENTRY_BYTES, Keys, Listing, Lookup};
+use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome, Read, Write};
+use crate::ranges::Span;
 use crate::txn::Overlays;
 use dormouse_engine::List;
 
-/// What an entry counts beside its key and its value.
-const ENTRY_BYTES: usize = 64;
-
-/// A node of the map, with as many entries as it has after it was split.
-const NODE_BYTES: usize = 720;
-const NODE_ENTRIES: usize = 6;
-/// What shares the bytes of a key and of a value, and what the allocator rounds up.
-const SHARED_BYTES: usize = 48;
-
-fn memory_of(entries: usize, bytes: usize) -> usize {
-    entries.div_ceil(NODE_ENTRIES) * NODE_BYTES + entries * SHARED_BYTES + bytes
-}
-
-/// What the cache of an object with these contents takes for keys and values, all of them clean.
-pub fn memory_bytes(contents: &Contents) -> usize {
-    memory_of(contents.map.len(), contents.bytes())
-}
-
 /// The state of one object.
 pub(crate) struct State {
-    map: BTreeMap<Bytes, Bytes>,
-    map_bytes: usize,
+    keys: Keys,
     alarm: Option<u64>,
     durable_alarm: Option<u64>,
     deferred: bool,
@@ -64,11 +47,18 @@ pub(crate) struct State {
 /// What a flush writes.
 #[derive(Debug, Default)]
 struct Dirty {
-    /// Keys, with what they count for backpressure.
-    keys: BTreeMap<Bytes, usize>,
+    keys: BTreeMap<Bytes, DirtyKey>,
     bytes: usize,
     delete_all: bool,
     alarm: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct DirtyKey {
+    /// What it counts for backpressure.
+    bytes: usize,
+    /// Whether its value is kept once it is durable.
+    keeps: bool,
 }
 
 /// A flush on its way.
@@ -84,9 +74,9 @@ impl Dirty {
         self.keys.is_empty() && !self.delete_all && !self.alarm
     }
 
-    fn insert(&mut self, key: Bytes, bytes: usize) {
-        self.bytes += bytes;
-        self.bytes -= self.keys.insert(key, bytes).unwrap_or(0);
+    fn insert(&mut self, key: Bytes, dirty: DirtyKey) {
+        self.bytes += dirty.bytes;
+        self.bytes -= self.keys.insert(key, dirty).map_or(0, |older| older.bytes);
     }
 
     /// Puts `older`, which was not written, under what is dirty now.
@@ -96,24 +86,26 @@ impl Dirty {
             return;
         }
         self.delete_all = older.delete_all;
-        for (key, bytes) in older.keys {
+        for (key, dirty) in older.keys {
             if !self.keys.contains_key(&key) {
-                self.insert(key, bytes);
+                self.insert(key, dirty);
             }
         }
     }
 }
 
 impl State {
+    /// Of an object that holds `contents` durably.
     pub(crate) fn new(contents: Contents, gate: OutputGate, budget: &Budget) -> Self {
+        let map_bytes = contents.bytes();
+        let Contents { version, alarm, origin, map } = contents;
         Self {
-            map_bytes: contents.bytes(),
-            map: contents.map,
-            alarm: contents.alarm,
-            durable_alarm: contents.alarm,
+            keys: Keys::whole(map, map_bytes),
+            alarm,
+            durable_alarm: alarm,
             deferred: false,
-            origin: contents.origin,
-            version: contents.version,
+            origin,
+            version,
             dirty: Dirty::default(),
             in_flight: None,
             share: Share::new(budget),
@@ -122,48 +114,60 @@ impl State {
         }
     }
 
+    /// The same object, but of its keys none is known.
+    pub(crate) fn in_parts(self) -> Self {
+        Self { keys: Keys::unknown(), ..self }
+    }
+
     /// The value that the object sees.
     #[inline]
-    pub(crate) fn get(&self, key: &[u8]) -> Option<Bytes> {
-        if self.overlays.is_empty() {
-            return self.map.get(key).cloned();
-        }
+    pub(crate) fn get(&mut self, key: &[u8], options: Read) -> Lookup {
         match self.overlays.get(key) {
-            Some(change) => change.cloned(),
-            None => self.map.get(key).cloned(),
+            Some(Some(value)) => Lookup::Value(value.clone()),
+            Some(None) => Lookup::Absent,
+            None => self.keys.get(key, options.caches()),
         }
     }
 
     /// The keys that the object sees in a range.
-    pub(crate) fn list(&self, list: &List) -> dormouse_engine::Result<Entries> {
-        let Some(range) = list.resolve()? else { return Ok(Entries::default()) };
-        let mut size = Size::default();
-        if self.overlays.is_empty() {
-            range.visit(&self.map, |key, value| size.add(key, value));
-            let mut entries = size.reserve();
-            range.visit(&self.map, |key, value| entries.push(key, value));
-            return Ok(entries.finish());
-        }
-        let overlay = self.overlays.flatten(&range);
-        let over = || overlay.iter().copied();
-        range.visit_under(&self.map, over(), |key, value| size.add(key, value));
-        let mut entries = size.reserve();
-        range.visit_under(&self.map, over(), |key, value| entries.push(key, value));
-        Ok(entries.finish())
+    pub(crate) fn list(&mut self, list: &List, options: Read) -> dormouse_engine::Result<Listing> {
+        let Some(range) = list.resolve()? else { return Ok(Listing::All(Entries::default())) };
+        Ok(self.keys.list(&range, &self.overlays, options.caches()))
+    }
+
+    /// What was read of the object as it was in an epoch; see [`Keys::learn`].
+    pub(crate) fn learn(&mut self, epoch: u64, span: Span, entries: &[(Bytes, Bytes)]) {
+        self.keys.learn(epoch, span, entries);
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.keys.epoch()
+    }
+
+    /// Forgets what is clean and takes more room than `max` bytes.
+    pub(crate) fn trim(&mut self, max: usize) {
+        let Self { keys, dirty, in_flight, share, .. } = self;
+        let in_flight = in_flight.iter().flat_map(|flush| flush.taken.keys.keys());
+        keys.trim(max.saturating_add(share.bytes()), dirty.keys.keys().chain(in_flight));
     }
 
     /// Sets a key or, with `None`, deletes it: in the innermost open transaction if there is one.
-    /// Says whether the key was there.
+    /// Says whether the key was there, if that is known.
     pub(crate) fn write(
         &mut self,
         key: &[u8],
         value: Option<Bytes>,
-        confirmation: Confirmation,
-    ) -> bool {
+        options: Write,
+    ) -> Option<bool> {
+        let confirmation = options.confirmation();
         if self.overlays.is_empty() {
-            return self.write_through(key, value, confirmation);
+            return self.write_through(key, value, confirmation, options.caches());
         }
-        let existed = self.get(key).is_some();
+        let existed = match self.get(key, Read::default()) {
+            Lookup::Value(_) => Some(true),
+            Lookup::Absent => Some(false),
+            Lookup::Unknown => None,
+        };
         self.overlays.write(key, value, confirmation);
         existed
     }
@@ -174,24 +178,16 @@ impl State {
         key: &[u8],
         value: Option<Bytes>,
         confirmation: Confirmation,
-    ) -> bool {
-        let old = self.map.get_key_value(key);
-        let existed = old.is_some();
-        if old.map(|(_, value)| value) == value.as_ref() {
+        keeps: bool,
+    ) -> Option<bool> {
+        let value_bytes = value.as_ref().map_or(0, Bytes::len);
+        let (existed, changed) = self.keys.write(key, value, keeps);
+        let Some(owned) = changed else {
             self.unchanged(confirmation, |dirty| dirty.delete_all || dirty.keys.contains_key(key));
             return existed;
-        }
-        let owned = old.map_or_else(|| Bytes::copy_from_slice(key), |(key, _)| key.clone());
-        let value_bytes = value.as_ref().map_or(0, Bytes::len);
-        let replaced = match value {
-            Some(value) => {
-                self.map_bytes += key.len() + value.len();
-                self.map.insert(owned.clone(), value)
-            }
-            None => self.map.remove(key),
         };
-        self.map_bytes -= replaced.map_or(0, |value| key.len() + value.len());
-        self.dirty.insert(owned, ENTRY_BYTES + key.len() + value_bytes);
+        let bytes = ENTRY_BYTES + key.len() + value_bytes;
+        self.dirty.insert(owned, DirtyKey { bytes, keeps });
         self.share_dirty();
         self.gate.written(confirmation);
         existed
@@ -216,12 +212,10 @@ impl State {
         if alarm == AlarmToo::Clear {
             self.set_alarm_through(None, confirmation);
         }
-        if self.map.is_empty() {
+        if self.keys.clear() {
             self.unchanged(confirmation, |dirty| dirty.delete_all || !dirty.keys.is_empty());
             return;
         }
-        self.map.clear();
-        self.map_bytes = 0;
         self.dirty.keys.clear();
         self.dirty.bytes = 0;
         self.dirty.delete_all = true;
@@ -290,7 +284,7 @@ impl State {
     pub(crate) fn commit_overlay(&mut self) {
         let Some(overlay) = self.overlays.fold() else { return };
         for (key, change) in overlay.changes {
-            self.write_through(&key, change.value, change.confirmation);
+            self.write_through(&key, change.value, change.confirmation, true);
         }
         if let Some((at_ms, confirmation)) = overlay.alarm {
             self.set_alarm_through(at_ms, confirmation);
@@ -321,11 +315,16 @@ impl State {
 
     /// What keys and values take, with what keeps them.
     pub(crate) fn memory_bytes(&self) -> usize {
-        memory_of(self.map.len(), self.map_bytes) + self.dirty_bytes()
+        self.keys.memory_bytes() + self.dirty_bytes()
     }
 
     pub(crate) fn version(&self) -> Version {
         self.version
+    }
+
+    /// The whole object, if all of it is in memory.
+    pub(crate) fn resident(&self) -> Option<&dyn Resident> {
+        self.keys.all().map(|_| self as &dyn Resident)
     }
 
     pub(crate) fn stored_alarm(&self) -> Option<u64> {
@@ -343,7 +342,7 @@ impl State {
             batch = batch.delete_all();
         }
         for key in taken.keys.keys() {
-            batch = match self.map.get(key) {
+            batch = match self.keys.dirty(key) {
                 Some(value) => batch.put(key, value),
                 None if taken.delete_all => batch,
                 None => batch.delete(key),
@@ -368,6 +367,11 @@ impl State {
         assert!(version > self.version, "every commit raises the version");
         self.version = version;
         self.share_dirty();
+        let Self { keys, dirty, .. } = self;
+        let leaves = |(key, taken): (Bytes, DirtyKey)| {
+            (!taken.keeps && !dirty.keys.contains_key(&key)).then_some(key)
+        };
+        keys.forget(flush.taken.keys.into_iter().filter_map(leaves));
     }
 
     /// The flush did not happen: what it took is dirty again, under what was written since.
@@ -387,11 +391,12 @@ impl State {
 
 impl Resident for State {
     fn size(&self) -> (usize, usize) {
-        (self.map.len(), self.map_bytes)
+        self.keys.size()
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
-        self.map.iter().for_each(|(key, value)| visit(key, value));
+        let all = self.keys.all().expect("only a whole object is shown");
+        all.iter().for_each(|(key, value)| visit(key, value));
     }
 
     fn origin(&self) -> &Origin {

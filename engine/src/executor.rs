@@ -84,6 +84,9 @@ struct Inner {
     free: RefCell<Vec<usize>>,
     turn_ends: RefCell<Vec<Waker>>,
     idle: RefCell<VecDeque<Waker>>,
+    /// Ends of turns, and lulls, that somebody waited for.
+    ends: Cell<u64>,
+    idles: Cell<u64>,
     /// Turns since one of `idle` went on.
     busy_turns: Cell<u32>,
     polls: Cell<u64>,
@@ -108,6 +111,8 @@ impl Executor {
             free: RefCell::default(),
             turn_ends: RefCell::default(),
             idle: RefCell::default(),
+            ends: Cell::new(0),
+            idles: Cell::new(0),
             busy_turns: Cell::new(0),
             polls: Cell::new(0),
             turns: Cell::new(0),
@@ -131,27 +136,35 @@ impl Executor {
 
     /// Returns at the end of this turn.
     pub fn turn_end(&self) -> impl Future<Output = ()> + 'static {
-        self.woken(|inner, waker| inner.turn_ends.borrow_mut().push(waker))
+        self.woken(|inner| &inner.ends, |inner, waker| inner.turn_ends.borrow_mut().push(waker))
     }
 
     /// Returns when nothing else is ready, or after [`BUSY_TURNS`].
     pub fn idle(&self) -> impl Future<Output = ()> + 'static {
-        self.woken(|inner, waker| inner.idle.borrow_mut().push_back(waker))
+        self.woken(|inner| &inner.idles, |inner, waker| inner.idle.borrow_mut().push_back(waker))
     }
 
-    /// Leaves a waker with `wait`, and returns once it runs.
-    fn woken<W>(&self, wait: W) -> impl Future<Output = ()> + use<W>
+    /// Leaves a waker with `wait`, and returns once `count` has grown: something else may wake the task before.
+    fn woken<C, W>(&self, count: C, wait: W) -> impl Future<Output = ()> + use<C, W>
     where
+        C: Fn(&Inner) -> &Cell<u64> + 'static,
         W: Fn(&Inner, Waker) + 'static,
     {
         let inner = self.0.clone();
-        let mut waited = false;
+        let mut waits: Option<(u64, Waker)> = None;
         std::future::poll_fn(move |context| {
-            if waited {
+            let now = count(&inner).get();
+            let (since, known) = match &waits {
+                Some((since, waker)) => (*since, waker.will_wake(context.waker())),
+                None => (now, false),
+            };
+            if since != now {
                 return Poll::Ready(());
             }
-            waited = true;
-            wait(&inner, context.waker().clone());
+            if !known {
+                wait(&inner, context.waker().clone());
+                waits = Some((since, context.waker().clone()));
+            }
             Poll::Pending
         })
     }
@@ -201,6 +214,7 @@ impl Executor {
         }
         self.0.busy_turns.set(0);
         let next = self.0.idle.borrow_mut().pop_front();
+        self.0.idles.set(self.0.idles.get() + 1);
         next.into_iter().for_each(Waker::wake);
     }
 
@@ -217,6 +231,7 @@ impl Executor {
         let waiting = std::mem::take(&mut *self.0.turn_ends.borrow_mut());
         if !waiting.is_empty() {
             let count = waiting.len();
+            self.0.ends.set(self.0.ends.get() + 1);
             waiting.into_iter().for_each(Waker::wake);
             // They do their work now, so that its I/O leaves with this park.
             self.poll_ready(count + TURN_POLLS);

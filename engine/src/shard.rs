@@ -13,7 +13,7 @@ use crate::batch::{AlarmChange, Batch, OP_HEADER_BYTES, Op};
 use crate::checkpoint::{self, Progress};
 use crate::clean::{self, Cleaning, Running};
 use crate::consolidate::Meanwhile;
-use crate::contents::{Contents, Resident};
+use crate::contents::Resident;
 use crate::directory::{Directory, Entry, IdMap, Known};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
@@ -22,7 +22,6 @@ use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
 use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
 use crate::live::Live;
-use crate::load;
 use crate::log::ahead::Ahead;
 pub use crate::log::queue::Ticket;
 use crate::log::queue::{Outcome, Queue};
@@ -32,7 +31,7 @@ use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
-use crate::snapshot::{Recent, Snapshot};
+use crate::snapshot::Recent;
 use crate::store::{Filter, ObjectInfo, Page};
 
 /// Entries of the directory that are walked over at a time.
@@ -454,54 +453,6 @@ impl<E: Env> Shard<E> {
         Ok(())
     }
 
-    /// Reads the whole object as it is durably, waiting for its commits in flight, but not for those
-    /// made later. One that does not exist is empty at [`Version::NONE`].
-    ///
-    /// Errors: `Corrupt`, with the object's id and the place; `Retry` (a file of the log can't be opened now);
-    /// `Poisoned`.
-    pub async fn load(&self, id: &ObjectId) -> Result<Contents> {
-        match self.newest(id).await? {
-            Ok(Some(entry)) if !entry.is_tree() && !entry.damaged => {
-                let _pins = load::pins(&self.0, &entry);
-                let read = load::load_chain(&self.0, id, entry.chain(), entry.stamp()).await;
-                read.map(|(over, _)| over.contents)
-            }
-            _ => self.snapshot(id).await?.into_contents().await,
-        }
-    }
-
-    /// The object as it is durably, waiting for its commits in flight, but not for those made later. Of a large
-    /// one the root is read, and a page when a key in it is asked for.
-    ///
-    /// Errors: as [`Shard::load`].
-    pub async fn snapshot(&self, id: &ObjectId) -> Result<Snapshot<E>> {
-        match self.newest(id).await?.map_err(|error| named(id, &error))? {
-            None => Ok(Snapshot::empty(&self.0, id)),
-            Some(entry) if entry.damaged => Err(damaged(id)),
-            Some(entry) => Snapshot::read(&self.0, id, &entry).await,
-        }
-    }
-
-    /// Whether the object is so large that it is better read in parts; as [`Shard::snapshot`] would find it.
-    ///
-    /// Errors: `Poisoned`.
-    pub(crate) async fn is_large(&self, id: &ObjectId) -> Result<bool> {
-        // What is wrong with it is for whoever reads it.
-        Ok(matches!(self.newest(id).await?, Ok(Some(entry)) if entry.is_tree()))
-    }
-
-    /// The entry of the newest durable state, once the commits that are in flight now have ended.
-    async fn newest(&self, id: &ObjectId) -> Result<Result<Option<Entry>>> {
-        self.settled(id).await?;
-        let warming = self.0.state.borrow().directory.warm(id);
-        if let Some(warming) = warming {
-            warming.await;
-            // A commit that was made meanwhile is no part of it.
-            self.check_healthy()?;
-        }
-        Ok(self.0.state.borrow().directory.get(id))
-    }
-
     /// Waits until every commit of the object that is in flight now has ended. Commits made
     /// meanwhile are not waited for, so that a busy object is read too.
     ///
@@ -703,12 +654,12 @@ fn frees_much(entry: &Entry, batch: &Batch) -> bool {
     entry.is_tree() && deletes().take(DELETES_MAX).count() == DELETES_MAX
 }
 
-fn damaged(id: &ObjectId) -> Error {
+pub(crate) fn damaged(id: &ObjectId) -> Error {
     Error::corrupt(format!("object {id}: a frame that it needs was lost"))
 }
 
 /// The error of an object whose part of the directory can't be read.
-fn named(id: &ObjectId, error: &Error) -> Error {
+pub(crate) fn named(id: &ObjectId, error: &Error) -> Error {
     Error::corrupt(format!("object {id}: {}", error.message()))
 }
 

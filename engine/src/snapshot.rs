@@ -202,6 +202,12 @@ impl<E: Env> Snapshot<E> {
         &self.opened.over.contents.origin
     }
 
+    /// What is known of it beside its keys.
+    pub fn head(&self) -> Contents {
+        let Contents { version, alarm, ref origin, .. } = self.opened.over.contents;
+        Contents { version, alarm, origin: origin.clone(), ..Contents::default() }
+    }
+
     /// Whether all of it is in memory, so that nothing is read any more.
     pub fn is_whole(&self) -> bool {
         self.opened.root.is_none()
@@ -237,8 +243,7 @@ impl<E: Env> Snapshot<E> {
         while let Some(some) = scan.next().await? {
             map.extend(some);
         }
-        let Contents { version, alarm, ref origin, .. } = self.opened.over.contents;
-        Ok(Contents { version, alarm, origin: origin.clone(), map })
+        Ok(Contents { map, ..self.head() })
     }
 
     /// Walks over keys and values, some at a time.

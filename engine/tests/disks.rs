@@ -3,7 +3,10 @@
 mod common;
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use common::{dir, disks};
@@ -90,6 +93,24 @@ fn a_panic_of_the_main_task_ends_the_core() {
         });
         assert!(ended.is_err(), "{choice:?}");
         let _: std::io::Result<()> = ended;
+    }
+}
+
+#[test]
+fn what_wakes_a_task_is_not_the_end_of_its_turn() {
+    for choice in disks() {
+        let dir = dir();
+        let ended = block_on(dir.path(), choice, async |env| {
+            let mut end = pin!(env.turn_end());
+            poll_fn(|cx| {
+                assert!(end.as_mut().poll(cx).is_pending());
+                assert!(end.as_mut().poll(cx).is_pending(), "something else woke it");
+                Poll::Ready(())
+            })
+            .await;
+            end.await;
+        });
+        ended.expect("the turn ends");
     }
 }
 

@@ -299,7 +299,7 @@ impl Inner {
             read = self.read(object, class).await;
         }
         let queue = self.end_start(object)?;
-        let (place, shard, mut contents) = match read {
+        let (place, shard, (mut contents, whole)) = match read {
             Ok(read) => read,
             Err(error) => {
                 self.refuse(&id, class, queue, error);
@@ -318,7 +318,8 @@ impl Inner {
         let watch = self.watch.clone();
         let home = Home { shard, id: object, class, bell, poisoned, watch };
         let bounds = self.topology.bounds(class);
-        let cache = Cache::new(&self.host, home, contents, bounds.cache, &self.budget);
+        let make = if whole { Cache::new } else { Cache::in_parts };
+        let cache = make(&self.host, home, contents, bounds.cache, &self.budget);
         let sockets = self.sockets_of(object, class);
         let instance = Instance::new(id, class, &self, cache, place, sockets);
         queue.into_iter().for_each(|(since, work)| instance.push_since(since, work));
@@ -433,20 +434,21 @@ impl Inner {
         }
     }
 
-    /// Reads an object once there is room for it, not too much is dirty, and its shard is open.
+    /// Reads an object once there is room for it, not too much is dirty, and its shard is open; of a large one
+    /// only what is known beside its keys, and `false`.
     async fn read(
         &self,
         object: ObjectId,
         class: usize,
-    ) -> engine::Result<(Place, Rc<dyn AnyShard>, Contents)> {
+    ) -> engine::Result<(Place, Rc<dyn AnyShard>, (Contents, bool))> {
         let idle = self.topology.bounds(class).idle;
         let place = self.residency.place(class, self.host.now(), idle).await?;
         self.budget.room().await;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
-            let contents = shard.load(object).await;
+            let found = shard.find(object).await;
             if shard.poisoned().is_none() {
-                return Ok((place, shard, contents?));
+                return Ok((place, shard, found?));
             }
         }
     }

@@ -167,7 +167,7 @@ async fn commit(core: &Inner, object: ObjectId, class: usize) -> Result<()> {
     let (bell, poisoned) = (core.alarms.bell(), core.shards.bell());
     let home = Home { shard, id: object, class, bell, poisoned, watch: core.watch.clone() };
     let nothing = Batch::new().delete_all().delete_alarm();
-    home.commit(&nothing, &Contents::default())?.await?;
+    home.commit(&nothing, Some(&Contents::default()))?.await?;
     Ok(())
 }
 

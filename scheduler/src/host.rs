@@ -6,10 +6,10 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use dormouse_cache::Backing;
+use dormouse_cache::{Backing, Stored};
 use dormouse_engine::signal::Signal;
 use dormouse_engine::{
-    AlarmChange, Batch, Contents, Env, Error, Host, Kind, ObjectId, Resident, Result, Shard,
+    AlarmChange, Batch, Contents, Env, Error, Found, Host, Kind, ObjectId, Resident, Result, Shard,
     Ticket, Version, Work,
 };
 use futures_util::future::{FutureExt, LocalBoxFuture};
@@ -110,8 +110,15 @@ pub(crate) type Skip<'a> = dyn Fn(&(u64, ObjectId)) -> bool + 'a;
 
 /// Some core's [`Shard`].
 pub(crate) trait AnyShard {
-    fn commit(&self, id: &ObjectId, batch: &Batch, resident: &dyn Resident) -> Result<Ticket>;
-    fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>>;
+    fn commit(
+        &self,
+        id: &ObjectId,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Result<Ticket>;
+    /// The object, and whether all of it: of a large one there are no keys.
+    fn find(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<(Contents, bool)>>;
+    fn snapshot(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Rc<dyn Stored>>>;
     /// The earliest alarms, at most `max`, by their times in milliseconds since 1970, without those that
     /// `skip` takes out.
     fn alarms(&self, max: usize, skip: &Skip<'_>) -> Vec<(u64, ObjectId)>;
@@ -121,13 +128,30 @@ pub(crate) trait AnyShard {
 }
 
 impl<E: Env> AnyShard for Shard<E> {
-    fn commit(&self, id: &ObjectId, batch: &Batch, resident: &dyn Resident) -> Result<Ticket> {
-        Shard::commit(self, id, batch, Some(resident))
+    fn commit(
+        &self,
+        id: &ObjectId,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> Result<Ticket> {
+        Shard::commit(self, id, batch, resident)
     }
 
-    fn load(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Contents>> {
+    fn find(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<(Contents, bool)>> {
         let shard = self.clone();
-        async move { Shard::load(&shard, &id).await }.boxed_local()
+        async move {
+            match Shard::find(&shard, &id).await? {
+                Found::Whole(contents) => Ok((contents, true)),
+                Found::Large(snapshot) => Ok((snapshot.head(), false)),
+            }
+        }
+        .boxed_local()
+    }
+
+    fn snapshot(&self, id: ObjectId) -> LocalBoxFuture<'static, Result<Rc<dyn Stored>>> {
+        let shard = self.clone();
+        async move { Ok(Rc::new(Shard::snapshot(&shard, &id).await?) as Rc<dyn Stored>) }
+            .boxed_local()
     }
 
     fn alarms(&self, max: usize, skip: &Skip<'_>) -> Vec<(u64, ObjectId)> {
@@ -184,7 +208,12 @@ fn look_at(error: Error, poisoned: &Signal) -> Error {
 impl Backing for Home {
     type Ticket = LocalBoxFuture<'static, Result<Version>>;
 
-    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> Result<Self::Ticket> {
+    fn snapshot(&self) -> LocalBoxFuture<'static, Result<Rc<dyn Stored>>> {
+        let (snapshot, poisoned) = (self.shard.snapshot(self.id), self.poisoned.clone());
+        async move { snapshot.await.map_err(|error| look_at(error, &poisoned)) }.boxed_local()
+    }
+
+    fn commit(&self, batch: &Batch, resident: Option<&dyn Resident>) -> Result<Self::Ticket> {
         let ticket = self.shard.commit(&self.id, batch, resident);
         let (class, watch, began) = (self.class, self.watch.clone(), self.watch.now());
         let failed = move |error, watch: &Watch, poisoned: &Signal| {

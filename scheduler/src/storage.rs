@@ -5,7 +5,7 @@
 //! otherwise.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Deref;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -57,6 +57,21 @@ enum OpState<T> {
     Waiting(Pin<Box<dyn Future<Output = Result<T>>>>),
     /// Waits with the gate closed.
     Closed(oneshot::Receiver<Result<T>>, Held),
+}
+
+/// Returns when all of the object's tasks that are woken by now had their turn. Twice, since something else may
+/// have woken this one before them.
+async fn behind_the_woken() {
+    let mut turns = 0;
+    poll_fn(|cx| {
+        if turns == 2 {
+            return Poll::Ready(());
+        }
+        turns += 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The lock of an operation: it goes when whoever awaits it has the result, or gives up, and soon after
@@ -151,7 +166,9 @@ impl Storage {
         let host = self.instance.host.clone();
         let task = async move {
             let _nobody_waits = sender.send(answer.await);
-            // The event that made it goes on first, if it is that which waits.
+            // The event that made it goes on first, if it is that which waits: the object's tasks go on in the
+            // order in which they are woken.
+            behind_the_woken().await;
             host.turn_end().await;
             lock.take();
         };

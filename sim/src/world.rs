@@ -91,7 +91,8 @@ pub(crate) struct Inner {
     tasks: RefCell<BTreeMap<u64, Spawned>>,
     next_id: Cell<u64>,
     events: RefCell<BTreeMap<(u64, u64), Event>>,
-    turn_ends: RefCell<Vec<Waker>>,
+    /// Each with whether it is over.
+    turn_ends: RefCell<Vec<(Rc<Cell<bool>>, Waker)>>,
     panics: RefCell<Vec<String>>,
     /// A core stands still once in so many polls; 0 for never.
     stalls: Cell<u64>,
@@ -228,8 +229,9 @@ impl World {
             let turn_ends = inner.turn_ends.borrow().len();
             if turn_ends > 0 && (runnable.is_empty() || random.one_in(8)) {
                 let index = random.index(turn_ends);
-                let waker = inner.turn_ends.borrow_mut().swap_remove(index);
+                let (over, waker) = inner.turn_ends.borrow_mut().swap_remove(index);
                 drop((random, runnable));
+                over.set(true);
                 waker.wake();
                 return Step::Advanced;
             }
@@ -547,13 +549,18 @@ impl Host for SimEnv {
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {
         let world = self.world.clone();
-        let mut waited = false;
+        let over = Rc::new(Cell::new(false));
         std::future::poll_fn(move |context| {
-            if waited {
+            // Something else may have woken the task.
+            if over.get() {
                 return Poll::Ready(());
             }
-            waited = true;
-            world.0.turn_ends.borrow_mut().push(context.waker().clone());
+            let waits = (over.clone(), context.waker().clone());
+            let mut turn_ends = world.0.turn_ends.borrow_mut();
+            match turn_ends.iter_mut().find(|(its, _)| Rc::ptr_eq(its, &over)) {
+                Some(known) => *known = waits,
+                None => turn_ends.push(waits),
+            }
             Poll::Pending
         })
     }

@@ -8,11 +8,13 @@ mod input_gate;
 mod model;
 mod ops;
 mod output_gate;
+mod parts;
 mod rules;
 mod store;
 mod tasks;
 mod transaction;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -43,6 +45,15 @@ impl World {
         let (env, store) = (TestEnv::default(), Store::new(&contents));
         let budget = Budget::new(usize::MAX);
         let cache = ActorCache::new(&env, store.clone(), contents, limits, &budget);
+        Self { env, store, cache }
+    }
+
+    /// The same, but of its keys none is in memory.
+    fn in_parts(contents: &Contents, limits: CacheLimits) -> Self {
+        let (env, store) = (TestEnv::default(), Store::new(contents));
+        let (head, budget) =
+            (Contents { map: BTreeMap::new(), ..contents.clone() }, Budget::new(usize::MAX));
+        let cache = ActorCache::in_parts(&env, store.clone(), head, limits, &budget);
         Self { env, store, cache }
     }
 

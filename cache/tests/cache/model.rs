@@ -11,8 +11,8 @@ use super::env::TestEnv;
 use super::store::{Commit, Store};
 use super::{World, now, pairs};
 
-type Key = Vec<u8>;
-type Map = BTreeMap<Key, Vec<u8>>;
+pub(super) type Key = Vec<u8>;
+pub(super) type Map = BTreeMap<Key, Vec<u8>>;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -32,11 +32,11 @@ enum Step {
 }
 
 /// Few keys, that are each other's prefixes, neighbours and successors.
-fn key() -> impl Strategy<Value = Key> {
+pub(super) fn key() -> impl Strategy<Value = Key> {
     prop::collection::vec(prop::sample::select(vec![0, b'a', b'b', 0xFF]), 0..3)
 }
 
-fn list() -> impl Strategy<Value = List> {
+pub(super) fn list() -> impl Strategy<Value = List> {
     let bound = || prop::option::of(key().prop_map(Bytes::from));
     let limit = prop::option::of(1..5_i64);
     (bound(), any::<bool>(), bound(), bound(), any::<bool>(), limit).prop_map(
@@ -70,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// What the list gives, said in the plainest way.
-fn expected(map: &Map, list: &List) -> Vec<(Bytes, Bytes)> {
+pub(super) fn expected(map: &Map, list: &List) -> Vec<(Bytes, Bytes)> {
     let included = |key: &[u8]| {
         list.start.as_ref().is_none_or(|start| key >= &start[..])
             && list.start_after.as_ref().is_none_or(|start| key > &start[..])

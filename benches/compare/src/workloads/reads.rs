@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read};
+use dormouse_cache::{ActorCache, Backing, Budget, CacheLimits, Read, Stored};
 use dormouse_engine::real::RealEnv;
 use dormouse_engine::{Batch, List, ObjectId, Resident, Shard, Ticket};
+use futures_util::future::{FutureExt, LocalBoxFuture};
 
 use crate::context::Context;
 use crate::data::{self, HOT_KEYS, HOT_OBJECT, Id, KEYS, Key, LIST_KEYS, LIST_OBJECT, Rng};
@@ -97,8 +98,17 @@ struct Home {
 impl Backing for Home {
     type Ticket = Ticket;
 
-    fn commit(&self, batch: &Batch, resident: &dyn Resident) -> dormouse_engine::Result<Ticket> {
-        self.shard.commit(&self.id, batch, Some(resident))
+    fn commit(
+        &self,
+        batch: &Batch,
+        resident: Option<&dyn Resident>,
+    ) -> dormouse_engine::Result<Ticket> {
+        self.shard.commit(&self.id, batch, resident)
+    }
+
+    fn snapshot(&self) -> LocalBoxFuture<'static, dormouse_engine::Result<Rc<dyn Stored>>> {
+        let (shard, id) = (self.shard.clone(), self.id);
+        async move { Ok(Rc::new(shard.snapshot(&id).await?) as Rc<dyn Stored>) }.boxed_local()
     }
 }
 

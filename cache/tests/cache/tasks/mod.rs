@@ -409,7 +409,12 @@ impl Future for Mortal {
 
 fn play(seed: u64, budget: usize, programs: Vec<Vec<Step>>, acts: Vec<Act>) {
     let (env, store) = (TestEnv::seeded(seed), Store::new(&Contents::default()));
-    let limits = CacheLimits { dirty_bytes_max: 300, flush_attempts_max: 4, ..CacheLimits::TINY };
+    let limits = CacheLimits {
+        dirty_bytes_max: 300,
+        flush_attempts_max: 4,
+        kept_bytes_max: usize::MAX,
+        ..CacheLimits::TINY
+    };
     let budget = Budget::new(budget);
     let cache = Cache::new(&env, store.clone(), Contents::default(), limits, &budget);
     let (gate, model) = (cache.input_gate(), Rc::new(RefCell::new(Model::new())));
