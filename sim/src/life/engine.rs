@@ -1,6 +1,7 @@
 //! Lives of the engine alone: clients commit to shards, as an embedder does.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -162,7 +163,8 @@ impl Life<'_> {
         // has three.
         let frees = self.plan.faults.is_only_small() && self.plan.shards == 1;
         let (env, checker) = (running.env.clone(), self.checker());
-        let client = Client { env, checker, shards, frees, kept: RefCell::default() };
+        let bringing = running.bringing.clone();
+        let client = Client { env, checker, shards, frees, bringing, kept: RefCell::default() };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
         running.env.spawn("client", async move {
             for step in steps {
@@ -415,14 +417,21 @@ pub(super) struct Client {
     pub(super) shards: Shards,
     /// Whether what only frees is never refused.
     frees: bool,
+    bringing: Bringing,
     /// A look at an object of a while ago, and what it held.
     pub(super) kept: RefCell<Option<(Snapshot<SimEnv>, Contents)>>,
 }
+
+/// Commits on their way, by object, that bring something or wait behind some that do: those go with them where
+/// they are refused, for the commits of an object survive as a prefix.
+pub(super) type Bringing = Rc<RefCell<BTreeMap<ObjectId, usize>>>;
 
 /// A commit that is on its way.
 struct Submitted {
     ticket: Ticket,
     only_frees: bool,
+    /// Whether it counts as [`Bringing`].
+    brings: bool,
 }
 
 impl Client {
@@ -510,16 +519,22 @@ impl Client {
             shard_of(&self.shards, id).commit(id, &batch, resident).context("committing")?;
         let only_frees = batch.only_frees();
         self.checker.reference.borrow_mut().submitted(*id, batch, ticket.version());
-        Ok(Submitted { ticket, only_frees })
+        let mut bringing = self.bringing.borrow_mut();
+        let brings = !only_frees || bringing.get(id).is_some_and(|count| *count > 0);
+        *bringing.entry(*id).or_default() += usize::from(brings);
+        drop(bringing);
+        Ok(Submitted { ticket, only_frees, brings })
     }
 
     async fn acknowledge(&self, id: &ObjectId, commits: Vec<Submitted>) -> Result<()> {
         let mut failed = Ok(());
-        for Submitted { ticket, only_frees } in commits {
+        for Submitted { ticket, only_frees, brings } in commits {
             let version = ticket.version();
             let shard = shard_of(&self.shards, id);
-            if let Err(error) = ticket.await {
-                if error.kind() == Kind::NoSpace && only_frees && self.frees && failed.is_ok() {
+            let ended = ticket.await;
+            *self.bringing.borrow_mut().entry(*id).or_default() -= usize::from(brings);
+            if let Err(error) = ended {
+                if error.kind() == Kind::NoSpace && !brings && self.frees {
                     let stats = shard.stats();
                     let what = format!("what only frees is refused: {error}; {stats:?}");
                     self.checker.shared.fail(what);

@@ -109,6 +109,7 @@ struct Running {
     clients: Rc<Cell<usize>>,
     stack: Option<stack::Stack>,
     shards: Rc<RefCell<Option<engine::Shards>>>,
+    bringing: engine::Bringing,
 }
 
 impl Life<'_> {
@@ -222,6 +223,7 @@ impl Life<'_> {
             clients: Rc::default(),
             stack: None,
             shards: Rc::default(),
+            bringing: engine::Bringing::default(),
         }
     }
 
