@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
@@ -12,7 +13,7 @@ use dormouse_engine::{Contents, Error, Host, Result, Version};
 use crate::answer::Answer;
 use crate::budget::Budget;
 use crate::entries::Entries;
-use crate::flush::{self, Backing, Watch};
+use crate::flush::{self, Backing};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
 use crate::limits::CacheLimits;
@@ -36,7 +37,7 @@ pub struct ActorCache<E: Host, B: Backing>(pub(crate) Rc<Inner<E, B>>);
 pub(crate) struct Inner<E: Host, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
-    pub(crate) limits: CacheLimits,
+    pub(crate) limits: Arc<CacheLimits>,
     pub(crate) budget: Budget,
     pub(crate) state: RefCell<State>,
     pub(crate) output: OutputGate,
@@ -46,7 +47,6 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     /// An operation came after the end: the next flush fails and breaks the gate.
     doomed: Cell<bool>,
     flusher: Cell<bool>,
-    pub(crate) watch: RefCell<Option<Watch>>,
 }
 
 impl<E: Host, B: Backing> Clone for ActorCache<E, B> {
@@ -71,9 +71,10 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         env: &E,
         backing: B,
         contents: Contents,
-        limits: CacheLimits,
+        limits: impl Into<Arc<CacheLimits>>,
         budget: &Budget,
     ) -> Self {
+        let limits = limits.into();
         limits.check();
         let output = OutputGate::default();
         Self(Rc::new(Inner {
@@ -87,7 +88,6 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
             terminal: RefCell::new(None),
             doomed: Cell::new(false),
             flusher: Cell::new(false),
-            watch: RefCell::new(None),
         }))
     }
 
@@ -262,7 +262,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     }
 
     /// Returns the reason once the output gate is broken: the object must be reset.
-    pub fn broken(&self) -> impl Future<Output = Error> + 'static {
+    pub fn broken(&self) -> impl Future<Output = Error> + Unpin + use<E, B> {
         self.0.output.broken()
     }
 

@@ -23,9 +23,11 @@ mod entries;
 mod flush;
 mod gate;
 mod limits;
+mod map;
 mod ops;
 mod state;
 mod txn;
+mod watch;
 
 pub use answer::Answer;
 pub use budget::Budget;

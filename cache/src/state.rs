@@ -22,6 +22,7 @@ use dormouse_engine::{Batch, Contents, Origin, Resident, Version};
 use crate::budget::{Budget, Share};
 use crate::entries::{Entries, Size};
 use crate::gate::output::OutputGate;
+use crate::map::Map;
 use crate::ops::{AlarmRun, AlarmToo, Confirmation, Outcome};
 use crate::txn::Overlays;
 use dormouse_engine::List;
@@ -29,14 +30,11 @@ use dormouse_engine::List;
 /// What an entry counts beside its key and its value.
 const ENTRY_BYTES: usize = 64;
 
-/// A node of the map, with as many entries as it has after it was split.
-const NODE_BYTES: usize = 720;
-const NODE_ENTRIES: usize = 6;
 /// What shares the bytes of a key and of a value, and what the allocator rounds up.
 const SHARED_BYTES: usize = 48;
 
 fn memory_of(entries: usize, bytes: usize) -> usize {
-    entries.div_ceil(NODE_ENTRIES) * NODE_BYTES + entries * SHARED_BYTES + bytes
+    Map::memory_of(entries) + entries * SHARED_BYTES + bytes
 }
 
 /// What the cache of an object with these contents takes for keys and values, all of them clean.
@@ -46,7 +44,7 @@ pub fn memory_bytes(contents: &Contents) -> usize {
 
 /// The state of one object.
 pub(crate) struct State {
-    map: BTreeMap<Bytes, Bytes>,
+    map: Map,
     map_bytes: usize,
     alarm: Option<u64>,
     durable_alarm: Option<u64>,
@@ -108,7 +106,7 @@ impl State {
     pub(crate) fn new(contents: Contents, gate: OutputGate, budget: &Budget) -> Self {
         Self {
             map_bytes: contents.bytes(),
-            map: contents.map,
+            map: contents.map.into(),
             alarm: contents.alarm,
             durable_alarm: contents.alarm,
             deferred: false,
