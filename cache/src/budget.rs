@@ -1,4 +1,5 @@
-//! [`Budget`]: the dirty bytes of all objects of a core together, and who waits until they are fewer.
+//! [`Budget`]: the dirty bytes of all objects of a core together, and who waits until they are fewer;
+//! and the timers that flushes share.
 //!
 //! Invariants:
 //!
@@ -14,7 +15,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use crate::gate::{Waiters, wake_all};
+use crate::gate::{Ticket, Waiters, wake_all};
+use crate::watch::Watches;
 
 /// What the objects of one core may have dirty together. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,14 +27,15 @@ struct Shared {
     dirty_bytes_max: usize,
     bytes: Cell<usize>,
     waiters: RefCell<Waiters>,
+    watches: Watches,
 }
 
 impl Budget {
     /// A core's. Above `dirty_bytes_max`, writes are answered, and turns start, only after a flush of
     /// some object.
     pub fn new(dirty_bytes_max: usize) -> Self {
-        let (bytes, waiters) = (Cell::new(0), RefCell::default());
-        Self(Rc::new(Shared { dirty_bytes_max, bytes, waiters }))
+        let (bytes, waiters, watches) = Default::default();
+        Self(Rc::new(Shared { dirty_bytes_max, bytes, waiters, watches }))
     }
 
     /// What is dirty or in flight, in the measure of
@@ -50,6 +53,11 @@ impl Budget {
     /// Waits until there is room. Dropping it changes nothing.
     pub fn room(&self) -> impl Future<Output = ()> + use<> {
         Room { budget: self.clone(), ticket: None }
+    }
+
+    /// Timers of flushes that are over.
+    pub(crate) fn watches(&self) -> &Watches {
+        &self.0.watches
     }
 
     /// Wakes those who wait, if there is room. To be called when dirty bytes became fewer, with
@@ -70,7 +78,7 @@ impl Budget {
 /// A wait for room.
 struct Room {
     budget: Budget,
-    ticket: Option<u64>,
+    ticket: Option<Ticket>,
 }
 
 impl Future for Room {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use dormouse_engine::{Contents, Error, Host, Result, Version};
@@ -12,7 +13,7 @@ use dormouse_engine::{Contents, Error, Host, Result, Version};
 use crate::answer::Answer;
 use crate::budget::Budget;
 use crate::entries::Entries;
-use crate::flush::{self, Backing, Watch};
+use crate::flush::{self, Backing};
 use crate::gate::input::InputGate;
 use crate::gate::output::OutputGate;
 use crate::keys::{Listing, Lookup};
@@ -38,7 +39,7 @@ pub struct ActorCache<E: Host, B: Backing>(pub(crate) Rc<Inner<E, B>>);
 pub(crate) struct Inner<E: Host, B: Backing> {
     pub(crate) env: E,
     pub(crate) backing: B,
-    pub(crate) limits: CacheLimits,
+    pub(crate) limits: Arc<CacheLimits>,
     pub(crate) budget: Budget,
     pub(crate) state: RefCell<State>,
     pub(crate) output: OutputGate,
@@ -48,7 +49,6 @@ pub(crate) struct Inner<E: Host, B: Backing> {
     /// An operation came after the end: the next flush fails and breaks the gate.
     doomed: Cell<bool>,
     flusher: Cell<bool>,
-    pub(crate) watch: RefCell<Option<Watch>>,
     pub(crate) reads: Reads,
 }
 
@@ -74,7 +74,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         env: &E,
         backing: B,
         contents: Contents,
-        limits: CacheLimits,
+        limits: impl Into<Arc<CacheLimits>>,
         budget: &Budget,
     ) -> Self {
         Self::with(env, backing, limits, budget, |gate| State::new(contents, gate, budget))
@@ -86,7 +86,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         env: &E,
         backing: B,
         head: Contents,
-        limits: CacheLimits,
+        limits: impl Into<Arc<CacheLimits>>,
         budget: &Budget,
     ) -> Self {
         Self::with(env, backing, limits, budget, |gate| State::new(head, gate, budget).in_parts())
@@ -95,10 +95,11 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     fn with(
         env: &E,
         backing: B,
-        limits: CacheLimits,
+        limits: impl Into<Arc<CacheLimits>>,
         budget: &Budget,
         state: impl FnOnce(OutputGate) -> State,
     ) -> Self {
+        let limits = limits.into();
         limits.check();
         let output = OutputGate::default();
         Self(Rc::new(Inner {
@@ -112,7 +113,6 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
             terminal: RefCell::new(None),
             doomed: Cell::new(false),
             flusher: Cell::new(false),
-            watch: RefCell::new(None),
             reads: Reads::default(),
         }))
     }
@@ -327,7 +327,7 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
     }
 
     /// Returns the reason once the output gate is broken: the object must be reset.
-    pub fn broken(&self) -> impl Future<Output = Error> + 'static {
+    pub fn broken(&self) -> impl Future<Output = Error> + Unpin + use<E, B> {
         self.0.output.broken()
     }
 

@@ -10,7 +10,7 @@
 //! A flush waits until a snapshot of the object that is being opened is open: see `reads`.
 
 use std::future::{Future, poll_fn, ready};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
 
 use crate::cache::Inner;
+use crate::watch::Watch;
 
 /// What the cache needs of the engine: commits and reads of one object.
 pub trait Backing: 'static {
@@ -145,11 +146,6 @@ async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
     }
 }
 
-/// An object's one timer. A flush that finds it set goes along with it, since setting one costs
-/// more than a flush should: an object sets it once in [`flush_max`](crate::CacheLimits::flush_max)
-/// at most, however often it flushes.
-pub(crate) type Watch = Pin<Box<dyn Future<Output = ()>>>;
-
 /// What the ticket says, or that the flush that began then has taken too long.
 async fn in_time<E: Host, B: Backing, T>(
     cache: &Inner<E, B>,
@@ -157,7 +153,8 @@ async fn in_time<E: Host, B: Backing, T>(
     ticket: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let mut ticket = pin!(ticket);
-    poll_fn(|cx| {
+    let mut watch = None;
+    let result = poll_fn(|cx| {
         if let Poll::Ready(result) = ticket.as_mut().poll(cx) {
             return Poll::Ready(result);
         }
@@ -167,15 +164,18 @@ async fn in_time<E: Host, B: Backing, T>(
                 let text = "a flush took too long; whether it happened is not known";
                 return Poll::Ready(Err(Error::new(Kind::Overloaded, text)));
             }
-            let set = cache.watch.take();
-            let mut watch = set.unwrap_or_else(|| Box::pin(cache.env.sleep(left)));
-            if watch.as_mut().poll(cx).is_pending() {
-                cache.watch.replace(Some(watch));
+            let set = || cache.budget.watches().take(began + cache.limits.flush_max);
+            let set = watch.take().or_else(set);
+            let mut set = set.unwrap_or_else(|| Watch::new(&cache.env, left));
+            if set.timer.as_mut().poll(cx).is_pending() {
+                watch = Some(set);
                 return Poll::Pending;
             }
         }
     })
-    .await
+    .await;
+    watch.into_iter().for_each(|watch| cache.budget.watches().give_back(watch));
+    result
 }
 
 /// Breaks the gate if the flusher is dropped or panics before its work is done: what waits for it

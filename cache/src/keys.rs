@@ -16,23 +16,21 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use dormouse_engine::Contents;
-use dormouse_engine::list::{Direction, List, Range};
+use dormouse_engine::list::{Direction, List, Range, Sorted};
 
 use crate::entries::{Entries, Size, is_large};
+use crate::map::Map;
 use crate::ranges::{Ranges, Span, only};
 use crate::txn::Overlays;
 
 /// What an entry counts beside its key and its value.
 pub(crate) const ENTRY_BYTES: usize = 64;
 
-/// A node of the map, with as many entries as it has after it was split.
-const NODE_BYTES: usize = 720;
-const NODE_ENTRIES: usize = 6;
 /// What shares the bytes of a key and of a value, and what the allocator rounds up.
 const SHARED_BYTES: usize = 48;
 
 fn memory_of(entries: usize, bytes: usize) -> usize {
-    entries.div_ceil(NODE_ENTRIES) * NODE_BYTES + entries * SHARED_BYTES + bytes
+    Map::memory_of(entries) + entries * SHARED_BYTES + bytes
 }
 
 /// What the cache of an object with these contents takes for keys and values, all of them clean.
@@ -52,7 +50,7 @@ pub(crate) enum Lookup {
 /// The keys and values that are in memory.
 #[derive(Debug)]
 pub(crate) struct Keys {
-    map: BTreeMap<Bytes, Bytes>,
+    map: Map,
     map_bytes: usize,
     /// None if all are.
     parts: Option<Box<Parts>>,
@@ -93,17 +91,17 @@ pub(crate) enum Listing {
 
 impl Keys {
     /// All keys.
-    pub(crate) fn whole(map: BTreeMap<Bytes, Bytes>, map_bytes: usize) -> Self {
+    pub(crate) fn whole(map: Map, map_bytes: usize) -> Self {
         Self { map, map_bytes, parts: None, epoch: 0 }
     }
 
     /// None, of an object that has some.
     pub(crate) fn unknown() -> Self {
-        Self { parts: Some(Box::default()), ..Self::whole(BTreeMap::new(), 0) }
+        Self { parts: Some(Box::default()), ..Self::whole(Map::default(), 0) }
     }
 
     /// The map, if it holds all keys.
-    pub(crate) fn all(&self) -> Option<&BTreeMap<Bytes, Bytes>> {
+    pub(crate) fn all(&self) -> Option<&Map> {
         self.parts.is_none().then_some(&self.map)
     }
 
@@ -182,7 +180,7 @@ impl Keys {
     /// Deletes all: it is whole then. Whether there was nothing, for sure.
     pub(crate) fn clear(&mut self) -> bool {
         let was_empty = self.map.is_empty() && self.parts.is_none();
-        *self = Self { epoch: self.epoch, ..Self::whole(BTreeMap::new(), 0) };
+        *self = Self { epoch: self.epoch, ..Self::whole(Map::default(), 0) };
         was_empty
     }
 
@@ -196,7 +194,7 @@ impl Keys {
     pub(crate) fn learn(&mut self, epoch: u64, span: Span, entries: &[(Bytes, Bytes)]) {
         let Some(parts) = self.parts.as_mut().filter(|_| epoch == self.epoch) else { return };
         for (key, value) in entries {
-            if !parts.known.contains(key) && !self.map.contains_key(key) {
+            if !parts.known.contains(key) && self.map.get(key).is_none() {
                 self.map_bytes += key.len() + value.len();
                 self.map.insert(Bytes::copy_from_slice(key), alone(value));
             }
@@ -237,7 +235,7 @@ impl Keys {
         }
         drop(old);
         // Of what is dirty and not in the map, it is known that it is deleted.
-        for key in dirty.filter(|key| !self.map.contains_key(&key[..])) {
+        for key in dirty.filter(|key| self.map.get(key).is_none()) {
             known.add(only(key));
         }
         self.parts = Some(Box::new(Parts { known, used: Ranges::default() }));
@@ -248,11 +246,12 @@ impl Keys {
         &mut self,
         stays: impl Fn(&Bytes) -> bool,
         dirty: impl Iterator<Item = &'a Bytes>,
-    ) -> BTreeMap<Bytes, Bytes> {
+    ) -> Map {
         let old = std::mem::take(&mut self.map);
-        let dirty = dirty.filter_map(|key| old.get_key_value(&key[..]));
+        let dirty = dirty.filter_map(|key| old.get_key_value(key));
         let clean = old.iter().filter(|(key, _)| stays(key));
-        self.map = clean.chain(dirty).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let kept = clean.chain(dirty).map(|(key, value)| (key.clone(), value.clone()));
+        self.map = kept.collect::<BTreeMap<_, _>>().into();
         self.map_bytes = self.map.iter().map(|(key, value)| key.len() + value.len()).sum();
         old
     }
@@ -286,7 +285,7 @@ impl Keys {
             (Direction::Descending, Some(last)) => span.0 = last,
         }
         let within = |key: &Bytes| *key >= span.0 && span.1.as_ref().is_none_or(|end| key < end);
-        let in_map = self.map.range::<[u8], _>(range.bounds());
+        let in_map = self.map.range(range.bounds());
         let mut seen: BTreeMap<Bytes, Option<Bytes>> = match range.direction() {
             Direction::Ascending => in_map.take_while(|(key, _)| within(key)).map(known).collect(),
             Direction::Descending => {

@@ -25,11 +25,13 @@ mod flush;
 mod gate;
 mod keys;
 mod limits;
+mod map;
 mod ops;
 mod ranges;
 mod reads;
 mod state;
 mod txn;
+mod watch;
 
 pub use answer::Answer;
 pub use budget::Budget;

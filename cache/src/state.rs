@@ -100,7 +100,7 @@ impl State {
         let map_bytes = contents.bytes();
         let Contents { version, alarm, origin, map } = contents;
         Self {
-            keys: Keys::whole(map, map_bytes),
+            keys: Keys::whole(map.into(), map_bytes),
             alarm,
             durable_alarm: alarm,
             deferred: false,

@@ -4,6 +4,7 @@
 //! runs on a real core (`RealEnv`) and in the simulator (`SimEnv`).
 
 use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use crate::error::Result;
@@ -29,6 +30,11 @@ pub trait Host: Clone + 'static {
     /// Runs `task` on this core until it ends. A panic ends that task alone and is logged with
     /// its name.
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static);
+
+    /// As [`spawn`](Self::spawn), of one that is in a box already and needs no second one.
+    fn spawn_boxed(&self, name: &'static str, task: Pin<Box<dyn Future<Output = ()>>>) {
+        self.spawn(name, task);
+    }
 
     /// Returns when no other task of this core is ready, or the turn's budget is used up: the
     /// moment to do what all tasks of a turn share.

@@ -122,11 +122,16 @@ impl Executor {
 
     /// Adds a task. A panic ends it alone and is logged with its name.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + 'static) {
+        self.spawn_boxed(name, Box::pin(future));
+    }
+
+    /// The same of one that is in a box already.
+    pub fn spawn_boxed(&self, name: &'static str, future: Pin<Box<dyn Future<Output = ()>>>) {
         let mut tasks = self.0.tasks.borrow_mut();
         let index = self.0.free.borrow_mut().pop().unwrap_or(tasks.len());
         let remote = self.0.remote.clone();
         let waker = Arc::new(TaskWaker { index, queued: AtomicBool::new(false), remote });
-        let task = Task { name, future: Some(Box::pin(future)), waker: waker.clone() };
+        let task = Task { name, future: Some(future), waker: waker.clone() };
         match tasks.get_mut(index) {
             Some(slot) => *slot = Some(task),
             None => tasks.push(Some(task)),

@@ -143,6 +143,21 @@ fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
     Some(end.into())
 }
 
+/// From which key to which.
+pub type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// A map of keys and values in the order of the keys.
+pub trait Sorted {
+    /// Its entries from one key to another, that does not come before.
+    fn range(&self, bounds: Bounds<'_>) -> impl DoubleEndedIterator<Item = (&Bytes, &Bytes)>;
+}
+
+impl Sorted for BTreeMap<Bytes, Bytes> {
+    fn range(&self, bounds: Bounds<'_>) -> impl DoubleEndedIterator<Item = (&Bytes, &Bytes)> {
+        self.range::<[u8], _>(bounds)
+    }
+}
+
 /// A checked, nonempty range of keys.
 #[derive(Clone, Debug)]
 pub struct Range {
@@ -216,14 +231,14 @@ impl Range {
     }
 
     /// The range's bounds, for `BTreeMap::range`.
-    pub fn bounds(&self) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    pub fn bounds(&self) -> Bounds<'_> {
         let end = self.end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         (Bound::Included(&self.start), end)
     }
 
     /// Shows the keys of `map` in the range and their values, in its order, at most its limit.
-    pub fn visit(&self, map: &BTreeMap<Bytes, Bytes>, mut visit: impl FnMut(&Bytes, &Bytes)) {
-        let entries = map.range::<[u8], _>(self.bounds());
+    pub fn visit(&self, map: &impl Sorted, mut visit: impl FnMut(&Bytes, &Bytes)) {
+        let entries = map.range(self.bounds());
         let each = |(key, value)| visit(key, value);
         match self.direction {
             Direction::Ascending => entries.take(self.limit).for_each(each),
@@ -254,11 +269,11 @@ impl Range {
     /// merged, then cut at the limit.
     pub fn visit_under<'a>(
         &self,
-        map: &'a BTreeMap<Bytes, Bytes>,
+        map: &'a impl Sorted,
         overlay: impl DoubleEndedIterator<Item = OverlayEntry<'a>>,
         mut visit: impl FnMut(&Bytes, &Bytes),
     ) {
-        let entries = map.range::<[u8], _>(self.bounds());
+        let entries = map.range(self.bounds());
         let each = |(key, value)| visit(key, value);
         match self.direction {
             Direction::Ascending => {

@@ -6,6 +6,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -187,6 +188,10 @@ impl Host for RealEnv {
 
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         self.0.executor.spawn(name, task);
+    }
+
+    fn spawn_boxed(&self, name: &'static str, task: Pin<Box<dyn Future<Output = ()>>>) {
+        self.0.executor.spawn_boxed(name, task);
     }
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {

@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,11 +26,12 @@ use crate::deletion::{self, Deletion};
 use crate::error::{Error, Overload, Result};
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
-use crate::instance::{Cache, Instance, Work};
+use crate::instance::{Cache, Event, Instance, Work};
 use crate::residency::{self, Budgets, Place};
 use crate::shards::Shards;
 use crate::socket::connection::SocketBudget;
 use crate::socket::sockets::Sockets;
+use crate::spare::Spare;
 use crate::topology::{Mail, Topology};
 use crate::watch::{Awake, Count, Reasons, Resident, Spread, Watch};
 
@@ -52,7 +53,7 @@ const ROOM_PAUSE: Duration = Duration::from_millis(20);
 /// Where an object is on its way into memory.
 pub(crate) enum Slot {
     /// Being read and built; what comes meanwhile waits. Next: live, deleting, gone.
-    Starting(Starting),
+    Starting(Box<Starting>),
     /// Next: deleting, gone.
     Live(Rc<Instance>),
     /// Next: starting, gone.
@@ -85,6 +86,8 @@ pub(crate) struct Inner {
     /// What the objects may have dirty.
     budget: Budget,
     pub(crate) watch: Rc<Watch>,
+    /// Of objects that have nothing to do.
+    pub(crate) spare: Spare<Event>,
     /// The core is to end: an object leaves as soon as it can, also one that starts only now.
     draining: Cell<bool>,
     /// An object became live, or left.
@@ -123,6 +126,7 @@ impl Core {
             residency,
             budget: Budget::new(topology.limits().dirty_bytes),
             topology,
+            spare: Spare::default(),
             draining: Cell::default(),
             moved: Signal::default(),
         });
@@ -234,7 +238,8 @@ impl Inner {
                     work => instance.push(work),
                 };
             }
-            Some(Slot::Starting(Starting { queue, .. })) => {
+            Some(Slot::Starting(starting)) => {
+                let queue = &mut starting.queue;
                 return match work {
                     Work::Call(call) if queue.len() >= calls_max => {
                         self.watch.of(class).add(Count::Overloads, 1);
@@ -257,21 +262,25 @@ impl Inner {
     }
 
     pub(crate) fn begin_life(self: &Rc<Self>, id: Id, class: usize, queue: Waiting) {
-        let starting = Starting { id: id.clone(), class, queue };
+        let starting = Box::new(Starting { id: id.clone(), class, queue });
         self.objects.borrow_mut().insert(id.object(), Slot::Starting(starting));
         self.host.spawn("object", self.clone().live_through(id, class));
     }
 
     /// One life of an object.
-    async fn live_through(self: Rc<Self>, id: Id, class: usize) {
-        // In a box of its own: an idle object does not keep room for how it was started.
-        if let Some(instance) = self.clone().start(id, class).boxed_local().await {
-            instance.clone().run(self.topology.class(class)).await;
-            self.count_end(&instance);
-            instance.place.leave();
-            self.leave(&instance);
+    fn live_through(self: Rc<Self>, id: Id, class: usize) -> impl Future<Output = ()> + 'static {
+        // In a box of its own: an idle object does not keep room for how it was started, nor for what
+        // it was started with.
+        let start = self.clone().start(id, class).boxed_local();
+        async move {
+            if let Some(instance) = start.await {
+                instance.run(&self).await;
+                self.count_end(&instance);
+                instance.place.leave();
+                self.leave(&instance);
+            }
+            self.moved.notify();
         }
-        self.moved.notify();
     }
 
     /// Counts an instance that has ended.
@@ -281,7 +290,8 @@ impl Inner {
         match instance.reset_reason() {
             None => {
                 counts.add(Count::Evictions, 1);
-                counts.add(Count::Hibernations, u64::from(instance.sockets.count() > 0));
+                let connections = instance.sockets().map_or(0, |sockets| sockets.count());
+                counts.add(Count::Hibernations, u64::from(connections > 0));
             }
             Some(reason) => {
                 counts.add(Count::Resets, 1);
@@ -319,9 +329,8 @@ impl Inner {
         let home = Home { shard, id: object, class, bell, poisoned, watch };
         let bounds = self.topology.bounds(class);
         let make = if whole { Cache::new } else { Cache::in_parts };
-        let cache = make(&self.host, home, contents, bounds.cache, &self.budget);
-        let sockets = self.sockets_of(object, class);
-        let instance = Instance::new(id, class, &self, cache, place, sockets);
+        let cache = make(&self.host, home, contents, bounds.cache.clone(), &self.budget);
+        let instance = Instance::new(id, class, &self, cache, place);
         queue.into_iter().for_each(|(since, work)| instance.push_since(since, work));
         self.objects.borrow_mut().insert(object, Slot::Live(instance.clone()));
         if self.draining.get() {
@@ -338,9 +347,10 @@ impl Inner {
             return false;
         }
         let mut objects = self.objects.borrow_mut();
-        let Some(Slot::Starting(Starting { queue, .. })) = objects.get_mut(&id.object()) else {
+        let Some(Slot::Starting(starting)) = objects.get_mut(&id.object()) else {
             return false;
         };
+        let queue = &mut starting.queue;
         let is_frame = |(_, work): &(Duration, Work)| matches!(work, Work::Socket(_));
         let (frames, others) = std::mem::take(queue).into_iter().partition(is_frame);
         *queue = frames;
@@ -397,7 +407,8 @@ impl Inner {
         let name = |class| self.topology.class(class).name.clone();
         match slot {
             Slot::Live(instance) => instance.resident(name(instance.class)),
-            Slot::Starting(Starting { id, class, queue }) => {
+            Slot::Starting(starting) => {
+                let Starting { id, class, queue } = &**starting;
                 let since = queue.front().map(|(since, _)| *since);
                 self.not_live(id, name(*class), Awake::Starting, queue, since)
             }
@@ -441,8 +452,7 @@ impl Inner {
         object: ObjectId,
         class: usize,
     ) -> engine::Result<(Place, Rc<dyn AnyShard>, (Contents, bool))> {
-        let idle = self.topology.bounds(class).idle;
-        let place = self.residency.place(class, self.host.now(), idle).await?;
+        let place = self.residency.place(class, self.host.now()).await?;
         self.budget.room().await;
         loop {
             let shard = self.shards.wait(self.shards.place(object)).await?;
@@ -482,18 +492,25 @@ impl Inner {
         self.moved.until(all).await;
     }
 
-    /// The object's connections, for an instance that begins.
-    fn sockets_of(self: &Rc<Self>, object: ObjectId, class: usize) -> Rc<Sockets> {
-        let mut all = self.sockets.borrow_mut();
-        let new = || Sockets::new(self, class, self.topology.limits().sockets);
-        all.entry(object).or_insert_with(new).clone()
+    /// Where the connections of an instance are kept that has none yet; of one that is not this object's
+    /// any more, nowhere else.
+    pub(crate) fn new_sockets(self: &Rc<Self>, instance: &Instance) -> Rc<Sockets> {
+        let object = instance.id.object();
+        let sockets = Sockets::new(self, instance.class, self.topology.limits().sockets);
+        let is_live = self.live(object).is_some_and(|live| std::ptr::eq(&*live, instance));
+        if is_live {
+            let before = self.sockets.borrow_mut().insert(object, sockets.clone());
+            assert!(before.is_none(), "an instance begins with what is there");
+        }
+        sockets
     }
 
     /// What becomes of the connections of an instance that has ended: dropped by a reset,
     /// else kept if there are any. What it set for them, and there is none, is kept for a while:
     /// of the objects that ended last.
     pub(crate) fn keep_sockets(&self, instance: &Instance) {
-        let (object, sockets) = (instance.id.object(), &instance.sockets);
+        let Some(sockets) = instance.sockets() else { return };
+        let object = instance.id.object();
         match instance.reset_reason() {
             Some(_) => sockets.disconnect(),
             None => sockets.drop_leaving(),
@@ -535,7 +552,7 @@ impl Inner {
     async fn drain(&self) {
         self.draining.set(true);
         for instance in self.instances() {
-            instance.sockets.hang_up_live();
+            instance.sockets().into_iter().for_each(|sockets| sockets.hang_up_live());
             instance.evict();
         }
         let limit = self.host.sleep(DRAIN_MAX).boxed_local();

@@ -106,7 +106,7 @@ pub(crate) fn begin(core: &Rc<Inner>, id: Id, class: usize, reply: Reply<()>) {
     let error = Error::deleted(&id);
     if let Some(instance) = &leaving {
         // Its end drops its handles on those that it reads itself.
-        instance.sockets.keep_live();
+        instance.sockets().into_iter().for_each(|sockets| sockets.keep_live());
         instance.reset(error.clone());
     }
     refuse(refused, &error);

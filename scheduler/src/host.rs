@@ -45,7 +45,7 @@ impl<H: Host> AnyHost for H {
     }
 
     fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>) {
-        Host::spawn(self, name, task);
+        Host::spawn_boxed(self, name, task);
     }
 
     fn turn_end(&self) -> LocalBoxFuture<'static, ()> {
@@ -90,6 +90,10 @@ impl Host for CoreHost {
 
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + 'static) {
         self.0.spawn(name, task.boxed_local());
+    }
+
+    fn spawn_boxed(&self, name: &'static str, task: LocalBoxFuture<'static, ()>) {
+        self.0.spawn(name, task);
     }
 
     fn turn_end(&self) -> impl Future<Output = ()> + 'static {

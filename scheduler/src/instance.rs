@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
@@ -34,7 +34,7 @@ use tracing::Span;
 
 use crate::core::Inner;
 use crate::error::{Error, Result};
-use crate::event::{Deliver, Verdict};
+use crate::event::{Deliver, Verdict, closed};
 use crate::host::{CoreHost, Home};
 use crate::id::Id;
 use crate::object::AlarmInfo;
@@ -135,8 +135,10 @@ pub(crate) struct Instance {
     pub(crate) topology: Topology,
     pub(crate) cache: Cache,
     pub(crate) gate: InputGate,
-    /// The object's connections, which outlive this.
-    pub(crate) sockets: Rc<Sockets>,
+    /// The object's connections, which outlive this; most objects never have any.
+    sockets: OnceCell<Rc<Sockets>>,
+    /// Weak: the core keeps this.
+    core: Weak<Inner>,
     /// What `delete_all` does with the alarm, unless it is said.
     pub(crate) delete_all: AlarmToo,
     verdict: Verdict,
@@ -167,12 +169,13 @@ impl Instance {
     pub(crate) fn new(
         id: Id,
         class: usize,
-        core: &Inner,
+        core: &Rc<Inner>,
         cache: Cache,
         place: Place,
-        sockets: Rc<Sockets>,
     ) -> Rc<Self> {
         let gate = cache.input_gate();
+        // Those that were accepted by earlier instances.
+        let sockets = core.sockets.borrow().get(&id.object()).cloned();
         let watch = core.watch.clone();
         Rc::new(Self {
             id,
@@ -181,7 +184,8 @@ impl Instance {
             topology: core.topology.clone(),
             cache,
             gate,
-            sockets,
+            sockets: sockets.map_or_else(OnceCell::new, OnceCell::from),
+            core: Rc::downgrade(core),
             delete_all: core.topology.bounds(class).delete_all,
             verdict: Verdict::default(),
             current: Cell::new(None),
@@ -212,6 +216,22 @@ impl Instance {
         EventId(number)
     }
 
+    /// Its connections and what was set for them, if there ever were any.
+    pub(crate) fn sockets(&self) -> Option<&Rc<Sockets>> {
+        self.sockets.get()
+    }
+
+    /// The same, made if need be.
+    ///
+    /// Errors: `Closed`.
+    pub(crate) fn sockets_or_new(&self) -> Result<&Rc<Sockets>> {
+        if self.sockets.get().is_none() {
+            let core = self.core.upgrade().ok_or_else(closed)?;
+            let _it_was_empty = self.sockets.set(core.new_sockets(self));
+        }
+        Ok(self.sockets.get().expect("set above"))
+    }
+
     pub(crate) fn push(&self, work: Work) {
         self.push_since(self.watch.now(), work);
     }
@@ -238,6 +258,11 @@ impl Instance {
         self.inbox.borrow_mut().push_back((activity, work));
         self.place.wake();
         self.wake();
+    }
+
+    /// How long it stays with nothing to do.
+    pub(crate) fn idle_max(&self) -> Duration {
+        self.topology.bounds(self.class).idle
     }
 
     /// Calls that came and have not ended.
@@ -297,7 +322,7 @@ impl Instance {
             woken: ago(woken),
             last_turn: ago(self.place.last_turn()),
             calls: self.calls(),
-            sockets: self.sockets.count(),
+            sockets: self.sockets().map_or(0, |sockets| sockets.count()),
             bytes: self.place.bytes(),
         }
     }
@@ -401,7 +426,10 @@ impl Instance {
                 Some((wait, _)) => wait.poll_unpin(cx).map(Some),
                 None => Poll::Ready(None),
             });
-            let Some(result) = opened.await else { return };
+            let Some(result) = opened.await else {
+                // It keeps no room for what may never come again.
+                return drop(self.outbox.take());
+            };
             // The gate is broken for good, and the reset follows; or that came already, by an event
             // that was ready together with this: nothing is said any more.
             if result.is_err() || self.reset_reason().is_some() {
@@ -415,44 +443,56 @@ impl Instance {
     }
 
     /// Lives until the instance is evicted or reset.
-    pub(crate) async fn run(self: Rc<Self>, class: &Class) {
-        let Some(object) = self.construct(class) else {
+    pub(crate) async fn run(self: &Rc<Self>, core: &Inner) {
+        let Some(object) = self.construct(core.topology.class(self.class)) else {
             self.ended.set(true);
             return self.end();
         };
-        let mut tasks = FuturesUnordered::new();
-        let mut broken =
-            select(self.cache.broken().boxed_local(), self.gate.broken().boxed_local())
-                .map(|reason| reason.factor_first().0);
-        poll_fn(|cx| {
+        // None of an object with nothing to do.
+        let mut tasks: Option<FuturesUnordered<Event>> = None;
+        let (mut storage_broken, mut gate_broken) = (self.cache.broken(), self.gate.broken());
+        // It has what it needs, and not references to that beside it: an idle object keeps this.
+        let (tasks, object) = poll_fn(move |cx| {
             *self.waker.borrow_mut() = Some(cx.waker().clone());
             let turn = self.watch.turn(&self.id, self.class);
             self.budget.renew();
             loop {
                 if self.verdict.get().is_some() {
-                    return Poll::Ready(());
+                    return Poll::Ready((tasks.take(), object.clone()));
                 }
-                if let Poll::Ready(reason) = broken.poll_unpin(cx) {
+                let broken = match storage_broken.poll_unpin(cx) {
+                    Poll::Pending => gate_broken.poll_unpin(cx),
+                    reason => reason,
+                };
+                if let Poll::Ready(reason) = broken {
                     self.reset(Error::reset_by(reason));
                     continue;
                 }
                 let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
                 for (activity, work) in arrived {
                     let span = of_event(&self.watch, work.why(), &self.id, self.class);
-                    let task = self.clone().work(object.clone(), class.clone(), work);
+                    let task = self.clone().work(
+                        object.clone(),
+                        core.topology.class(self.class).clone(),
+                        work,
+                    );
                     let busy = Busy { instance: self.clone(), activity };
-                    tasks.push(Event { busy, span, task });
+                    tasks.get_or_insert_with(|| core.spare.take()).push(Event { busy, span, task });
                 }
-                match catch_unwind(AssertUnwindSafe(|| tasks.poll_next_unpin(cx))) {
+                let poll =
+                    || tasks.as_mut().map_or(Poll::Ready(None), |all| all.poll_next_unpin(cx));
+                match catch_unwind(AssertUnwindSafe(poll)) {
                     Ok(Poll::Ready(Some(()))) => {}
                     Ok(_) if !self.inbox.borrow().is_empty() || self.verdict.get().is_some() => {}
                     Ok(Poll::Ready(None)) if self.evict.get() && self.cache.is_idle() => {
-                        return Poll::Ready(());
+                        return Poll::Ready((tasks.take(), object.clone()));
                     }
                     Ok(_) => {
-                        let idle = tasks.is_empty();
+                        let over = tasks.take_if(|tasks| tasks.is_empty());
+                        over.into_iter().for_each(|over| core.spare.give_back(over));
+                        let idle = tasks.is_none();
                         let (now, bytes) = (turn.now(), self.cache.memory_bytes());
-                        Place::had_turn(&self, now, idle, bytes);
+                        Place::had_turn(self, now, idle, bytes);
                         if self.budget.is_used_up() {
                             cx.waker().wake_by_ref();
                         }
@@ -595,10 +635,11 @@ impl Instance {
         let inbound = event.inbound();
         let socket = WebSocket::new(self.clone(), connection.clone());
         let handler = (class.socket)(object, socket, event);
-        let (handler, begins) =
-            Delivery::new(self.sockets.clone(), connection, inbound, handler, delivered);
+        // It has this connection.
+        let Ok(sockets) = self.sockets_or_new().cloned() else { return };
+        let limit = sockets.event_timeout();
+        let (handler, begins) = Delivery::new(sockets, connection, inbound, handler, delivered);
         let this = self.clone();
-        let limit = self.sockets.event_timeout();
         let too_long = async move {
             let Some(limit) = limit else { return std::future::pending().await };
             if begins.await.is_err() {
@@ -622,7 +663,7 @@ impl Instance {
 
 /// Something that the object does, until it ends. It waits for the object's next turn if there was much to do in
 /// this one.
-struct Event {
+pub(crate) struct Event {
     busy: Busy,
     span: Option<Box<Span>>,
     task: LocalBoxFuture<'static, ()>,

@@ -52,6 +52,7 @@ mod runtime;
 mod server;
 mod shards;
 mod socket;
+mod spare;
 mod state;
 mod storage;
 mod stream;

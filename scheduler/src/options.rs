@@ -1,5 +1,6 @@
 //! [`NamespaceOptions`]: what may differ from one namespace to another.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dormouse_cache::{AlarmToo, CacheLimits};
@@ -42,12 +43,12 @@ impl Default for NamespaceOptions {
 }
 
 /// The bounds of one namespace's objects, with all of them said.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     pub(crate) delete_all: AlarmToo,
     pub(crate) idle: Duration,
     pub(crate) calls: usize,
-    pub(crate) cache: CacheLimits,
+    pub(crate) cache: Arc<CacheLimits>,
 }
 
 impl Bounds {
@@ -56,7 +57,7 @@ impl Bounds {
             delete_all: options.delete_all,
             idle: options.idle.unwrap_or(limits.idle),
             calls: options.calls.unwrap_or(limits.calls),
-            cache: options.cache.unwrap_or(limits.cache),
+            cache: Arc::new(options.cache.unwrap_or(limits.cache)),
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::watch::{Count, Watch};
 
 /// What a live object counts beside its keys and values: instance, gates, tasks, its place in maps. Held
 /// near the truth by a test (`benches/tests/residency.rs`).
-pub const OBJECT_BYTES: usize = 2560;
+pub const OBJECT_BYTES: usize = 1920;
 
 /// The code of the error of calls for which there is no room.
 pub(crate) const FULL: &str = "memory-full";
@@ -70,17 +70,12 @@ impl Budgets {
         self.all().for_each(|budget| budget.stop());
     }
 
-    /// The part of an object of this class that is to come to life, by the core's clock `now`. It
-    /// stays for `idle_max` with nothing to do. Waits for those that leave, if too much room is taken.
+    /// The part of an object of this class that is to come to life, by the core's clock `now`. Waits for
+    /// those that leave, if too much room is taken.
     ///
     /// Errors: `Overloaded`, code `memory-full`: none of the others is idle.
-    pub(crate) async fn place(
-        &self,
-        class: usize,
-        now: Duration,
-        idle_max: Duration,
-    ) -> engine::Result<Place> {
-        self.own[class].as_ref().unwrap_or(&self.shared).place(now, idle_max).await
+    pub(crate) async fn place(&self, class: usize, now: Duration) -> engine::Result<Place> {
+        self.own[class].as_ref().unwrap_or(&self.shared).place(now).await
     }
 }
 
@@ -143,10 +138,8 @@ type Turn = (Duration, u64);
 pub(crate) struct Place {
     residency: Rc<Residency>,
     number: u64,
-    /// How long it stays with nothing to do.
-    idle_max: Duration,
-    /// Its place in the queue, if it is there.
-    turn: Cell<Option<Turn>>,
+    /// When it is to be looked at, if it is in the queue.
+    due: Cell<Option<Duration>>,
     /// When it last had something to do, by the core's clock.
     last: Cell<Duration>,
     /// Whether it has nothing to do.
@@ -176,15 +169,14 @@ impl Residency {
         })
     }
 
-    async fn place(self: &Rc<Self>, now: Duration, idle_max: Duration) -> engine::Result<Place> {
+    async fn place(self: &Rc<Self>, now: Duration) -> engine::Result<Place> {
         self.entered.set(self.entered.get() + 1);
         self.all.add(OBJECT_BYTES, self.cap());
         self.total.replace(0, OBJECT_BYTES);
         let place = Place {
             residency: self.clone(),
             number: self.entered.get(),
-            idle_max,
-            turn: Cell::default(),
+            due: Cell::default(),
             last: Cell::new(now),
             idle: Cell::new(false),
             bytes: Cell::new(OBJECT_BYTES),
@@ -223,11 +215,11 @@ impl Residency {
         if !idle {
             return;
         }
-        if place.turn.get().is_none() {
-            self.queue_up(object, now.saturating_add(place.idle_max));
+        if place.due.get().is_none() {
+            self.queue_up(object, now.saturating_add(object.idle_max()));
             // The task sleeps until the one that was the first before is due.
             let first = self.queue.borrow().first_key_value().map(|(turn, _)| *turn);
-            self.ring_if(first == place.turn.get());
+            self.ring_if(first == place.turn());
         }
         self.ring_if(self.is_over() || (place.is_large() && self.is_over_for_large()));
     }
@@ -265,9 +257,8 @@ impl Residency {
     }
 
     fn queue_up(&self, instance: &Rc<Instance>, at: Duration) {
-        let turn = (at, instance.place.number);
-        instance.place.turn.set(Some(turn));
-        self.queue.borrow_mut().insert(turn, Rc::downgrade(instance));
+        instance.place.due.set(Some(at));
+        self.queue.borrow_mut().insert((at, instance.place.number), Rc::downgrade(instance));
     }
 
     /// The task that sends objects away.
@@ -301,11 +292,11 @@ impl Residency {
             }
             let first = self.queue.borrow_mut().pop_first();
             let Some(instance) = first.and_then(|(_, first)| first.upgrade()) else { continue };
-            instance.place.turn.set(None);
+            instance.place.due.set(None);
             if !instance.place.is_idle() {
                 continue;
             }
-            let due = instance.place.last.get().saturating_add(instance.place.idle_max);
+            let due = instance.place.last.get().saturating_add(instance.idle_max());
             // The first whose place was right is the one that was idle for longest. What it wrote and
             // is not durable yet it still waits for.
             if due <= now || (over && due <= at) {
@@ -357,9 +348,15 @@ impl Place {
 
     /// The object is gone.
     pub(crate) fn leave(&self) {
-        if let Some(turn) = self.turn.take() {
+        if let Some(turn) = self.turn() {
+            self.due.set(None);
             self.residency.queue.borrow_mut().remove(&turn);
         }
+    }
+
+    /// Its place in the queue, if it is there.
+    fn turn(&self) -> Option<Turn> {
+        self.due.get().map(|at| (at, self.number))
     }
 
     fn told_to_go(&self) {

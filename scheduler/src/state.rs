@@ -23,32 +23,31 @@ use crate::watch::Awake;
 const SECTION_MAX: Duration = Duration::from_secs(30);
 
 /// An object's identity, storage and life. Cheap to clone.
-#[derive(Clone)]
-pub struct State(Rc<Inner>);
+pub struct State(Storage);
 
-struct Inner {
-    instance: Rc<Instance>,
-    storage: Storage,
+impl Clone for State {
+    fn clone(&self) -> Self {
+        Self::new(self.instance().clone())
+    }
 }
 
 impl State {
     pub(crate) fn new(instance: Rc<Instance>) -> Self {
-        let storage = Storage::new(instance.clone());
-        Self(Rc::new(Inner { instance, storage }))
+        Self(Storage::new(instance))
     }
 
     pub(crate) fn instance(&self) -> &Rc<Instance> {
-        &self.0.instance
+        self.0.instance()
     }
 
     /// The object's id; with its name where the first call of this instance had one.
     pub fn id(&self) -> &Id {
-        &self.0.instance.id
+        &self.instance().id
     }
 
     /// The object's storage.
     pub fn storage(&self) -> &Storage {
-        &self.0.storage
+        &self.0
     }
 
     /// The objects of another type, or of this one, of the same runtime. What is said to them waits
@@ -57,17 +56,17 @@ impl State {
     /// # Panics
     /// If the runtime has no namespace of this type.
     pub fn namespace<T: DurableObject>(&self) -> Namespace<T> {
-        self.0.instance.topology.namespace()
+        self.instance().topology.namespace()
     }
 
     /// The wall clock, in milliseconds since 1970.
     pub fn now_ms(&self) -> u64 {
-        self.0.instance.host.wall_ms()
+        self.instance().host.wall_ms()
     }
 
     /// Waits; other events run meanwhile.
     pub fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
-        let instance = &self.0.instance;
+        let instance = self.instance();
         let (busy, sleep) = (instance.busy_with(Awake::Timer), instance.host.sleep(duration));
         async move {
             sleep.await;
@@ -84,7 +83,7 @@ impl State {
         &self,
         work: impl AsyncFnOnce() -> Result<T> + 'static,
     ) -> impl Future<Output = Result<T>> + 'static {
-        let instance = self.0.instance.clone();
+        let instance = self.instance().clone();
         let (sender, receiver) = oneshot::channel();
         let body = instance.new_event();
         let starter = instance.current().ok_or_else(outside);
@@ -129,7 +128,7 @@ impl State {
     /// Runs `task` beside the event that starts it, for as long as it takes. Its failure
     /// would concern nobody, so it has none.
     pub fn wait_until(&self, task: impl Future<Output = ()> + 'static) {
-        let instance = &self.0.instance;
+        let instance = self.instance();
         let event = instance.new_event();
         if let Some(parent) = instance.current() {
             instance.gate.adopt(event, parent);
@@ -142,7 +141,7 @@ impl State {
     /// Ends this instance at once: what this turn wrote is lost, callers get `reason`, and the
     /// next call meets a new instance. Await it, so that no code after it runs.
     pub fn abort(&self, reason: impl Into<String>) -> impl Future<Output = Infallible> + 'static {
-        self.0.instance.reset(Error::aborted(reason));
+        self.instance().reset(Error::aborted(reason));
         std::future::pending()
     }
 }

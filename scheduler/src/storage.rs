@@ -136,6 +136,10 @@ impl Storage {
         Self { instance, scope: None }
     }
 
+    pub(crate) fn instance(&self) -> &Rc<Instance> {
+        &self.instance
+    }
+
     fn op<A: 'static, T: 'static>(
         &self,
         answer: Answer<A>,

@@ -2,7 +2,7 @@
 //!
 //! Every resident object has several of these for as long as it lives. A `BTreeMap` takes room for
 //! eleven entries with its first one, and keeps it when it is empty again; here the first entry
-//! needs none, and nothing is kept.
+//! needs none, nothing is kept, and what holds the others is one word until there are any.
 //!
 //! Invariant: the lone entry came when there was none. So if keys only ever rise, entries are in
 //! the order of their keys.
@@ -12,35 +12,36 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(crate) struct Few<K, V> {
     lone: Option<(K, V)>,
-    others: BTreeMap<K, V>,
+    #[expect(clippy::box_collection, reason = "a word of an idle object instead of three")]
+    others: Option<Box<BTreeMap<K, V>>>,
 }
 
 impl<K, V> Default for Few<K, V> {
     fn default() -> Self {
-        Self { lone: None, others: BTreeMap::new() }
+        Self { lone: None, others: None }
     }
 }
 
 impl<K: Ord + Copy, V> Few<K, V> {
     pub(crate) fn is_empty(&self) -> bool {
-        self.lone.is_none() && self.others.is_empty()
+        self.lone.is_none() && self.others.is_none()
     }
 
     pub(crate) fn len(&self) -> usize {
-        usize::from(self.lone.is_some()) + self.others.len()
+        usize::from(self.lone.is_some()) + self.others.as_ref().map_or(0, |others| others.len())
     }
 
     pub(crate) fn get(&self, key: K) -> Option<&V> {
         match &self.lone {
             Some((lone, value)) if *lone == key => Some(value),
-            _ => self.others.get(&key),
+            _ => self.others.as_ref()?.get(&key),
         }
     }
 
     pub(crate) fn get_mut(&mut self, key: K) -> Option<&mut V> {
         match &mut self.lone {
             Some((lone, value)) if *lone == key => Some(value),
-            _ => self.others.get_mut(&key),
+            _ => self.others.as_mut()?.get_mut(&key),
         }
     }
 
@@ -58,7 +59,7 @@ impl<K: Ord + Copy, V> Few<K, V> {
         }
         match &mut self.lone {
             Some((lone, value)) if *lone == key => value,
-            _ => self.others.entry(key).or_default(),
+            _ => self.others.get_or_insert_default().entry(key).or_default(),
         }
     }
 
@@ -68,7 +69,7 @@ impl<K: Ord + Copy, V> Few<K, V> {
         } else if let Some(there) = self.get_mut(key) {
             *there = value;
         } else {
-            self.others.insert(key, value);
+            self.others.get_or_insert_default().insert(key, value);
         }
     }
 
@@ -76,33 +77,54 @@ impl<K: Ord + Copy, V> Few<K, V> {
         if let Some((_, value)) = self.lone.take_if(|(lone, _)| *lone == key) {
             return Some(value);
         }
-        let removed = self.others.remove(&key);
+        let removed = self.others.as_mut()?.remove(&key);
         self.give_back();
         removed
     }
 
+    /// The entry with the lowest key.
+    pub(crate) fn pop_first(&mut self) -> Option<(K, V)> {
+        let first = self.others.as_ref().and_then(|others| others.keys().next().copied());
+        let lone = self.lone.take_if(|(lone, _)| first.is_none_or(|first| *lone < first));
+        lone.or_else(|| Some((first?, self.remove(first?)?)))
+    }
+
+    /// Moves all of `other` here, which has none of these keys.
+    pub(crate) fn append(&mut self, other: Self) {
+        let Self { lone, others } = other;
+        let others = others.into_iter().flat_map(|others| *others);
+        lone.into_iter().chain(others).for_each(|(key, value)| self.insert(key, value));
+    }
+
     pub(crate) fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
         self.lone.take_if(|(_, value)| !keep(value));
-        self.others.retain(|_, value| keep(value));
-        self.give_back();
+        if let Some(others) = &mut self.others {
+            others.retain(|_, value| keep(value));
+            self.give_back();
+        }
     }
 
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
-        self.lone.iter().map(|(_, value)| value).chain(self.others.values())
+        self.lone
+            .iter()
+            .map(|(_, value)| value)
+            .chain(self.others.iter().flat_map(|others| others.values()))
     }
 
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.lone.iter_mut().map(|(_, value)| value).chain(self.others.values_mut())
+        self.lone
+            .iter_mut()
+            .map(|(_, value)| value)
+            .chain(self.others.iter_mut().flat_map(|others| others.values_mut()))
     }
 
     pub(crate) fn into_values(self) -> impl Iterator<Item = V> {
-        self.lone.into_iter().map(|(_, value)| value).chain(self.others.into_values())
+        let others = self.others.into_iter().flat_map(|others| others.into_values());
+        self.lone.into_iter().map(|(_, value)| value).chain(others)
     }
 
     fn give_back(&mut self) {
-        if self.others.is_empty() {
-            self.others = BTreeMap::new();
-        }
+        self.others.take_if(|others| others.is_empty());
     }
 }
 
@@ -125,6 +147,7 @@ mod tests {
                         map.insert(key, number);
                     }
                     1 => prop_assert_eq!(few.remove(key), map.remove(&key)),
+                    2 if key == 0 => prop_assert_eq!(few.pop_first(), map.pop_first()),
                     2 => {
                         *few.or_default(key) += 1;
                         *map.entry(key).or_default() += 1;

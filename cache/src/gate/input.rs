@@ -16,9 +16,9 @@
 //! - Once broken, nothing is let in.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -26,20 +26,23 @@ use std::task::{Context, Poll, Waker};
 use dormouse_engine::{Error, Kind, Result};
 
 use super::few::Few;
-use super::{Waiters, wake_all};
+use super::{Ticket, Waiters, wake_all};
 use crate::ops::{code, refuse_if};
 
 /// Sections inside one another at most.
 const DEPTH_MAX: u32 = 64;
+
+const ENDLESS: &str = "events end before numbers do";
 
 /// Names one event of an object; never used twice by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId(pub u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct NodeId(u64);
+struct NodeId(NonZeroU64);
 
-const ROOT: NodeId = NodeId(0);
+/// Sections have higher ones.
+const ROOT: NodeId = NodeId(NonZeroU64::MIN);
 
 /// A handle on an object's input gate. Cheap to clone.
 #[derive(Clone)]
@@ -50,7 +53,7 @@ struct Tree {
     events: Few<EventId, Event>,
     /// Numbers nodes and places in queues, all from one sequence: queues that are merged stay in
     /// order of arrival.
-    sequence: u64,
+    sequence: NonZeroU64,
     broken: Option<Error>,
     broken_waiters: Waiters,
 }
@@ -60,10 +63,11 @@ struct Node {
     parent: Option<NodeId>,
     depth: u32,
     /// Holds of all events located here.
-    held: usize,
+    held: u32,
     active: Option<NodeId>,
-    sections: BTreeMap<u64, PendingSection>,
-    waiters: BTreeMap<u64, EventId>,
+    /// Mostly none, and then a word.
+    sections: Option<Box<Few<NonZeroU64, PendingSection>>>,
+    waiters: Few<NonZeroU64, EventId>,
 }
 
 struct PendingSection {
@@ -74,7 +78,7 @@ struct PendingSection {
 #[derive(Default)]
 struct Event {
     node: Option<NodeId>,
-    locks: usize,
+    locks: u32,
     turn: Turn,
 }
 
@@ -85,7 +89,7 @@ enum Turn {
     #[default]
     Out,
     /// In the queue of its node at this place; next: granted, entered, out.
-    Queued(u64, Option<Waker>),
+    Queued(NonZeroU64, Option<Waker>),
     /// Chosen, holds its node; next: entered, out.
     Granted,
     /// Being polled, holds its node; next: out.
@@ -117,7 +121,7 @@ impl InputGate {
         Self(Rc::new(RefCell::new(Tree {
             nodes,
             events: Few::default(),
-            sequence: 0,
+            sequence: ROOT.0,
             broken: None,
             broken_waiters: Waiters::default(),
         })))
@@ -166,7 +170,7 @@ impl InputGate {
             match std::mem::take(&mut state.turn) {
                 Turn::Out => tree.tidy(event),
                 Turn::Queued(place, _) => {
-                    tree.node(node).waiters.remove(&place);
+                    tree.node(node).waiters.remove(place);
                     tree.tidy(event);
                 }
                 Turn::Granted | Turn::Entered => tree.release(event, 1, woken),
@@ -222,7 +226,8 @@ impl InputGate {
                 tree.locate(body, parent);
             }
             let place = tree.next();
-            tree.node(parent).sections.insert(place, PendingSection { body, waker: None });
+            let sections = tree.node(parent).sections.get_or_insert_default();
+            sections.insert(place, PendingSection { body, waker: None });
             tree.settle(parent, woken);
             Ok(SectionWait { gate: self.clone(), node: NodeId(place), starter, taken: false })
         })
@@ -240,7 +245,7 @@ impl InputGate {
     }
 
     /// Returns the reason once the gate is broken.
-    pub fn broken(&self) -> impl Future<Output = Error> + 'static {
+    pub fn broken(&self) -> impl Future<Output = Error> + Unpin + use<> {
         BrokenWait { gate: self.clone(), ticket: None }
     }
 
@@ -271,7 +276,21 @@ impl Node {
     }
 
     fn is_idle(&self) -> bool {
-        self.is_free() && self.sections.is_empty() && self.waiters.is_empty()
+        self.is_free() && self.sections.is_none() && self.waiters.is_empty()
+    }
+
+    fn remove_section(&mut self, place: NonZeroU64) {
+        if let Some(sections) = &mut self.sections {
+            sections.remove(place);
+        }
+        self.sections.take_if(|sections| sections.is_empty());
+    }
+
+    /// The section that waits for longest, with its place.
+    fn pop_section(&mut self) -> Option<(NonZeroU64, PendingSection)> {
+        let first = self.sections.as_mut()?.pop_first();
+        self.sections.take_if(|sections| sections.is_empty());
+        first
     }
 }
 
@@ -281,14 +300,14 @@ impl Event {
     }
 
     /// How often it is counted in its node.
-    fn holds_count(&self) -> usize {
-        self.locks + usize::from(matches!(self.turn, Turn::Granted | Turn::Entered))
+    fn holds_count(&self) -> u32 {
+        self.locks + u32::from(matches!(self.turn, Turn::Granted | Turn::Entered))
     }
 }
 
 impl Tree {
-    fn next(&mut self) -> u64 {
-        self.sequence += 1;
+    fn next(&mut self) -> NonZeroU64 {
+        self.sequence = self.sequence.checked_add(1).expect(ENDLESS);
         self.sequence
     }
 
@@ -320,7 +339,7 @@ impl Tree {
         match std::mem::replace(&mut state.turn, Turn::Entered) {
             Turn::Granted => {}
             Turn::Queued(place, _) => {
-                node.waiters.remove(&place);
+                node.waiters.remove(place);
                 node.held += 1;
             }
             _ => node.held += 1,
@@ -330,7 +349,7 @@ impl Tree {
 
     fn queue(&mut self, event: EventId, waker: &Waker) {
         let id = self.location(event);
-        let next = self.sequence + 1;
+        let next = self.sequence.checked_add(1).expect(ENDLESS);
         let state = self.events.or_default(event);
         match &mut state.turn {
             Turn::Queued(_, kept) => *kept = Some(waker.clone()),
@@ -363,7 +382,7 @@ impl Tree {
     }
 
     /// Takes `holds` of the event off its node and lets the next in.
-    fn release(&mut self, event: EventId, holds: usize, woken: &mut Vec<Waker>) {
+    fn release(&mut self, event: EventId, holds: u32, woken: &mut Vec<Waker>) {
         let id = self.location(event);
         self.tidy(event);
         let node = self.node(id);
@@ -384,7 +403,7 @@ impl Tree {
     /// Gives a free node to whoever is next; goes down into a section that it starts.
     fn settle(&mut self, mut id: NodeId, woken: &mut Vec<Waker>) {
         while self.broken.is_none() && self.node(id).is_free() {
-            let Some((place, section)) = self.node(id).sections.pop_first() else {
+            let Some((place, section)) = self.node(id).pop_section() else {
                 if let Some((_, event)) = self.node(id).waiters.pop_first() {
                     self.grant(event, woken);
                 }
@@ -416,7 +435,7 @@ impl Tree {
         state.node = Some(child);
         if let Turn::Queued(place, _) = state.turn {
             node.waiters.insert(place, body);
-            self.node(parent).waiters.remove(&place);
+            self.node(parent).waiters.remove(place);
         }
         self.nodes.insert(child, node);
         self.node(parent).active = Some(child);
@@ -424,7 +443,7 @@ impl Tree {
 
     /// Ends an active section: what is left in it goes over to the parent.
     fn close(&mut self, id: NodeId, woken: &mut Vec<Waker>) -> NodeId {
-        let mut closed = self.nodes.remove(id).expect("closed once");
+        let closed = self.nodes.remove(id).expect("closed once");
         let parent_id = closed.parent.expect("the root does not close");
         for state in self.events.values_mut().filter(|state| state.node == Some(id)) {
             state.node = Some(parent_id);
@@ -436,8 +455,10 @@ impl Tree {
         assert!(parent.active == Some(id));
         parent.active = closed.active;
         parent.held += closed.held;
-        parent.waiters.append(&mut closed.waiters);
-        parent.sections.append(&mut closed.sections);
+        parent.waiters.append(closed.waiters);
+        if let Some(sections) = closed.sections {
+            parent.sections.get_or_insert_default().append(*sections);
+        }
         self.events.retain(|state| {
             let out = !state.holds() && matches!(state.turn, Turn::Out);
             !(out && state.node.unwrap_or(ROOT) == ROOT)
@@ -465,7 +486,7 @@ impl Tree {
 
     fn check_holds(&self, id: NodeId) {
         let located = |state: &&Event| state.node.unwrap_or(ROOT) == id;
-        let holds: usize = self.events.values().filter(located).map(Event::holds_count).sum();
+        let holds: u32 = self.events.values().filter(located).map(Event::holds_count).sum();
         assert!(self.nodes.get(id).is_some_and(|node| node.held == holds));
     }
 
@@ -477,7 +498,8 @@ impl Tree {
         woken.extend(self.broken_waiters.take());
         for node in self.nodes.values_mut() {
             let sections = std::mem::take(&mut node.sections);
-            woken.extend(sections.into_values().filter_map(|section| section.waker));
+            let sections = sections.into_iter().flat_map(|sections| sections.into_values());
+            woken.extend(sections.filter_map(|section| section.waker));
         }
         for state in self.events.values_mut() {
             if let Turn::Queued(_, waker) = &mut state.turn {
@@ -490,7 +512,7 @@ impl Tree {
 /// Waits until the gate is broken.
 struct BrokenWait {
     gate: InputGate,
-    ticket: Option<u64>,
+    ticket: Option<Ticket>,
 }
 
 impl Future for BrokenWait {
@@ -554,7 +576,7 @@ impl Future for SectionWait {
                 return Poll::Ready(Ok(()));
             }
             let mut nodes = tree.nodes.values_mut();
-            let pending = nodes.find_map(|node| node.sections.get_mut(&id.0));
+            let pending = nodes.find_map(|node| node.sections.as_mut()?.get_mut(id.0));
             pending.expect("granted or waiting").waker = Some(cx.waker().clone());
             Poll::Pending
         });
@@ -583,7 +605,7 @@ impl Drop for SectionWait {
                 return;
             }
             for node in tree.nodes.values_mut() {
-                node.sections.remove(&id.0);
+                node.remove_section(id.0);
             }
         });
     }

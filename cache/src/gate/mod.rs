@@ -7,29 +7,33 @@ mod few;
 pub(crate) mod input;
 pub(crate) mod output;
 
+use std::num::NonZeroU64;
 use std::task::Waker;
 
 use few::Few;
 
+/// A future's place among those that wait.
+pub(crate) type Ticket = NonZeroU64;
+
 /// Wakers of futures that wait for the same thing, in the order in which they began to wait.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    next: u64,
-    wakers: Few<u64, Waker>,
+    given: u64,
+    wakers: Few<Ticket, Waker>,
 }
 
 impl Waiters {
     /// Keeps `waker` for the future that holds `ticket`, giving it a ticket first.
-    pub(crate) fn register(&mut self, ticket: &mut Option<u64>, waker: &Waker) {
+    pub(crate) fn register(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) {
         let ticket = *ticket.get_or_insert_with(|| {
-            self.next += 1;
-            self.next
+            self.given += 1;
+            Ticket::new(self.given).expect("the first is 1")
         });
         self.wakers.insert(ticket, waker.clone());
     }
 
     /// Forgets a future that is gone.
-    pub(crate) fn forget(&mut self, ticket: Option<u64>) {
+    pub(crate) fn forget(&mut self, ticket: Option<Ticket>) {
         if let Some(ticket) = ticket {
             self.wakers.remove(ticket);
         }

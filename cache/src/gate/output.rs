@@ -9,14 +9,14 @@
 //! `confirmed <= scheduled <= started + 1`; `broken` is set once and stays.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use dormouse_engine::{Error, Result};
 
-use super::{Waiters, wake_all};
+use super::{Ticket, Waiters, wake_all};
 use crate::ops::Confirmation;
 
 /// A handle on an object's output gate. Cheap to clone.
@@ -54,9 +54,12 @@ impl OutputGate {
     }
 
     /// Returns the reason once the gate is broken.
-    pub fn broken(&self) -> impl Future<Output = Error> + 'static {
-        let wait = self.wait_for(u64::MAX);
-        async move { wait.await.expect_err("no flush has this number") }
+    pub fn broken(&self) -> impl Future<Output = Error> + Unpin + use<> {
+        let mut wait = self.wait_for(u64::MAX);
+        poll_fn(move |cx| {
+            let outcome = Pin::new(&mut wait).poll(cx);
+            outcome.map(|outcome| outcome.expect_err("no flush has this number"))
+        })
     }
 
     /// Waits for all writes made so far, confirmed or not.
@@ -124,7 +127,7 @@ pub struct OutputWait {
     number: u64,
     /// The gate was broken when the wait began: it fails whatever it waits for.
     broken: Option<Error>,
-    ticket: Option<u64>,
+    ticket: Option<Ticket>,
 }
 
 impl OutputWait {

@@ -13,13 +13,12 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use dormouse_engine as engine;
 use futures_util::future::{Either, select};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
 
 use super::frames::{
     self, Decoder, Inbound, Side, Violation, put_close, put_message, put_ping, put_pong,
@@ -33,7 +32,8 @@ const CHUNK_BYTES: usize = 16 << 10;
 /// Bytes that the buffer of a client keeps while there is nothing to write.
 const IDLE_BYTES: usize = 128;
 
-/// What the two halves tell each other.
+/// What the two halves tell each other. They are polled together, the reader first: what it says here the
+/// writer sees at once.
 #[derive(Default)]
 struct Shared {
     /// The reader has waited long: the writer sends a ping.
@@ -42,17 +42,15 @@ struct Shared {
     close_sent: AtomicBool,
     /// A write has begun and is not over.
     cut: AtomicBool,
-    changed: Notify,
 }
 
 impl Shared {
     fn is(flag: &AtomicBool) -> bool {
-        flag.load(Ordering::Acquire)
+        flag.load(Ordering::Relaxed)
     }
 
-    fn set(&self, flag: &AtomicBool) {
-        flag.store(true, Ordering::Release);
-        self.changed.notify_one();
+    fn set(flag: &AtomicBool, value: bool) {
+        flag.store(value, Ordering::Relaxed);
     }
 }
 
@@ -100,48 +98,45 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What both halves need.
+struct Carried<N, S> {
+    net: N,
+    client: ClientSocket,
+    bounds: Arc<Bounds>,
+    side: S,
+    shared: Shared,
+}
+
 /// Carries a WebSocket's frames between a connection and its object, until one side ends. It is
 /// past its opening handshake, in which this was the `side`. `going_away` says that the server is
 /// being shut down: then a client whose object hangs up is told so (1001), instead of nothing
 ///
 ///
 /// Cancel: the connection is cut, and the object is told that it is lost.
-pub async fn carry<N: Net>(
+pub fn carry<N: Net, S: Side, G: Fn() -> bool>(
     net: N,
     io: N::Stream,
     client: ClientSocket,
     bounds: Arc<Bounds>,
-    side: impl Side,
-    going_away: impl Fn() -> bool,
-) {
-    let limits = &bounds.limits;
+    side: S,
+    going_away: G,
+) -> impl Future<Output = ()> + use<N, S, G> {
+    // Not an `async fn`, which would keep room for what it is given beside what it makes of it: most of
+    // what a silent connection holds is this.
     let (mut input, mut output) = tokio::io::split(io);
-    let shared = Shared::default();
-    let ended = {
-        let reading = pin!(read(&net, &mut input, &client, &shared, &side, &bounds));
-        let writing = pin!(write(&net, &mut output, &client, &shared, &side, limits, &going_away));
-        match select(reading, writing).await {
-            Either::Left((ended, _)) => ended,
-            Either::Right(((), _)) => Ended::Gone,
-        }
-    };
-    let Ended::Broken(violation) = ended else { return };
-    let error = engine::Error::coded(engine::Kind::Invalid, "socket-protocol", violation.text);
-    client.fail(Error::from(error));
-    drop(client);
-    // A frame that was cut would swallow this one.
-    if !Shared::is(&shared.close_sent) && !Shared::is(&shared.cut) {
-        let (code, reason) = (Some(violation.code), violation.text.to_owned());
-        let mut out = Vec::new();
-        put_close(&mut out, &CloseFrame { code, reason }, &side);
-        let last = async {
-            if output.write_all(&out).await.is_ok() {
-                output.shutdown().await.ok();
-                // The client sees the frame, not a reset, if what it still sends is read.
-                while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+    let carried = Carried { net, client, bounds, side, shared: Shared::default() };
+    async move {
+        let ended = {
+            let reading = pin!(carried.read(&mut input));
+            let writing = pin!(carried.write(&mut output, &going_away));
+            match select(reading, writing).await {
+                Either::Left((ended, _)) => ended,
+                Either::Right(((), _)) => Ended::Gone,
             }
         };
-        Box::pin(net.within(limits.close_time.min(Duration::from_secs(2)), last)).await;
+        if let Ended::Broken(violation) = ended {
+            Box::pin(carried.refuse(input, output, violation)).await;
+        }
     }
 }
 
@@ -151,36 +146,79 @@ enum Ended {
     Broken(Violation),
 }
 
-async fn read<N: Net>(
-    net: &N,
-    input: &mut (impl AsyncRead + Unpin),
-    client: &ClientSocket,
-    shared: &Shared,
-    side: &impl Side,
-    bounds: &Bounds,
-) -> Ended {
-    let limits = &bounds.limits;
-    let mut decoder = Decoder::new(limits.message_bytes, side);
-    let mut held = Held { bounds, bytes: 0 };
-    loop {
-        let inbound = match decoder.next() {
-            Ok(Some(inbound)) => inbound,
-            Ok(None) if !held.may(decoder.held()) => return Ended::Broken(frames::TOO_MUCH),
-            Ok(None) => match fill(net, input, &mut decoder, shared, limits).await {
-                true => continue,
-                false => return Ended::Gone,
-            },
-            Err(violation) => return Ended::Broken(violation),
-        };
+/// What is there to be taken, or why nothing follows; `None` if more is to be read.
+fn look(decoder: &mut Decoder, held: &mut Held<'_>) -> Option<Result<Inbound, Ended>> {
+    match decoder.next() {
+        Ok(Some(inbound)) => Some(Ok(inbound)),
+        Ok(None) if held.may(decoder.held()) => None,
+        Ok(None) => Some(Err(Ended::Broken(frames::TOO_MUCH))),
+        Err(violation) => Some(Err(Ended::Broken(violation))),
+    }
+}
+
+impl<N: Net, S: Side> Carried<N, S> {
+    fn limits(&self) -> &CarryLimits {
+        &self.bounds.limits
+    }
+
+    async fn read(&self, input: &mut (impl AsyncRead + Unpin)) -> Ended {
+        let mut decoder = Decoder::new(self.limits().message_bytes, &self.side);
+        let mut held = Held { bounds: &self.bounds, bytes: 0 };
+        loop {
+            let inbound = match self.next(input, &mut decoder, &mut held).await {
+                Ok(inbound) => inbound,
+                Err(ended) => return ended,
+            };
+            // Apart, so that a connection on which nothing happens holds nothing for it.
+            match Box::pin(self.take(inbound, input)).await {
+                None => {}
+                Some(ended) => return ended,
+            }
+        }
+    }
+
+    /// The next thing that the client sends; why there is none if it is gone, or silent for too long,
+    /// ping and all.
+    async fn next(
+        &self,
+        input: &mut (impl AsyncRead + Unpin),
+        decoder: &mut Decoder,
+        held: &mut Held<'_>,
+    ) -> Result<Inbound, Ended> {
+        let Shared { ping, close_sent, .. } = &self.shared;
+        let mut waited = false;
+        loop {
+            if let Some(found) = look(decoder, held) {
+                return found;
+            }
+            let closing = Shared::is(close_sent);
+            let limits = self.limits();
+            let limit = if closing { limits.close_time } else { limits.silence_time };
+            let read = poll_fn(|cx| decoder.poll_fill(input, cx));
+            match self.net.within(limit, read).await {
+                Some(Ok(0) | Err(_)) => return Err(Ended::Gone),
+                Some(Ok(_)) => waited = false,
+                None if waited || closing => return Err(Ended::Gone),
+                None => {
+                    waited = true;
+                    // A close frame may have been sent meanwhile: its answer has its time, and nothing
+                    // follows it, a ping neither.
+                    Shared::set(ping, !Shared::is(close_sent));
+                }
+            }
+        }
+    }
+
+    /// Brings it to the object; why nothing follows, if so.
+    async fn take(&self, inbound: Inbound, input: &mut (impl AsyncRead + Unpin)) -> Option<Ended> {
         let taken = match inbound {
-            Inbound::Message(message) => Box::pin(client.send(message)).await,
+            Inbound::Message(message) => self.client.send(message).await,
             // Answered by the core, behind what it sent before.
-            Inbound::Ping(bytes) => Box::pin(client.ping(bytes)).await,
+            Inbound::Ping(bytes) => self.client.ping(bytes).await,
             Inbound::Pong => Ok(()),
             Inbound::Close(close) => {
-                let taken = client.close_with(close);
-                return match taken {
-                    Ok(()) => Box::pin(until_closed(net, input, limits)).await,
+                return match self.client.close_with(close) {
+                    Ok(()) => Some(self.until_closed(input).await),
                     Err(_) => std::future::pending().await,
                 };
             }
@@ -189,106 +227,60 @@ async fn read<N: Net>(
             // The object hung up: the writer sends what is left and ends.
             return std::future::pending().await;
         }
+        None
     }
-}
 
-/// Reads more; false if the client is gone, or silent for too long, ping and all.
-async fn fill<N: Net>(
-    net: &N,
-    input: &mut (impl AsyncRead + Unpin),
-    decoder: &mut Decoder,
-    shared: &Shared,
-    limits: &CarryLimits,
-) -> bool {
-    let buffer = decoder.buffer();
-    for waited in [false, true] {
-        let closing = Shared::is(&shared.close_sent);
-        let limit = if closing { limits.close_time } else { limits.silence_time };
-        match net.within(limit, input.read_buf(buffer)).await {
-            Some(Ok(read)) => return read > 0,
-            Some(Err(_)) => return false,
-            None if waited || closing => return false,
-            // Sent meanwhile: its answer has its time, and nothing follows it, a ping neither.
-            None if Shared::is(&shared.close_sent) => {}
-            None => shared.set(&shared.ping),
-        }
+    /// After its close frame a client sends nothing; it is waited for until it goes, or the object has
+    /// had its time to close as well.
+    async fn until_closed(&self, input: &mut (impl AsyncRead + Unpin)) -> Ended {
+        let gone = async { while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
+        self.net.within(self.limits().close_time, gone).await;
+        Ended::Gone
     }
-    false
-}
 
-/// After its close frame a client sends nothing; it is waited for until it goes, or the object has
-/// had its time to close as well.
-async fn until_closed<N: Net>(
-    net: &N,
-    input: &mut (impl AsyncRead + Unpin),
-    limits: &CarryLimits,
-) -> Ended {
-    let gone = async { while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {} };
-    net.within(limits.close_time, gone).await;
-    Ended::Gone
-}
-
-async fn write<N: Net>(
-    net: &N,
-    output: &mut (impl AsyncWrite + Unpin),
-    client: &ClientSocket,
-    shared: &Shared,
-    side: &impl Side,
-    limits: &CarryLimits,
-    going_away: &impl Fn() -> bool,
-) {
-    let mut out = Vec::new();
-    loop {
-        let hung_up = gather(client, shared, side, &mut out).await;
-        if hung_up && going_away() && !Shared::is(&shared.close_sent) {
-            let reason = "the server is shut down".to_owned();
-            put_close(&mut out, &CloseFrame { code: Some(1001), reason }, side);
-        }
-        let sent = async {
-            output.write_all(&out).await?;
-            output.flush().await
-        };
-        shared.cut.store(true, Ordering::Release);
-        let time = limits.silence_time.saturating_mul(2);
-        if Box::pin(net.within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
-            return;
-        }
-        shared.cut.store(false, Ordering::Release);
-        out.clear();
-        out.shrink_to(IDLE_BYTES);
-        if hung_up {
-            // After both closes the server ends the connection (RFC 6455 §7.1.1).
-            Box::pin(net.within(limits.close_time, output.shutdown())).await;
-            return;
-        }
-    }
-}
-
-/// Waits for something to write, and takes what is there; whether the object has hung up.
-async fn gather(
-    client: &ClientSocket,
-    shared: &Shared,
-    side: &impl Side,
-    out: &mut Vec<u8>,
-) -> bool {
-    let mut changed = pin!(shared.changed.notified());
-    poll_fn(|cx| {
+    async fn write(&self, output: &mut (impl AsyncWrite + Unpin), going_away: &impl Fn() -> bool) {
+        let mut out = Vec::new();
         loop {
-            if changed.as_mut().poll(cx).is_ready() {
-                changed.set(shared.changed.notified());
-                continue;
+            let hung_up = poll_fn(|cx| self.poll_gather(&mut out, cx)).await;
+            if hung_up && going_away() && !Shared::is(&self.shared.close_sent) {
+                let reason = "the server is shut down".to_owned();
+                put_close(&mut out, &CloseFrame { code: Some(1001), reason }, &self.side);
             }
-            if shared.ping.swap(false, Ordering::AcqRel) {
-                put_ping(out, side);
+            let sent = async {
+                output.write_all(&out).await?;
+                output.flush().await
+            };
+            Shared::set(&self.shared.cut, true);
+            let time = self.limits().silence_time.saturating_mul(2);
+            if Box::pin(self.net.within(time, sent)).await.is_none_or(|sent| sent.is_err()) {
+                return;
             }
-            match client.poll_recv(cx) {
+            Shared::set(&self.shared.cut, false);
+            out.clear();
+            out.shrink_to(IDLE_BYTES);
+            if hung_up {
+                // After both closes the server ends the connection (RFC 6455 §7.1.1).
+                Box::pin(self.net.within(self.limits().close_time, output.shutdown())).await;
+                return;
+            }
+        }
+    }
+
+    /// Takes what there is to write; whether the object has hung up.
+    fn poll_gather(&self, out: &mut Vec<u8>, cx: &mut Context<'_>) -> Poll<bool> {
+        let side = &self.side;
+        if self.shared.ping.swap(false, Ordering::Relaxed) {
+            put_ping(out, side);
+        }
+        loop {
+            match self.client.poll_recv(cx) {
                 Poll::Ready(Some(received)) => {
                     match received {
                         Received::Message(message) => put_message(out, &message, side),
                         Received::Pong(bytes) => put_pong(out, &bytes, side),
                         Received::Close(close) => {
                             put_close(out, &close, side);
-                            shared.close_sent.store(true, Ordering::Release);
+                            Shared::set(&self.shared.close_sent, true);
                         }
                     }
                     if out.len() >= CHUNK_BYTES {
@@ -300,6 +292,33 @@ async fn gather(
                 Poll::Pending => return Poll::Ready(false),
             }
         }
-    })
-    .await
+    }
+
+    /// Tells the object that its client broke the protocol, and the client why it is cut off.
+    async fn refuse(
+        self,
+        mut input: impl AsyncRead + Unpin,
+        mut output: impl AsyncWrite + Unpin,
+        violation: Violation,
+    ) {
+        let Self { net, client, bounds, side, shared } = self;
+        let error = engine::Error::coded(engine::Kind::Invalid, "socket-protocol", violation.text);
+        client.fail(Error::from(error));
+        drop(client);
+        // A frame that was cut would swallow this one.
+        if Shared::is(&shared.close_sent) || Shared::is(&shared.cut) {
+            return;
+        }
+        let (code, reason) = (Some(violation.code), violation.text.to_owned());
+        let mut out = Vec::new();
+        put_close(&mut out, &CloseFrame { code, reason }, &side);
+        let last = async {
+            if output.write_all(&out).await.is_ok() {
+                output.shutdown().await.ok();
+                // The client sees the frame, not a reset, if what it still sends is read.
+                while input.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+            }
+        };
+        net.within(bounds.limits.close_time.min(Duration::from_secs(2)), last).await;
+    }
 }

@@ -7,9 +7,14 @@
 //! Invariants: a message is bounded before its bytes are awaited, so the buffer holds at most one
 //! message and one read; after an error nothing more is read.
 
-use std::io::Cursor;
+use std::future::Future;
+use std::io::{self, Cursor};
+use std::mem::MaybeUninit;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tungstenite::protocol::frame::FrameHeader;
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
@@ -18,8 +23,8 @@ use crate::socket::{CloseFrame, Message};
 /// Bytes of a control frame at most (RFC 6455 §5.5).
 const CONTROL_BYTES_MAX: u64 = 125;
 
-/// Bytes of the buffer of one that says nothing.
-const IDLE_BYTES: usize = 128;
+/// Bytes that are read at once of one that said nothing before: most messages are shorter.
+const FIRST_BYTES: usize = 2 << 10;
 /// Bytes that are read at once, of one that is in the midst of something.
 pub(crate) const CHUNK_BYTES: usize = 16 << 10;
 
@@ -90,7 +95,8 @@ struct Partial {
 /// Reads what the other side sends.
 pub(crate) struct Decoder {
     buffer: BytesMut,
-    partial: Option<Partial>,
+    /// In a box, for few have one.
+    partial: Option<Box<Partial>>,
     message_bytes_max: usize,
     /// Whether frames must have a mask; else they must not.
     masked: bool,
@@ -102,15 +108,34 @@ impl Decoder {
         Self { buffer: BytesMut::new(), partial: None, message_bytes_max, masked }
     }
 
-    /// Where the bytes that arrive are put. With nothing in it, it keeps no memory of what came
-    /// before: most clients are silent most of the time.
-    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
-        if self.buffer.is_empty() {
-            self.buffer = BytesMut::with_capacity(IDLE_BYTES);
-        } else {
+    /// Takes bytes that arrive; how many, none at the end. While it waits with nothing in it, it holds
+    /// no memory, neither of what came before nor for what will come: most clients are silent most of
+    /// the time.
+    pub(crate) fn poll_fill(
+        &mut self,
+        input: &mut (impl AsyncRead + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if !self.buffer.is_empty() {
             self.buffer.reserve(CHUNK_BYTES);
+            return pin!(input.read_buf(&mut self.buffer)).poll(cx);
         }
-        &mut self.buffer
+        self.buffer = BytesMut::new();
+        let mut space = [const { MaybeUninit::uninit() }; FIRST_BYTES];
+        let mut read = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(input).poll_read(cx, &mut read))?;
+        self.buffer = BytesMut::from(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// Takes these bytes, as if they had arrived: for tests.
+    #[cfg(any(test, feature = "server"))]
+    pub(crate) fn put(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let read =
+                self.poll_fill(&mut bytes, &mut Context::from_waker(std::task::Waker::noop()));
+            assert!(matches!(read, Poll::Ready(Ok(1..))));
+        }
     }
 
     /// Bytes that it holds, of what has not come whole.
@@ -196,7 +221,7 @@ impl Decoder {
         is_final: bool,
         payload: BytesMut,
     ) -> Result<Option<Message>, Violation> {
-        let whole = match self.partial.take() {
+        let whole = match self.partial.take().map(|partial| *partial) {
             None => Partial { is_text: kind == Data::Text, bytes: payload },
             Some(mut partial) => {
                 partial.bytes.extend_from_slice(&payload);
@@ -204,7 +229,7 @@ impl Decoder {
             }
         };
         if !is_final {
-            self.partial = Some(whole);
+            self.partial = Some(Box::new(whole));
             return Ok(None);
         }
         Ok(Some(match whole.is_text {
@@ -298,7 +323,7 @@ mod tests {
         let mut decoder = Decoder::new(1000, &Server);
         let mut all = Vec::new();
         for piece in bytes.chunks(piece) {
-            decoder.buffer().extend_from_slice(piece);
+            decoder.put(piece);
             while let Some(inbound) = decoder.next()? {
                 all.push(inbound);
             }
@@ -394,11 +419,11 @@ mod tests {
                 }
             }
             let (mut whole, mut cut) = (Decoder::new(1000, &Server), Decoder::new(1000, &Server));
-            whole.buffer().extend_from_slice(&bytes);
+            whole.put(&bytes);
             let whole = drain(&mut whole);
             let mut in_pieces = Vec::new();
             for piece in bytes.chunks(piece) {
-                cut.buffer().extend_from_slice(piece);
+                cut.put(piece);
                 let some = drain(&mut cut);
                 prop_assert!(cut.buffer.len() < 1000 + 14 + 400 || matches!(some.last(), Some(Err(_))));
                 in_pieces.extend(some);

@@ -66,12 +66,13 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     };
     let upgraded = within_limits(&instance, &outside, &target, shake).await?;
     let (core_end, client) = wire();
-    let (connection, over) = instance.sockets.accept_live(core_end)?;
+    let sockets = instance.sockets_or_new()?;
+    let (connection, over) = sockets.accept_live(core_end)?;
     instance.push(Work::Task(Awake::Socket, over.boxed_local()));
     let bounds = Arc::new(Bounds::new(CarryLimits {
         silence_time: outside.limits.silence_time,
         close_time: ServerOptions::PRODUCTION.close_time,
-        message_bytes: instance.sockets.limits().message_bytes,
+        message_bytes: sockets.limits().message_bytes,
         partial_bytes: ServerOptions::PRODUCTION.partial_bytes,
     }));
     let host = instance.host.clone();

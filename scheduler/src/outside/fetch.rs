@@ -61,7 +61,8 @@ pub(super) fn start<T: 'static, W: Future<Output = Result<T>> + 'static>(
         instance.topology.outside().cloned().ok_or_else(|| bad_argument("there is no outside"))
     });
     let started = outside.and_then(|outside| {
-        let way = Way { open: Open::new(&instance.sockets, outside.limits.per_object)?, outside };
+        let open = Open::new(instance.sockets_or_new()?, outside.limits.per_object)?;
+        let way = Way { open, outside };
         let durable = instance.cache.output_gate().wait();
         let event = instance.new_event();
         // In a section it passes the gate of that.

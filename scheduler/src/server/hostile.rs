@@ -52,7 +52,7 @@ fn decode<S: Side>(bytes: &[u8], piece: usize, side: &S) -> Decoded {
     let mut decoder = Decoder::new(MESSAGE_BYTES, side);
     let mut all = Vec::new();
     for piece in bytes.chunks(piece) {
-        decoder.buffer().extend_from_slice(piece);
+        decoder.put(piece);
         loop {
             match decoder.next() {
                 Ok(Some(inbound)) => all.push(inbound),

@@ -226,12 +226,16 @@ impl Router {
         let bounds = self.bounds.clone();
         let open = Open::new(self.sockets.clone());
         tokio::spawn(async move {
-            // If it fails the client has gone, and its end is dropped here.
-            if let Ok(upgraded) = upgrade.await {
-                let going_away = || open.0.closing.load(Ordering::Acquire);
-                let io = TokioIo::new(upgraded);
-                carry(TokioNet, io, client, bounds, net::Server, going_away).await;
-            }
+            let carried = match upgrade.await {
+                Ok(upgraded) => {
+                    let going_away = move || open.0.closing.load(Ordering::Acquire);
+                    let io = TokioIo::new(upgraded);
+                    carry(TokioNet, io, client, bounds, net::Server, going_away)
+                }
+                // The client has gone, and its end is dropped here.
+                Err(_) => return,
+            };
+            carried.await;
         });
     }
 }

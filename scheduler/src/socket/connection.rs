@@ -210,6 +210,10 @@ impl Connection {
             let is_free = matches!(queue.front(), Some(Queued::Behind(_)));
             next = if is_free { queue.pop_front() } else { None };
         }
+        if queue.is_empty() {
+            // Most sockets are silent most of the time.
+            *queue = VecDeque::new();
+        }
         drop(queue);
         self.hang_up_if_left();
     }

@@ -11,6 +11,7 @@ use super::event::{Closed, SocketEvent};
 use super::handle::WebSocket;
 use super::message::{CloseFrame, Frame, Message, ReadyState};
 use super::read::NO_CLOSE_FRAME;
+use super::sockets::Sockets;
 use super::wire::Incoming;
 use crate::error::Result;
 use crate::instance::Instance;
@@ -40,7 +41,7 @@ impl LiveSocket {
     /// One task at a time. Cancel: nothing is lost.
     pub async fn recv(&self) -> Option<SocketEvent> {
         loop {
-            if !self.0.instance.sockets.is_live(&self.0.connection) {
+            if !self.sockets().is_live(&self.0.connection) {
                 return None;
             }
             let event = match self.0.connection.wire.receive().await {
@@ -68,7 +69,7 @@ impl LiveSocket {
     }
 
     fn message(&self, message: Message) -> SocketEvent {
-        let most = self.0.instance.sockets.limits().message_bytes;
+        let most = self.sockets().limits().message_bytes;
         match self.0.connection.refuse_if_longer(&message, most) {
             Some(error) => SocketEvent::Error(error),
             None => SocketEvent::Message(message),
@@ -98,9 +99,13 @@ impl LiveSocket {
         self.0.ready_state()
     }
 
+    fn sockets(&self) -> &Sockets {
+        self.0.instance.sockets().expect("this one was accepted there")
+    }
+
     /// It keeps the object in memory no longer.
     fn is_over(&self) {
-        self.0.instance.sockets.live_is_over(&self.0.connection);
+        self.sockets().live_is_over(&self.0.connection);
     }
 }
 

@@ -5,6 +5,7 @@
 //! waits; at most one close event; when the loop has ended the connection is not listed
 //!
 
+use std::future::Future;
 use std::rc::Rc;
 
 use dormouse_engine as engine;
@@ -35,22 +36,27 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Reads until the connection ends.
-    pub(crate) async fn run(self) {
-        loop {
-            let incoming = self.connection.wire.receive().await;
-            // What is not delivered was promised to nobody; the shutdown disconnects the client.
-            if self.core.is_draining() || matches!(incoming, Incoming::HungUp) {
-                break;
+    #[expect(clippy::manual_async_fn, reason = "it would have room for `self` twice")]
+    pub(crate) fn run(self) -> impl Future<Output = ()> + 'static {
+        async move {
+            loop {
+                let incoming = self.connection.wire.receive().await;
+                // What is not delivered was promised to nobody; the shutdown disconnects the client.
+                if self.core.is_draining() || matches!(incoming, Incoming::HungUp) {
+                    break;
+                }
+                // Apart, so that a connection on which nothing happens holds nothing for it.
+                if !Box::pin(self.take(incoming)).await {
+                    break;
+                }
             }
-            // Apart, so that a connection on which nothing happens holds nothing for it.
-            if !Box::pin(self.take(incoming)).await {
-                break;
+            // Nobody reads any more, but the object may still close it, and the client may go.
+            while !matches!(self.connection.wire.receive().await, Incoming::Lost | Incoming::HungUp)
+            {
             }
+            self.sockets.forget(&self.connection);
+            self.core.socket_left(self.id.object());
         }
-        // Nobody reads any more, but the object may still close it, and the client may go.
-        while !matches!(self.connection.wire.receive().await, Incoming::Lost | Incoming::HungUp) {}
-        self.sockets.forget(&self.connection);
-        self.core.socket_left(self.id.object());
     }
 
     /// Whether the loop goes on.

@@ -28,9 +28,10 @@ impl State {
         let instance = self.instance();
         instance.check_resident()?;
         socket.check()?;
-        let tags = instance.sockets.check(tags.into_iter().map(Into::into))?;
+        let sockets = instance.sockets_or_new()?;
+        let tags = sockets.check(tags.into_iter().map(Into::into))?;
         let wire = socket.accept().ok_or_else(closed)?;
-        let connection = instance.sockets.accept(&instance.id, wire, tags)?;
+        let connection = sockets.accept(&instance.id, wire, tags)?;
         Ok(WebSocket::new(instance.clone(), connection))
     }
 
@@ -43,7 +44,7 @@ impl State {
         instance.check_resident()?;
         socket.check()?;
         let wire = socket.accept().ok_or_else(closed)?;
-        let (connection, over) = instance.sockets.accept_live(wire)?;
+        let (connection, over) = instance.sockets_or_new()?.accept_live(wire)?;
         instance.push(Work::Task(Awake::Socket, over.boxed_local()));
         Ok(LiveSocket::new(instance.clone(), connection))
     }
@@ -52,7 +53,8 @@ impl State {
     /// . Those accepted by earlier instances too. Empty where there is none.
     pub fn web_sockets<'a>(&self, tag: impl Into<Option<&'a str>>) -> Vec<WebSocket> {
         let instance = self.instance();
-        let listed = instance.sockets.listed(tag.into()).into_iter();
+        let tag = tag.into();
+        let listed = instance.sockets().into_iter().flat_map(|sockets| sockets.listed(tag));
         listed.map(|connection| WebSocket::new(instance.clone(), connection)).collect()
     }
 
@@ -63,12 +65,12 @@ impl State {
     /// Errors: `bad-argument` if either is over 2048 bytes.
     pub fn set_web_socket_auto_response(&self, pair: Option<(&str, &str)>) -> Result<()> {
         self.instance().check_resident()?;
-        self.instance().sockets.set_auto_response(pair)
+        self.instance().sockets_or_new()?.set_auto_response(pair)
     }
 
     /// The pair that was set.
     pub fn web_socket_auto_response(&self) -> Option<(String, String)> {
-        let pair = self.instance().sockets.auto_response()?;
+        let pair = self.instance().sockets()?.auto_response()?;
         Some((pair.request.to_string(), pair.response.to_string()))
     }
 
@@ -78,11 +80,11 @@ impl State {
     /// Errors: `bad-argument` over seven days.
     pub fn set_web_socket_event_timeout(&self, limit: Option<Duration>) -> Result<()> {
         self.instance().check_resident()?;
-        self.instance().sockets.set_event_timeout(limit)
+        self.instance().sockets_or_new()?.set_event_timeout(limit)
     }
 
     /// The limit that was set.
     pub fn web_socket_event_timeout(&self) -> Option<Duration> {
-        self.instance().sockets.event_timeout()
+        self.instance().sockets()?.event_timeout()
     }
 }
