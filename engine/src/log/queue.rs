@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
 use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, Share};
 use crate::format::{get, get_u32, len_u32, put};
-use crate::ids::{ObjectId, SegmentNumber, Version};
+use crate::ids::{NamespaceTag, ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
 use crate::log::reserve::{CLAIMS, Claim};
 
@@ -101,6 +101,10 @@ pub(crate) struct Update {
     pub(crate) entry: Option<Entry>,
     /// Whether the object only moved.
     pub(crate) rewrite: bool,
+    /// The namespace for which it counts.
+    pub(crate) namespace: NamespaceTag,
+    /// Bytes of its frames that count for it while they wait.
+    pub(crate) waits: u64,
     /// What the pages and values of its tree amount to, if it is one that was written anew.
     pub(crate) kept: Vec<Share>,
     pub(crate) claim: Claim,
