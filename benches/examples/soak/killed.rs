@@ -4,8 +4,7 @@
 //! A thread of the child has one commit on its way at most, and says that it is durable before it begins the next. So
 //! each key must be found as it was acknowledged last, or as the one commit after that left it.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{PipeWriter, Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -80,7 +79,7 @@ impl Said {
 }
 
 /// Where the child says it. What was written to a pipe is there whatever becomes of whoever wrote it.
-struct Pipe(Mutex<File>);
+struct Pipe(Mutex<PipeWriter>);
 
 impl Pipe {
     fn say(&self, all: impl IntoIterator<Item = Said>) -> Result<()> {
@@ -99,7 +98,7 @@ impl Pipe {
 pub(crate) fn child(args: &Args, of_child: &[String]) -> Result<()> {
     let [dir, goal, life] = of_child else { return Err("three arguments".into()) };
     let (dir, goal, life): (&Path, u64, u64) = (Path::new(dir), goal.parse()?, life.parse()?);
-    let pipe = Pipe(Mutex::new(File::from(std::io::stdout().as_fd().try_clone_to_owned()?)));
+    let pipe = Pipe(Mutex::new(std::io::stdout().as_fd().try_clone_to_owned()?.into()));
     let plan = args.plan();
     let store = Store::open(dir, Options::default())?;
     let mut stamps = load::read_all(&store, &plan, args.threads)?;

@@ -1,6 +1,5 @@
 //! What is looked at from time to time, and what must come of it.
 
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
@@ -71,10 +70,8 @@ pub(crate) fn sample(
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split_whitespace().nth(1).ok_or("no figure in statm")?.parse()?;
     micros.sort_unstable();
-    let part = |part: f64| {
-        let at = (micros.len() as f64 * part) as usize;
-        micros.get(at).copied().map_or(0, u64::from)
-    };
+    let of_1000 =
+        |part: usize| micros.get(micros.len() * part / 1000).copied().map_or(0, u64::from);
     Ok(Sample {
         ms: u64::try_from(at.as_millis())?,
         written,
@@ -82,9 +79,9 @@ pub(crate) fn sample(
         live,
         memory: pages * PAGE_BYTES,
         descriptors: std::fs::read_dir("/proc/self/fd")?.count() as u64,
-        rate: (micros.len() as f64 / since.as_secs_f64()) as u64,
-        median_us: part(0.5),
-        p999_us: part(0.999),
+        rate: micros.len() as u64 * 1_000_000 / u64::try_from(since.as_micros().max(1))?,
+        median_us: of_1000(500),
+        p999_us: of_1000(999),
     })
 }
 
@@ -108,13 +105,13 @@ pub(crate) fn print(sample: &Sample, goal: u64) {
 }
 
 pub(crate) fn write_csv(samples: &[Sample], path: &Path) -> Result<()> {
-    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-    writeln!(file, "ms,written,disk,live,memory,descriptors,commits_per_s,median_us,p999_us")?;
+    let mut lines =
+        vec!["ms,written,disk,live,memory,descriptors,commits_per_s,median_us,p999_us".to_owned()];
     for sample in samples {
         let fields: Vec<String> = sample.fields().iter().map(ToString::to_string).collect();
-        writeln!(file, "{}", fields.join(","))?;
+        lines.push(fields.join(","));
     }
-    Ok(file.flush()?)
+    Ok(std::fs::write(path, lines.join("\n") + "\n")?)
 }
 
 /// The highest of a third of the samples.
