@@ -105,27 +105,26 @@ impl<E: Env> Appending<'_, E> {
         written: Written,
     ) -> Ticket {
         let Written { entry, parts, kept, image, origin } = written;
-        let namespace = self.namespace;
-        let entry = entry.map(|entry| entry.counting_for(namespace));
+        let entry = entry.map(|entry| entry.counting_for(self.namespace));
         // What only moves takes the place of what it frees.
-        let waits = if self.rewrite { 0 } else { (state.queue.bytes() - before) as u64 };
-        state.live.namespaces.wait(namespace, waits);
+        let waits = if self.rewrite { 0 } else { len_u32(state.queue.bytes() - before) };
         let open = state.queue.last_mut();
         let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
         let dead = self.head.clone().filter(|_| image);
-        open.updates.push(Update {
+        let update = Update {
             id,
             existed,
             entry: entry.clone(),
             rewrite,
-            namespace,
             waits,
             claim,
             kept,
             parts,
             dead,
             origin,
-        });
+        };
+        state.live.namespaces.wait(update.namespace(), waits.into());
+        open.updates.push(update);
         let (ordinal, outcome) = (open.ordinal, open.outcome(claim));
         let pending = Pending { entry, ordinal, claim, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);

@@ -38,7 +38,7 @@ impl Queue {
     /// Bytes that wait, with the namespaces for which they count.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (NamespaceTag, u64)> + '_ {
         let updates = self.batches.iter().flat_map(|batch| &batch.updates);
-        updates.map(|update| (update.namespace, update.waits))
+        updates.map(|update| (update.namespace(), update.waits.into()))
     }
 
     /// The newest state of each object of which something waits.

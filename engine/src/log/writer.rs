@@ -256,7 +256,7 @@ fn settle<E: Env>(
         state.live.written(segment, wall_ms);
     }
     for update in batch.updates {
-        let (namespace, waited) = (update.namespace, update.waits);
+        let (namespace, waited) = (update.namespace(), u64::from(update.waits));
         let Update { id, existed, entry, rewrite, kept, parts, dead, origin, .. } = update;
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
