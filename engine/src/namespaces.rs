@@ -1,5 +1,5 @@
 //! What the objects of each namespace hold: bytes of the log that they need, as live bytes are counted
-//! ([`crate::live`]), and bounds of them.
+//! (`live`), and bounds of them.
 //!
 //! An object counts for the namespace that its first commit named, for as long as it exists: its entry and each of its
 //! frames say the namespace's tag, so that commit and replay count alike without a look-up. A checkpoint keeps

@@ -13,7 +13,7 @@
 //! | | 12 each | addresses ([`super::frame`]), oldest first |
 //! | | 2 | bits 0 to 13: shares; 0x4000 tree, 0x8000 scattered ([`super::frame`]); if there are shares |
 //! | | 8 each | shares, by rising segments |
-//! | | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written ([`super::tag`]), if there is an origin |
+//! | | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written (`format/tag.rs`), if there is an origin |
 //! | | 2 | bytes of the name, likewise; 0 for none |
 //! | | 0 or 8 | the tag of the namespace for which the object counts, where it stands apart |
 //! | | | namespace and name (UTF-8) |

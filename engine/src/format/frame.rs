@@ -15,7 +15,7 @@
 //! | 70 | 2 | shares | |
 //! | 72 | 8 | wall clock, ms since 1970 | |
 //! | 80 | 8 | alarm after this commit, ms since 1970; 0 for none | |
-//! | 88 | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written ([`super::tag`]) | |
+//! | 88 | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written (`format/tag.rs`) | |
 //! | 90 | 2 | bytes of the name | |
 //! | 92 | 2 | chains nested in the first frame of the chain | |
 //! | 94 | 2 | shares kept | of images that are trees |
