@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::format::batch::batch_bytes;
 use crate::format::frame::{self, Address, Frame, Share, Sizes};
 use crate::format::{len_u32, page};
-use crate::ids::{ObjectId, Version};
+use crate::ids::{NamespaceTag, ObjectId, Version};
 use crate::limits::{FRAME_BYTES_MAX, Limits};
 use crate::log::queue::{OPEN, Ticket, Update};
 use crate::log::reserve::Claim;
@@ -30,6 +30,8 @@ pub(crate) struct Appending<'a, E: Env> {
     /// When the commit was made by the wall clock, ms since 1970.
     pub(crate) written_ms: u64,
     pub(crate) head: Option<Entry>,
+    /// The namespace for which the object counts.
+    pub(crate) namespace: NamespaceTag,
     /// Whether there was an entry, known or not.
     pub(crate) existed: bool,
     pub(crate) rewrite: bool,
@@ -44,6 +46,7 @@ impl<E: Env> Appending<'_, E> {
         resident: Option<&dyn Resident>,
     ) -> Ticket {
         let claim = self.claim(state, batch);
+        let before = state.queue.bytes();
         state.queue.begin(claim);
         let written = match self.image(batch, resident) {
             Some((payload, origin)) if payload.len() > self.inner.limits.image_bytes_max => {
@@ -68,7 +71,7 @@ impl<E: Env> Appending<'_, E> {
                 Written { entry, parts, kept: Vec::new(), image: false, origin }
             }
         };
-        self.enter(state, claim, written)
+        self.enter(state, claim, before, written)
     }
 
     /// Appends the object as a tree: `draft` is what is new of it, `kept` what all that it takes over from
@@ -82,9 +85,10 @@ impl<E: Env> Appending<'_, E> {
         origin: Origin,
     ) -> Ticket {
         let claim = self.claim(state, &Batch::new());
+        let before = state.queue.bytes();
         state.queue.begin(claim);
         let written = self.tree(state, draft, kept, operations, origin);
-        self.enter(state, claim, written)
+        self.enter(state, claim, before, written)
     }
 
     /// What the directory says after it.
@@ -92,14 +96,34 @@ impl<E: Env> Appending<'_, E> {
         Stamp { version: self.version, alarm: self.alarm, written_ms: self.written_ms }
     }
 
-    /// Notes what was written for when its batch is durable.
-    fn enter(&self, state: &mut State<FileOf<E>>, claim: Claim, written: Written) -> Ticket {
+    /// Notes what was written, since so many bytes waited, for when its batch is durable.
+    fn enter(
+        &self,
+        state: &mut State<FileOf<E>>,
+        claim: Claim,
+        before: usize,
+        written: Written,
+    ) -> Ticket {
         let Written { entry, parts, kept, image, origin } = written;
+        let entry = entry.map(|entry| entry.counting_for(self.namespace));
+        // What only moves takes the place of what it frees.
+        let waits = if self.rewrite { 0 } else { len_u32(state.queue.bytes() - before) };
         let open = state.queue.last_mut();
         let (id, existed, rewrite) = (*self.id, self.existed, self.rewrite);
         let dead = self.head.clone().filter(|_| image);
-        let update =
-            Update { id, existed, entry: entry.clone(), rewrite, claim, kept, parts, dead, origin };
+        let update = Update {
+            id,
+            existed,
+            entry: entry.clone(),
+            rewrite,
+            waits,
+            claim,
+            kept,
+            parts,
+            dead,
+            origin,
+        };
+        state.live.namespaces.wait(update.namespace(), waits.into());
         open.updates.push(update);
         let (ordinal, outcome) = (open.ordinal, open.outcome(claim));
         let pending = Pending { entry, ordinal, claim, outcome: outcome.clone() };
@@ -176,6 +200,7 @@ impl<E: Env> Appending<'_, E> {
             links: &links,
             sizes: Sizes { delta_bytes: waiting, ..Sizes::default() },
             origin: origin.clone(),
+            namespace: self.namespace,
             ..self.frame(frame::Kind::Image, &payload)
         };
         let address = state.queue.push(&frame, block, max);
@@ -204,6 +229,7 @@ impl<E: Env> Appending<'_, E> {
             wall_ms: self.written_ms,
             alarm: self.alarm,
             origin: Origin::default(),
+            namespace: NamespaceTag::NONE,
             payload,
             links: &[],
         }
@@ -253,7 +279,7 @@ impl<E: Env> Appending<'_, E> {
     /// Payload bytes that one frame can hold beside a chain of `chain` addresses, and `shares`.
     fn payload_max(&self, chain: usize, shares: usize, origin: &Origin) -> usize {
         let limits = &self.inner.limits;
-        let fixed = frame::frame_bytes(0, chain, shares, origin) + 8;
+        let fixed = frame::frame_bytes(0, chain, shares, origin, self.namespace) + 8;
         let empty = batch_bytes(1, fixed, 1);
         limits.batch_bytes_max.checked_sub(empty).expect("Limits::check")
     }
@@ -293,6 +319,7 @@ impl<E: Env> Appending<'_, E> {
             nests,
             sizes: base.map(|base| base.sizes()).unwrap_or_default(),
             origin: origin.clone(),
+            namespace: self.namespace,
             ..self.frame(kind, last)
         };
         let address = state.queue.push(&frame, block, max);

@@ -1,7 +1,7 @@
 //! Live bytes counted anew: from every entry of the directory, and from the frames themselves. What was kept
 //! up to date commit by commit must agree (docs/design.md, 3.5).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::directory::merged;
 use crate::env::Env;
@@ -51,6 +51,16 @@ impl<E: Env> Shard<E> {
                 let shard = self.0.number;
                 wrong.push(format!(
                     "shard {shard}, segment {number}: {kept} live bytes are counted, {needed} needed"
+                ));
+            }
+        }
+        let sums = live.namespaces.sums().chain(counted.namespaces.sums());
+        for tag in sums.map(|(tag, _)| tag).collect::<BTreeSet<_>>() {
+            let (kept, needed) = (live.namespaces.bytes(tag), counted.namespaces.bytes(tag));
+            if kept < needed || (kept > needed && !live.is_inexact()) {
+                let (shard, tag) = (self.0.number, tag.0);
+                wrong.push(format!(
+                    "shard {shard}, namespace {tag:016x}: {kept} bytes are counted, its objects need {needed}"
                 ));
             }
         }

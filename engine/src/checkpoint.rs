@@ -285,6 +285,7 @@ fn begin<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Begun<FileOf<E>> {
         inexact: state.live.is_inexact(),
         segments: segments.collect(),
         runs: Vec::new(),
+        namespaces: state.live.namespaces.sums().collect(),
     };
     let how = How { all: state.directory.reach_the_oldest(&merged), forget };
     Begun { checkpoint, run, frozen, merged, how }

@@ -184,6 +184,7 @@ impl<E: Env> Shard<E> {
                 version: contents.version,
                 alarm: contents.alarm,
                 written_ms: head.written_ms,
+                namespace: head.namespace,
                 head: Some(head),
                 existed: true,
                 rewrite: true,

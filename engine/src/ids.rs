@@ -57,6 +57,29 @@ impl fmt::Display for Version {
     }
 }
 
+/// Stands for a namespace where its objects' bytes are counted: a hash of its name. Names are chosen by whoever
+/// writes the program, so nobody makes two of one tag on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamespaceTag(pub u64);
+
+impl NamespaceTag {
+    /// That of objects of which no namespace is known.
+    pub const NONE: Self = Self(0);
+
+    /// That of a namespace.
+    pub fn of(namespace: &str) -> Self {
+        Self::of_bytes(namespace.as_bytes())
+    }
+
+    /// That of the namespace whose name has these bytes: FNV-1a of 64 bits, and never 0. It is on disk, so it never changes.
+    pub(crate) fn of_bytes(namespace: &[u8]) -> Self {
+        let hash = namespace.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        Self(hash.max(1))
+    }
+}
+
 /// Identifies one store; drawn at random when it is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreId(pub u128);

@@ -59,6 +59,7 @@ mod load;
 mod log;
 pub mod mailbox;
 mod merges;
+pub mod namespaces;
 pub mod park;
 pub mod real;
 mod recover;
@@ -81,6 +82,7 @@ pub use format::superblock::Superblock;
 pub use ids::{ObjectId, Version};
 pub use limits::Limits;
 pub use list::List;
+pub use namespaces::Quotas;
 pub use shard::{Opening, Recovery, Shard, ShardStats, Ticket, Written};
 pub use store::{
     Durability, Filter, Keys, Object, ObjectInfo, Objects, Options, Page, Store, StoreStats,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::format::checkpoint::NAMESPACE_BYTES;
+
 /// Bounds of one store. Those marked *format* are fixed when a store is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -142,6 +144,12 @@ impl Limits {
         quiet: Duration::from_millis(10),
         lock_wait: Duration::from_secs(1),
     };
+
+    /// Namespaces of a shard whose bytes are counted: more would not fit a quarter of a manifest's slot. An object
+    /// of a further one counts for none, and no bound holds it.
+    pub(crate) const fn namespaces_max(&self) -> usize {
+        self.manifest_slot_bytes / 4 / NAMESPACE_BYTES
+    }
 
     /// Checks the relations between the bounds that the code relies on.
     ///

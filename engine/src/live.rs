@@ -35,6 +35,8 @@ use std::collections::BTreeMap;
 
 use crate::directory::Entry;
 use crate::format::frame::Share;
+use crate::ids::NamespaceTag;
+use crate::namespaces::Namespaces;
 
 /// What is counted of one segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +52,8 @@ struct Count {
 pub(crate) struct Live {
     segments: BTreeMap<u32, Count>,
     total: u64,
+    /// Of these, what the objects of each namespace need.
+    pub(crate) namespaces: Namespaces,
     /// All bytes that became live or died so far.
     changed: u64,
     inexact: bool,
@@ -59,8 +63,12 @@ pub(crate) struct Live {
 
 impl Live {
     /// Of an older time: as it was kept by a checkpoint.
-    pub(crate) fn kept(segments: impl IntoIterator<Item = (u32, u32, u32)>, inexact: bool) -> Self {
-        let mut live = Self { inexact, ..Self::default() };
+    pub(crate) fn kept(
+        segments: impl IntoIterator<Item = (u32, u32, u32)>,
+        namespaces: Namespaces,
+        inexact: bool,
+    ) -> Self {
+        let mut live = Self { inexact, namespaces, ..Self::default() };
         for (segment, bytes, newest_s) in segments {
             live.segments.insert(segment, Count { bytes: bytes.into(), newest_s });
             live.total += u64::from(bytes);
@@ -107,6 +115,12 @@ impl Live {
         self.inexact |= scattered;
     }
 
+    /// All that changed since there were `before` bytes in all is about one commit, to an object that counts
+    /// for this namespace; `waited` bytes of it waited until now.
+    pub(crate) fn count(&mut self, namespace: NamespaceTag, waited: u64, before: u64) {
+        self.namespaces.settle(namespace, waited, before, self.total);
+    }
+
     /// A commit of this time was written to a segment.
     pub(crate) fn written(&mut self, segment: u32, wall_ms: u64) {
         let newest_s = &mut self.segments.entry(segment).or_default().newest_s;
@@ -150,7 +164,12 @@ impl Live {
     }
 
     /// Counts anew: these entries are all that there are.
-    pub(crate) fn recount<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) {
+    pub(crate) fn recount<'a, I>(&mut self, entries: I)
+    where
+        I: IntoIterator<Item = &'a Entry, IntoIter: Clone>,
+    {
+        let entries = entries.into_iter();
+        self.namespaces.recount(entries.clone());
         self.segments.values_mut().for_each(|count| count.bytes = 0);
         (self.total, self.missing, self.inexact) = (0, 0, false);
         for entry in entries {

@@ -18,7 +18,7 @@ use crate::directory::{Directory, Entry, IdMap, Known};
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::superblock::Superblock;
-use crate::ids::{Epoch, ObjectId, SegmentNumber, Version};
+use crate::ids::{Epoch, NamespaceTag, ObjectId, SegmentNumber, Version};
 use crate::io::{Create, Disk, File};
 use crate::limits::Limits;
 use crate::live::Live;
@@ -29,6 +29,7 @@ use crate::log::reserve::{Claim, Reserve};
 use crate::log::segments::{FileOf, Recycled, Segments};
 use crate::log::writer::{self, Spare, Tail};
 use crate::merges;
+use crate::namespaces::Quotas;
 pub use crate::recover::{Opening, Recovery};
 use crate::signal::Signal;
 use crate::snapshot::Recent;
@@ -227,10 +228,25 @@ impl<E: Env> Shard<E> {
         limits: Limits,
         opening: Opening,
     ) -> Result<(Self, Recovery)> {
+        Self::open_bounded(env, superblock, number, limits, opening, &Quotas::default()).await
+    }
+
+    /// [`Shard::open_as`], with bounds of what namespaces may hold that all shards of the store share.
+    ///
+    /// Errors: as [`Shard::open`].
+    pub async fn open_bounded(
+        env: &E,
+        superblock: Superblock,
+        number: u16,
+        limits: Limits,
+        opening: Opening,
+        quotas: &Quotas,
+    ) -> Result<(Self, Recovery)> {
         limits.check();
         let began = env.now();
         let recovered = crate::recover::recover(env, &superblock, number, &limits, opening);
-        let (state, recovery) = recovered.await?;
+        let (mut state, recovery) = recovered.await?;
+        state.live.namespaces.bind(quotas, number);
         let inner = Rc::new(Inner {
             env: env.clone(),
             superblock,
@@ -310,8 +326,9 @@ impl<E: Env> Shard<E> {
     /// `resident`: the object's keys as they are *after* this batch, from a caller that holds all
     /// of them; the log may then write an image instead of a delta.
     ///
-    /// Errors at once: `Invalid` (a limit), `NoSpace` (`object-full`: [`Limits::object_bytes_max`]), `Conflict`, `Overloaded`, `Corrupt` (the object is
-    /// damaged; only a batch that deletes all is taken), `Poisoned`, `Closed`: nothing happened.
+    /// Errors at once: `Invalid` (a limit), `NoSpace` (`object-full`: [`Limits::object_bytes_max`]; `namespace-full`: [`Quotas`]),
+    /// `Conflict`, `Overloaded`, `Corrupt` (the object is damaged; only a batch that deletes all is taken), `Poisoned`,
+    /// `Closed`: nothing happened.
     /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`], unless it waits
     /// behind refused data of its object), `Retry` (nothing happened either), `Unknown`.
     pub fn commit(
@@ -340,10 +357,17 @@ impl<E: Env> Shard<E> {
             if head.as_ref().is_some_and(|head| head.damaged) && !batch.deletes_all() {
                 return Err(damaged(id));
             }
-            if let Err(error) = self.check_size(id, head.as_ref(), batch, resident) {
+            let namespaces_max = inner.limits.namespaces_max();
+            let namespaces = &state.live.namespaces;
+            let namespace = namespaces.tag(head.as_ref(), batch, resident, namespaces_max);
+            let of_object = self.check_size(id, head.as_ref(), batch, resident);
+            // What an image would free counts for its namespace, even if whoever commits holds all keys.
+            let counts_deltas = resident.is_none() || of_object.is_ok();
+            let of_namespace = || namespaces.check(namespace, id, head.as_ref(), batch);
+            if let Err(error) = of_object.and_then(|()| of_namespace()) {
                 let deltas = head.is_some_and(|head| head.has_deltas());
                 drop(borrowed);
-                if deltas && resident.is_none() {
+                if deltas && counts_deltas {
                     self.start_consolidating(id);
                 }
                 return Err(error);
@@ -358,8 +382,17 @@ impl<E: Env> Shard<E> {
             let existed = head.is_some() || unknown;
             let written_ms = inner.env.wall_ms();
             let rewrite = false;
-            let commit =
-                Appending { inner, id, version, alarm, written_ms, head, existed, rewrite };
+            let commit = Appending {
+                inner,
+                id,
+                version,
+                alarm,
+                written_ms,
+                head,
+                namespace,
+                existed,
+                rewrite,
+            };
             let ticket = commit.append(state, batch, resident);
             if let Some(commits) = state.rewriting.get_mut(id) {
                 let outcome = ticket.outcome.clone();
@@ -417,6 +450,12 @@ impl<E: Env> Shard<E> {
         let what =
             format!("object {id} would hold {bytes} bytes, limit {max}: delete something of it");
         Err(Error::coded(Kind::NoSpace, "object-full", what))
+    }
+
+    /// Bytes of the log that the objects of a namespace need durably in this shard: those of objects whose first
+    /// commit named it ([`Batch::named`]).
+    pub fn namespace_bytes(&self, namespace: &str) -> u64 {
+        self.0.state.borrow().live.namespaces.bytes(NamespaceTag::of(namespace))
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {

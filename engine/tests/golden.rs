@@ -13,7 +13,7 @@ use dormouse_engine::format::run::{self, BlockBuilder, Key, RunHeader};
 use dormouse_engine::format::segment::SegmentHeader;
 use dormouse_engine::format::{Rejected, superblock::Superblock};
 use dormouse_engine::ids::{
-    Epoch, Incarnation, ObjectId, SegmentNumber, Sequence, StoreId, Version,
+    Epoch, Incarnation, NamespaceTag, ObjectId, SegmentNumber, Sequence, StoreId, Version,
 };
 
 const STORE: StoreId = StoreId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
@@ -43,11 +43,8 @@ fn id() -> ObjectId {
     ObjectId::from_bytes(std::array::from_fn(|index| u8::try_from(index).expect("32 bytes")))
 }
 
-/// A sealed batch of one delta frame with a chain, and its header's checksum.
-fn sealed() -> Vec<u8> {
-    let ops = dormouse_engine::Batch::new().put("key", "value").delete("gone");
-    let payload = payload_of(&ops);
-    let frame = Frame {
+fn delta(payload: &[u8]) -> Frame<'_> {
+    Frame {
         kind: Kind::Delta,
         part: false,
         rewrite: false,
@@ -66,9 +63,17 @@ fn sealed() -> Vec<u8> {
         wall_ms: 1_700_000_000_001,
         alarm: Some(1_700_000_060_000),
         origin: Origin::default(),
-        payload: &payload,
+        namespace: NamespaceTag::NONE,
+        payload,
         links: &[],
-    };
+    }
+}
+
+/// A sealed batch of one delta frame with a chain, and its header's checksum.
+fn sealed() -> Vec<u8> {
+    let ops = dormouse_engine::Batch::new().put("key", "value").delete("gone");
+    let payload = payload_of(&ops);
+    let frame = delta(&payload);
     let mut frames = Vec::new();
     frame.encode(&mut frames);
     let at = batch::HEADER_BYTES + ObjectId::BYTES;
@@ -209,6 +214,7 @@ fn checkpoint() -> Checkpoint {
         inexact: true,
         segments: vec![segment(5, 900, true), segment(7, 0, false)],
         runs: vec![run(5), run(2)],
+        namespaces: vec![(NamespaceTag(7), 900), (NamespaceTag::of("rooms"), 1)],
     }
 }
 
@@ -217,7 +223,7 @@ fn a_checkpoint_is_what_it_was_and_every_flipped_bit_is_noticed() {
     let checkpoint = checkpoint();
     let mut bytes = vec![0; checkpoint.bytes()];
     checkpoint.encode(&mut bytes, STORE, 3);
-    assert_eq!(bytes.len(), 128 + 2 * 24 + 2 * 24);
+    assert_eq!(bytes.len(), 128 + 2 * 24 + 2 * 24 + 2 * 16);
     assert_eq!(&bytes[..12], b"DMCHECKP\x01\x00\x03\x00");
     // The checksum stands for all the others.
     assert_eq!(bytes[12..16], CHECKPOINT_CRC, "{:02x?}", &bytes[12..16]);
@@ -250,13 +256,22 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     let address = Address { segment: 6, offset: 512, bytes: 104 };
     let stamp = Stamp { version: Version(9), alarm: Some(77), written_ms: 55 };
     let part = Address { segment: 5, offset: 1024, bytes: 200 };
-    let entry = Some(Entry::image(address, stamp, &[part]));
+    let entry = Entry::image(address, stamp, &[part]);
     let origin = Origin { namespace: Some("rooms".into()), name: Some("lobby".into()) };
-    let said = [
-        (id(), Known { entry: entry.clone(), origin }),
-        (ObjectId::from_bytes([1; 32]), Known::default()),
-        (ObjectId::from_bytes([2; 32]), Known { entry, origin: Origin::default() }),
-    ];
+    let said = [(Some(entry.clone()), origin.clone()), (None, Origin::default())];
+    // Its tag is that of the name, or stands apart.
+    let (mut counts, mut other) = (entry.clone(), entry.clone());
+    counts.namespace = NamespaceTag::of("rooms");
+    other.namespace = NamespaceTag(7);
+    let said = said.into_iter().chain([
+        (Some(entry), Origin::default()),
+        (Some(counts.clone()), origin.clone()),
+        (Some(counts), Origin::default()),
+        (Some(other), origin),
+    ]);
+    let ids =
+        [id()].into_iter().chain([1, 2, 4, 5, 6].map(|byte| ObjectId::from_bytes([byte; 32])));
+    let said: Vec<_> = ids.zip(said.map(|(entry, origin)| Known { entry, origin })).collect();
     let mut builder = BlockBuilder::default();
     let entries = RawEntry::of_all(said.iter().map(|(id, known)| (id, known)));
     assert_eq!(entries[0], RawEntry::of(&said[0].0, &said[0].1));
@@ -304,7 +319,38 @@ fn a_run_is_what_it_was_and_every_flipped_bit_is_noticed() {
     }
 }
 
-const CHECKPOINT_CRC: [u8; 4] = [0xcb, 0x49, 0x2f, 0x21];
+const CHECKPOINT_CRC: [u8; 4] = [0xef, 0x1e, 0x49, 0x25];
 const RUN_CRC: [u8; 4] = [0xe5, 0xcf, 0x4a, 0xc2];
-const BLOCK_CRC: [u8; 4] = [0x07, 0xbd, 0x4d, 0xf6];
+const BLOCK_CRC: [u8; 4] = [0x1c, 0x7c, 0x08, 0x85];
 const KEY_HASH: u64 = 0xef73_65e4_31f2_e588;
+
+/// A frame says the tag of its object's namespace where no name does.
+#[test]
+fn a_frame_says_for_which_namespace_its_object_counts() {
+    let named = Origin { namespace: Some("rooms".into()), name: Some("lobby".into()) };
+    for (origin, tag, apart) in [
+        (Origin::default(), NamespaceTag::NONE, 0),
+        (Origin::default(), NamespaceTag::of("rooms"), 8),
+        (named.clone(), NamespaceTag::NONE, 0),
+        (named.clone(), NamespaceTag::of("rooms"), 0),
+        (named, NamespaceTag(7), 8),
+    ] {
+        let frame = Frame { namespace: tag, origin: origin.clone(), ..delta(&[]) };
+        let mut bytes = Vec::new();
+        let written = frame.encode(&mut bytes);
+        let strings = if origin.name.is_some() { 10 } else { 0 };
+        let fixed = frame::HEADER_BYTES + frame::ADDRESS_BYTES + frame::SHARE_BYTES;
+        assert_eq!(written, (fixed + strings + apart).next_multiple_of(8), "{tag:?}, {origin:?}");
+        frame::set_crc(&mut bytes, HOME.incarnation, 512);
+        let read = frame::decode(&bytes, HOME.incarnation, 512).expect("valid");
+        assert_eq!((read.namespace, read.origin), (tag, origin));
+    }
+    assert_eq!(
+        NamespaceTag::of("rooms"),
+        NamespaceTag(ROOMS_TAG),
+        "{:x?}",
+        NamespaceTag::of("rooms")
+    );
+}
+
+const ROOMS_TAG: u64 = 0x4e1f_db46_1dfe_692b;

@@ -358,3 +358,45 @@ fn an_object_holds_so_much_and_no_more() {
         close(&store);
     }
 }
+
+/// All shards and threads share it; what it holds is known after reopening.
+#[test]
+fn a_namespace_holds_so_much_and_no_more() {
+    for disk in disks() {
+        let dir = dir();
+        let bounds = [("rooms".to_owned(), 100_000)].into();
+        let options = Options { namespace_bytes_max: bounds, ..options(disk) };
+        let store = open(dir.path(), options.clone());
+        let commit = |store: &Store, number: u8, bytes| {
+            let batch = Batch::new().put("value", vec![number; bytes]);
+            store.object(id(number)).commit(batch.named("rooms", "a room")).wait()
+        };
+        let taken = (0..200).take_while(|number| commit(&store, *number, 3000).is_ok()).count();
+        assert!((20..=33).contains(&taken), "{taken}");
+        let full = commit(&store, 200, 3000).expect_err("too much");
+        assert_eq!((full.kind(), full.code()), (Kind::NoSpace, Some("namespace-full")), "{full}");
+        for said in ["rooms", "100000", &id(200).to_string()] {
+            assert!(full.to_string().contains(said), "{full}");
+        }
+        let other = Batch::new().put("value", vec![1; 50_000]);
+        store.object(id(201)).commit(other.clone().named("halls", "one")).wait().expect("another");
+        store.object(id(202)).commit(other).wait().expect("of no namespace");
+        let held = store.namespace_bytes("rooms").wait().expect("a sum");
+        assert!((90_000..=100_000).contains(&held), "{held}");
+        close(&store);
+
+        let store = open(dir.path(), options.clone());
+        assert_eq!(store.namespace_bytes("rooms").wait().expect("a sum"), held);
+        assert_eq!(commit(&store, 200, 3000).expect_err("still").code(), Some("namespace-full"));
+        store.object(id(0)).commit(Batch::new().delete("value")).wait().expect("deletes are taken");
+        commit(&store, 200, 2000).expect("room");
+        // Of an object that is written anew, what it held does not count.
+        let anew = Batch::new().delete_all().put("value", vec![1; 2900]);
+        store.object(id(1)).commit(anew).wait().expect("no more than before");
+        close(&store);
+
+        let store = open(dir.path(), Options { namespace_bytes_max: [].into(), ..options });
+        commit(&store, 203, 50_000).expect("no bound any more");
+        close(&store);
+    }
+}

@@ -112,7 +112,8 @@ impl Core {
         let host = CoreHost::new(env);
         let watch = Watch::new(host.clone(), topology.clone(), core);
         let cores = topology.cores();
-        let shards = Shards::open(env, core, cores, superblock, limits, &watch).await?;
+        let shards =
+            Shards::open(env, core, cores, superblock, limits, topology.quotas(), &watch).await?;
         let residency = Budgets::new(&topology, &watch);
         let inner = Rc::new(Inner {
             host,

@@ -23,6 +23,11 @@ pub struct NamespaceOptions {
     /// twice of it no further one is started. They then count here, and not in
     /// [`StackLimits::resident_bytes`].
     pub resident_bytes: Option<usize>,
+    /// Bytes that all its objects may hold on disk, in all shards together; no bound unless said. What would bring more is
+    /// refused (`NoSpace`, `namespace-full`), what only frees is taken. These are the bytes of the log that the objects need:
+    /// what was overwritten counts until its object is written as one image, which begins when a write is
+    /// refused for it. Several cores at once may pass it, each by one commit.
+    pub disk_bytes: Option<u64>,
 }
 
 impl NamespaceOptions {
@@ -33,6 +38,7 @@ impl NamespaceOptions {
         calls: None,
         cache: None,
         resident_bytes: None,
+        disk_bytes: None,
     };
 }
 

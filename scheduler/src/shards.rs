@@ -14,8 +14,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_engine as engine;
+use dormouse_engine::shard::Opening;
 use dormouse_engine::signal::Signal;
-use dormouse_engine::{Env, Host, Limits, ObjectId, Shard, Superblock, Written};
+use dormouse_engine::{Env, Host, Limits, ObjectId, Quotas, Shard, Superblock, Written};
 use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, select};
 
@@ -62,13 +63,17 @@ impl Shards {
         cores: usize,
         superblock: Superblock,
         limits: Limits,
+        quotas: &Quotas,
         watch: &Rc<Watch>,
     ) -> Result<Self> {
-        let (env, watch) = (env.clone(), watch.clone());
+        let (env, quotas, watch) = (env.clone(), quotas.clone(), watch.clone());
         let open: Opener = Box::new(move |number| {
-            let (env, watch) = (env.clone(), watch.clone());
+            let (env, quotas, watch) = (env.clone(), quotas.clone(), watch.clone());
             async move {
-                let (shard, _recovery) = Shard::open(&env, superblock, number, limits).await?;
+                let opening = Opening::default();
+                let opened =
+                    Shard::open_bounded(&env, superblock, number, limits, opening, &quotas);
+                let (shard, _recovery) = opened.await?;
                 shard.observe(move |Written { commits, bytes }| {
                     watch.of_core().add(Count::Batches, 1);
                     watch.of_core().see(Spread::BatchCommits, commits as u64);

@@ -9,7 +9,7 @@ use dormouse_cache::CacheLimits;
 use dormouse_engine as engine;
 use dormouse_engine::clock::Clock;
 use dormouse_engine::mailbox::{Receiver, Refused, Sender, mailbox};
-use dormouse_engine::{Env, Limits, ObjectId, Origin, Superblock};
+use dormouse_engine::{Env, Limits, ObjectId, Origin, Quotas, Superblock};
 use futures_channel::oneshot;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 
@@ -194,6 +194,8 @@ struct Shared {
     /// Known once the first core has opened the store.
     shards: OnceLock<u16>,
     limits: StackLimits,
+    /// What namespaces may hold on disk.
+    quotas: Quotas,
     #[cfg(feature = "server")]
     outside: Option<Outside>,
     entropy: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -283,7 +285,9 @@ impl TopologyBuilder {
             (0..self.cores).map(|_| mailbox(self.limits.mailbox)).unzip::<_, _, Vec<_>, Vec<_>>();
         let watched = (0..self.cores).map(|_| CoreShared::new(self.classes.len())).collect();
         let bounds = |class: &Class| Bounds::new(&class.options, &self.limits);
+        let quota = |class: &Class| Some((class.name.clone(), class.options.disk_bytes?));
         Topology(Arc::new(Shared {
+            quotas: Quotas::new(self.classes.iter().filter_map(quota)),
             bounds: self.classes.iter().map(bounds).collect(),
             classes: self.classes,
             mailboxes,
@@ -301,6 +305,11 @@ impl TopologyBuilder {
 }
 
 impl Topology {
+    /// What namespaces may hold on disk.
+    pub(crate) fn quotas(&self) -> &Quotas {
+        &self.0.quotas
+    }
+
     /// One without namespaces, on one core.
     pub fn builder() -> TopologyBuilder {
         TopologyBuilder {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_cache::CacheLimits;
 use dormouse_scheduler::prelude::*;
-use dormouse_scheduler::{NamespaceOptions, OBJECT_BYTES};
+use dormouse_scheduler::{Kind, NamespaceOptions, OBJECT_BYTES};
 use futures_util::FutureExt;
 
 /// `WITH` is 1 in the namespace that has options.
@@ -47,6 +47,8 @@ enum Do {
     DeleteAll,
     /// Fills the cache, and says how long room for more was waited for.
     Fill,
+    /// Keeps 2,000 bytes.
+    Keep,
 }
 
 impl<const WITH: usize> Handler<Do> for Object<WITH> {
@@ -69,6 +71,7 @@ impl<const WITH: usize> Handler<Do> for Object<WITH> {
                 let mut fill = (0..8).map(|n| storage.put_bytes(&n.to_string(), value.clone()));
                 return Ok(fill.any(|put| put.now_or_never().is_none()));
             }
+            Do::Keep => storage.put("kept", &vec![7; 2000]).await?,
         }
         Ok(true)
     }
@@ -158,5 +161,35 @@ fn a_namespace_has_its_own_bounds_of_a_cache() {
     let (_dir, runtime) = start(NamespaceOptions { cache, ..NamespaceOptions::DEFAULT });
     assert!(stub::<1>(&runtime, "mice").call(Do::Fill).wait().unwrap(), "it waits for room");
     assert!(!stub::<0>(&runtime, "mice").call(Do::Fill).wait().unwrap());
+    runtime.close().unwrap();
+}
+
+/// What one namespace may hold on disk it holds, over both cores and after a restart; what only frees is taken, and
+/// another namespace goes on.
+#[test]
+fn a_namespace_holds_so_much_on_disk_and_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = NamespaceOptions { disk_bytes: Some(50_000), ..NamespaceOptions::DEFAULT };
+    let start = || {
+        let builder = Runtime::builder(&dir).cores(2).namespace::<Object<0>>("without");
+        builder.namespace_with::<Object<1>>("with", options).start().unwrap()
+    };
+    let runtime = start();
+    let keep =
+        |runtime: &Runtime, n: usize| stub::<1>(runtime, &n.to_string()).call(Do::Keep).wait();
+    let kept = (0..100).take_while(|n| keep(&runtime, *n).is_ok()).count();
+    assert!((5..=25).contains(&kept), "{kept}");
+    let full = keep(&runtime, 100).unwrap_err();
+    assert_eq!(full.kind(), Kind::ObjectReset, "{full}");
+    assert!(full.to_string().contains("namespace with holds"), "{full}");
+    for n in 0..100 {
+        stub::<0>(&runtime, &n.to_string()).call(Do::Keep).wait().unwrap();
+    }
+    runtime.close().unwrap();
+
+    let runtime = start();
+    assert!(keep(&runtime, 100).unwrap_err().to_string().contains("namespace with holds"));
+    runtime.namespace::<Object<1>>().get_by_name("0").delete().wait().unwrap();
+    keep(&runtime, 100).unwrap();
     runtime.close().unwrap();
 }

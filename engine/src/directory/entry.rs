@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::contents::Origin;
 use crate::format::frame::{Address, Frame, Share, Sizes};
-use crate::ids::Version;
+use crate::ids::{NamespaceTag, Version};
 use crate::limits::Limits;
 
 /// Addresses that one entry holds at most.
@@ -43,6 +43,8 @@ pub struct Entry {
     scattered: bool,
     /// Whether the chain begins with a tree: `nested` says what its pages and values amount to, too.
     pub(crate) tree: bool,
+    /// The namespace for which it counts ([`crate::namespaces`]): never another one while the object exists.
+    pub namespace: NamespaceTag,
     /// The newest commit's version.
     pub version: Version,
     /// The alarm, ms since 1970.
@@ -97,6 +99,11 @@ impl Entry {
         Self { version, alarm, written_ms, ..self }
     }
 
+    /// The same entry of an object that counts for this namespace.
+    pub(crate) fn counting_for(self, namespace: NamespaceTag) -> Self {
+        Self { namespace, ..self }
+    }
+
     /// The same object once a frame that it needs was lost.
     pub(crate) fn into_damaged(self) -> Self {
         Self { damaged: true, ..self }
@@ -115,6 +122,7 @@ impl Entry {
             nested: None,
             scattered: false,
             tree: false,
+            namespace: NamespaceTag::NONE,
             version,
             alarm: None,
             written_ms: 0,

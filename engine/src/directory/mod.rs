@@ -210,6 +210,7 @@ impl<F: File> Directory<F> {
         let newest_before = before.as_ref().and_then(|it| it.newest());
         let follows = !is_known || newest_before == frame.predecessor;
         let frames = || frame.parts().iter().copied().chain([address]);
+        let live_before = live.total();
         let after = match (frame.kind, before) {
             (Kind::Image, before) => {
                 match before {
@@ -244,6 +245,8 @@ impl<F: File> Directory<F> {
             }
         };
         live.written(address.segment, frame.wall_ms);
+        live.count(frame.namespace, 0, live_before);
+        let after = after.map(|entry| entry.counting_for(frame.namespace));
         self.set(frame.object, existed, after, &frame.origin);
     }
 

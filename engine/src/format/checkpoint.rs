@@ -25,21 +25,25 @@
 //! | 108 | 4 | next run's number | 1.. |
 //! | 112 | 4 | bytes of a slot: where the second one begins, whatever the file's length | 1.. |
 //! | 116 | 4 | flags: 1 live bytes may be too many | |
-//! | 120 | 8 | reserved | 0 |
+//! | 120 | 4 | namespaces | |
+//! | 124 | 4 | reserved | 0 |
 //! | 128 | 24 each | segments: number (4), bytes (4), live bytes (4; the highest bit: kept), newest commit in s since 1970 (4), incarnation (8) | numbers rise |
 //! | | 24 each | runs, newest first: number (4), blocks of entries (4), of alarms (4), 0 (4), incarnation (8) | |
+//! | | 16 each | what the objects of a namespace need: its tag (8), bytes (8) | tags rise; no bytes are 0 |
 //!
 //! Segments behind that of the last batch are not in the list: replay finds them.
 
 use super::{
     Rejected, VERSION, all_zero, crc_without, get, get_u16, get_u32, get_u64, len_u32, put,
 };
-use crate::ids::{Epoch, Incarnation, SegmentNumber, Sequence, StoreId};
+use crate::ids::{Epoch, Incarnation, NamespaceTag, SegmentNumber, Sequence, StoreId};
 
 /// Bytes of a checkpoint before its lists.
 pub const HEADER_BYTES: usize = 128;
 const SEGMENT_BYTES: usize = 24;
 const RUN_BYTES: usize = 24;
+/// Bytes that it takes to keep what one namespace holds.
+pub const NAMESPACE_BYTES: usize = 16;
 const MAGIC: [u8; 8] = *b"DMCHECKP";
 /// Set beside the live bytes of a segment; segments have fewer.
 const KEPT: u32 = 1 << 31;
@@ -108,12 +112,15 @@ pub struct Checkpoint {
     pub segments: Vec<SegmentRef>,
     /// The runs that it needs, newest first.
     pub runs: Vec<RunRef>,
+    /// Bytes of the log that the objects of each namespace need, by rising tags.
+    pub namespaces: Vec<(NamespaceTag, u64)>,
 }
 
 impl Checkpoint {
     /// Bytes of its encoding.
     pub fn bytes(&self) -> usize {
-        HEADER_BYTES + self.segments.len() * SEGMENT_BYTES + self.runs.len() * RUN_BYTES
+        let files = self.segments.len() * SEGMENT_BYTES + self.runs.len() * RUN_BYTES;
+        HEADER_BYTES + files + self.namespaces.len() * NAMESPACE_BYTES
     }
 
     /// Writes it to the start of `out`, which has room for [`Checkpoint::bytes`].
@@ -140,6 +147,7 @@ impl Checkpoint {
         put(out, 108, &self.next_run.to_le_bytes());
         put(out, 112, &self.slot_bytes.to_le_bytes());
         put(out, 116, &u32::from(self.inexact).to_le_bytes());
+        put(out, 120, &len_u32(self.namespaces.len()).to_le_bytes());
         let mut at = HEADER_BYTES;
         for segment in &self.segments {
             put(out, at, &segment.number.0.to_le_bytes());
@@ -157,6 +165,11 @@ impl Checkpoint {
             put(out, at + 8, &run.alarm_blocks.to_le_bytes());
             put(out, at + 16, &run.incarnation.0.to_le_bytes());
             at += RUN_BYTES;
+        }
+        for (tag, bytes) in &self.namespaces {
+            put(out, at, &tag.0.to_le_bytes());
+            put(out, at + 8, &bytes.to_le_bytes());
+            at += NAMESPACE_BYTES;
         }
         let crc = crc_without(out, 12);
         put(out, 12, &crc.to_le_bytes());
@@ -179,7 +192,7 @@ impl Checkpoint {
         if u128::from_le_bytes(get(bytes, 16)) != store.0 || get_u16(bytes, 10) != shard {
             return Err(Rejected::Foreign);
         }
-        let (segments, runs) = lists(bytes)?;
+        let Lists { segments, runs, namespaces } = lists(bytes)?;
         let checkpoint = Self {
             generation: get_u64(bytes, 32),
             epoch: Epoch(get_u32(bytes, 44)),
@@ -196,7 +209,11 @@ impl Checkpoint {
             inexact: bytes[116] != 0,
             segments,
             runs,
+            namespaces,
         };
+        let counted = checkpoint.namespaces.iter();
+        let counted = counted.clone().all(|(tag, bytes)| *tag != NamespaceTag::NONE && *bytes > 0)
+            && counted.is_sorted_by(|(one, _), (next, _)| one < next);
         let rises = checkpoint.segments.is_sorted_by(|one, next| one.number < next.number);
         let last = checkpoint.segments.last().map(|segment| segment.number);
         if checkpoint.generation == 0
@@ -204,10 +221,12 @@ impl Checkpoint {
             || checkpoint.last.0 == 0
             || checkpoint.next_version == 0
             || !rises
+            || !counted
             || last != Some(checkpoint.segment)
             || (checkpoint.slot_bytes as usize) < bytes.len()
             || bytes[116] > 1
-            || !all_zero(&bytes[117..128])
+            || !all_zero(&bytes[117..120])
+            || !all_zero(&bytes[124..128])
         {
             return Err(Rejected::Malformed("checkpoint"));
         }
@@ -215,14 +234,23 @@ impl Checkpoint {
     }
 }
 
-fn lists(bytes: &[u8]) -> Result<(Vec<SegmentRef>, Vec<RunRef>), Rejected> {
-    let (segments, runs) = (get_u32(bytes, 68) as usize, get_u32(bytes, 104) as usize);
-    let segments_bytes = segments.saturating_mul(SEGMENT_BYTES);
-    let wanted = segments_bytes.saturating_add(runs.saturating_mul(RUN_BYTES));
+struct Lists {
+    segments: Vec<SegmentRef>,
+    runs: Vec<RunRef>,
+    namespaces: Vec<(NamespaceTag, u64)>,
+}
+
+fn lists(bytes: &[u8]) -> Result<Lists, Rejected> {
+    let bytes_of = |at, each| (get_u32(bytes, at) as usize).saturating_mul(each);
+    let segments_bytes = bytes_of(68, SEGMENT_BYTES);
+    let runs_bytes = bytes_of(104, RUN_BYTES);
+    let files_bytes = segments_bytes.saturating_add(runs_bytes);
+    let wanted = files_bytes.saturating_add(bytes_of(120, NAMESPACE_BYTES));
     if HEADER_BYTES.saturating_add(wanted) != bytes.len() {
         return Err(Rejected::Malformed("checkpoint bytes"));
     }
-    let (segments, runs) = bytes[HEADER_BYTES..].split_at(segments_bytes);
+    let (segments, rest) = bytes[HEADER_BYTES..].split_at(segments_bytes);
+    let (runs, namespaces) = rest.split_at(runs_bytes);
     let segments = segments.chunks_exact(SEGMENT_BYTES).map(|bytes| SegmentRef {
         number: SegmentNumber(get_u32(bytes, 0)),
         bytes: get_u32(bytes, 4),
@@ -237,5 +265,8 @@ fn lists(bytes: &[u8]) -> Result<(Vec<SegmentRef>, Vec<RunRef>), Rejected> {
         alarm_blocks: get_u32(bytes, 8),
         incarnation: Incarnation(get_u64(bytes, 16)),
     });
-    Ok((segments.collect(), runs.collect()))
+    let namespaces = namespaces.chunks_exact(NAMESPACE_BYTES);
+    let namespaces = namespaces.map(|bytes| (NamespaceTag(get_u64(bytes, 0)), get_u64(bytes, 8)));
+    let (segments, runs) = (segments.collect(), runs.collect());
+    Ok(Lists { segments, runs, namespaces: namespaces.collect() })
 }

@@ -13,8 +13,9 @@
 //! | | 12 each | addresses ([`super::frame`]), oldest first |
 //! | | 2 | bits 0 to 13: shares; 0x4000 tree, 0x8000 scattered ([`super::frame`]); if there are shares |
 //! | | 8 each | shares, by rising segments |
-//! | | 2 | bytes of the namespace, if there is an origin |
+//! | | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written (`format/tag.rs`), if there is an origin |
 //! | | 2 | bytes of the name, likewise; 0 for none |
+//! | | 0 or 8 | the tag of the namespace for which the object counts, where it stands apart |
 //! | | | namespace and name (UTF-8) |
 //!
 //! An entry goes from run to run as it is; only who asks for its object reads it.
@@ -24,10 +25,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::frame::{ADDRESS_BYTES, Address, SHARE_BYTES, Share, text};
-use super::{Rejected, get, get_u16, get_u32, get_u64, len_u32, put};
+use super::tag::{self, Tagged};
+use super::{Rejected, get, get_u16, get_u32, get_u64, put};
 use crate::contents::Origin;
 use crate::directory::{CHAIN_MAX, Entry, Known, Stamp};
-use crate::ids::{ObjectId, Version};
+use crate::ids::{NamespaceTag, ObjectId, Version};
 
 const FIXED_BYTES: usize = 59;
 /// Where the object id stands.
@@ -145,7 +147,9 @@ fn encode(id: &ObjectId, known: &Known, out: &mut Vec<u8>) {
     let nested = entry.nested();
     bytes[0] |= if nested.is_empty() { 0 } else { FLAG_SHARES };
     let (namespace, name) = (text(&known.origin.namespace), text(&known.origin.name));
-    let has_origin = !namespace.is_empty() || !name.is_empty();
+    let tagged = Tagged::new(entry.namespace, namespace);
+    let has_origin =
+        entry.namespace != NamespaceTag::NONE || !namespace.is_empty() || !name.is_empty();
     bytes[0] |= if has_origin { FLAG_ORIGIN } else { 0 };
     out.extend_from_slice(&bytes[..end]);
     if !nested.is_empty() {
@@ -156,9 +160,11 @@ fn encode(id: &ObjectId, known: &Known, out: &mut Vec<u8>) {
         nested.iter().for_each(|share| out.extend_from_slice(&share.encode()));
     }
     if has_origin {
-        for part in [namespace, name] {
-            out.extend_from_slice(&len_u32(part.len()).to_le_bytes()[..2]);
+        let length = |part: &[u8]| u16::try_from(part.len()).expect("long ones are not kept");
+        for field in [tagged.field(length(namespace)), length(name)] {
+            out.extend_from_slice(&field.to_le_bytes());
         }
+        tagged.put(out);
         [namespace, name].iter().for_each(|part| out.extend_from_slice(part));
     }
 }
@@ -174,7 +180,9 @@ pub(super) fn split<'a>(rest: &mut &'a [u8]) -> Result<&'a [u8], Rejected> {
     }
     if flags & FLAG_ORIGIN != 0 {
         let lens = rest.get(bytes..bytes + 4).ok_or(MALFORMED)?;
-        bytes += 4 + usize::from(get_u16(lens, 0)) + usize::from(get_u16(lens, 2));
+        let field = get_u16(lens, 0);
+        bytes += 4 + tag::apart_bytes(field) + tag::name_bytes(field);
+        bytes += usize::from(get_u16(lens, 2));
     }
     let (entry, after) = rest.split_at_checked(bytes).ok_or(MALFORMED)?;
     *rest = after;
@@ -248,17 +256,21 @@ fn decode(bytes: &[u8]) -> Result<(Option<Entry>, Text<'_>), Rejected> {
         let shares: Option<Vec<_>> = shares.map(|share| Share::decode(&get(share, 0))).collect();
         nested = shares.filter(|shares| !shares.is_empty()).ok_or(MALFORMED)?;
     }
-    let mut text = Text::default();
+    let (mut text, mut namespace) = (Text::default(), NamespaceTag::NONE);
     if flags & FLAG_ORIGIN != 0 {
         let lens = take(4)?;
-        text.namespace = take(usize::from(get_u16(lens, 0)))?;
+        let field = get_u16(lens, 0);
+        let apart = take(tag::apart_bytes(field))?;
+        text.namespace = take(tag::name_bytes(field))?;
         text.name = take(usize::from(get_u16(lens, 2)))?;
+        namespace = tag::read(field, apart, text.namespace)?;
     }
     let version = Version(get_u64(fixed, 11));
     let stamp = Stamp { version, alarm, written_ms: get_u64(fixed, 51) };
     let mut entry = Entry::of_chain(chain, nested, scattered, stamp);
     entry.damaged = flags & FLAG_DAMAGED != 0;
     entry.tree = tree;
+    entry.namespace = namespace;
     entry.depth = get_u16(fixed, 1);
     entry.image_bytes = get_u32(fixed, 3);
     entry.delta_bytes = get_u32(fixed, 7);

@@ -15,7 +15,7 @@
 //! | 70 | 2 | shares | |
 //! | 72 | 8 | wall clock, ms since 1970 | |
 //! | 80 | 8 | alarm after this commit, ms since 1970; 0 for none | |
-//! | 88 | 2 | bytes of the namespace | |
+//! | 88 | 2 | bytes of the namespace (bits 0 to 13), and how its tag is written (`format/tag.rs`) | |
 //! | 90 | 2 | bytes of the name | |
 //! | 92 | 2 | chains nested in the first frame of the chain | |
 //! | 94 | 2 | shares kept | of images that are trees |
@@ -24,6 +24,7 @@
 //! | 104 | 12 each | the chain that it builds on, oldest first | |
 //! | | 8 each | shares: segment (4), bytes (4) | none is 0 |
 //! | | 8 each | shares kept | none is 0 |
+//! | | 0 or 8 | the tag of the namespace for which the object counts, where it stands apart | |
 //! | | | namespace, name (UTF-8), payload, zeros to a multiple of 8 | |
 //!
 //! The payload of a delta is operations ([`crate::batch`]); that of an image is puts, sorted by
@@ -45,10 +46,11 @@
 //! shares of the entry before are not all ([`crate::directory::SHARES_MAX`]). Of a delta *tree* says that the
 //! chain that it builds on begins with one.
 
+use super::tag::{self, Tagged};
 use super::{Rejected, all_zero, get, get_u16, get_u32, get_u64, len_u32, put};
 use crate::contents::Origin;
 use crate::directory::CHAIN_MAX;
-use crate::ids::{Incarnation, ObjectId, Version};
+use crate::ids::{Incarnation, NamespaceTag, ObjectId, Version};
 
 /// Bytes of a frame before its variable part.
 pub const HEADER_BYTES: usize = 104;
@@ -196,17 +198,32 @@ pub struct Frame<'a> {
     pub alarm: Option<u64>,
     /// Namespace and name, where known; images only.
     pub origin: Origin,
+    /// The namespace for which the object counts; of a part none.
+    pub namespace: NamespaceTag,
     /// Operations, a page or a value.
     pub payload: &'a [u8],
     /// Offsets in the payload of the addresses that it holds; for the writer alone.
     pub links: &'a [u32],
 }
 
-/// Bytes of a frame with this payload, so many listed addresses and shares of both kinds, and this origin.
-pub fn frame_bytes(payload: usize, chain: usize, shares: usize, origin: &Origin) -> usize {
-    let strings = text(&origin.namespace).len() + text(&origin.name).len();
+/// Bytes of a frame with this payload, so many listed addresses and shares of both kinds, this origin, and a tag
+/// that may stand apart.
+pub fn frame_bytes(
+    payload: usize,
+    chain: usize,
+    shares: usize,
+    origin: &Origin,
+    namespace: NamespaceTag,
+) -> usize {
+    let strings = strings_bytes(origin, namespace);
     let listed = chain * ADDRESS_BYTES + shares * SHARE_BYTES;
     (HEADER_BYTES + listed + strings + payload).next_multiple_of(8)
+}
+
+/// Bytes of namespace and name, and of the tag before them.
+fn strings_bytes(origin: &Origin, namespace: NamespaceTag) -> usize {
+    let name = text(&origin.namespace);
+    Tagged::new(namespace, name).bytes() + name.len() + text(&origin.name).len()
 }
 
 pub(super) fn text(text: &Option<std::sync::Arc<str>>) -> &[u8] {
@@ -238,14 +255,15 @@ impl Frame<'_> {
     /// Its bytes.
     pub fn bytes(&self) -> usize {
         let shares = self.shares.len() + self.kept.len();
-        frame_bytes(self.payload.len(), self.listed().len(), shares, &self.origin)
+        let (payload, listed) = (self.payload.len(), self.listed().len());
+        frame_bytes(payload, listed, shares, &self.origin, self.namespace)
     }
 
     /// Offsets in the frame of the addresses that it holds: predecessor, those listed, those of the payload.
     pub(crate) fn address_offsets(&self) -> impl Iterator<Item = usize> {
         let listed = (0..self.listed().len()).map(|index| HEADER_BYTES + index * ADDRESS_BYTES);
         let shares = (self.shares.len() + self.kept.len()) * SHARE_BYTES;
-        let strings = text(&self.origin.namespace).len() + text(&self.origin.name).len();
+        let strings = strings_bytes(&self.origin, self.namespace);
         let payload = HEADER_BYTES + self.listed().len() * ADDRESS_BYTES + shares + strings;
         let links = self.links.iter().map(move |at| payload + *at as usize);
         std::iter::once(56).chain(listed).chain(links)
@@ -267,6 +285,7 @@ impl Frame<'_> {
             self.nests || self.chain.is_empty() || self.chain.last() == self.predecessor.as_ref()
         );
         let (namespace, name) = (text(&self.origin.namespace), text(&self.origin.name));
+        let tagged = Tagged::new(self.namespace, namespace);
         let bytes = self.bytes();
         let mut header = [0; HEADER_BYTES];
         let flags = [(self.part, FLAG_PART), (self.nests, FLAG_NESTS)]
@@ -275,7 +294,8 @@ impl Frame<'_> {
             .chain([(self.scattered, FLAG_SCATTERED), (self.tree, FLAG_TREE)])
             .filter_map(|(set, flag)| set.then_some(flag))
             .fold(0, |flags, flag| flags | flag);
-        let len16 = |len: usize| u16::try_from(len).expect("checked by the writer").to_le_bytes();
+        let short = |len: usize| u16::try_from(len).expect("checked by the writer");
+        let len16 = |len: usize| short(len).to_le_bytes();
         put(&mut header, 0, &len_u32(bytes).to_le_bytes());
         header[8] = match self.kind {
             Kind::Delta => 1,
@@ -295,7 +315,7 @@ impl Frame<'_> {
         put(&mut header, 70, &len16(self.shares.len()));
         put(&mut header, 72, &self.wall_ms.to_le_bytes());
         put(&mut header, 80, &self.alarm.unwrap_or(0).to_le_bytes());
-        put(&mut header, 88, &len16(namespace.len()));
+        put(&mut header, 88, &tagged.field(short(namespace.len())).to_le_bytes());
         put(&mut header, 90, &len16(name.len()));
         put(&mut header, 92, &self.sizes.depth.to_le_bytes());
         put(&mut header, 94, &len16(self.kept.len()));
@@ -305,6 +325,7 @@ impl Frame<'_> {
         chain.iter().for_each(|address| out.extend_from_slice(&address.encode()));
         let shares = self.shares.iter().chain(&self.kept);
         shares.for_each(|share| out.extend_from_slice(&share.encode()));
+        tagged.put(out);
         out.extend_from_slice(namespace);
         out.extend_from_slice(name);
         out.extend_from_slice(self.payload);
@@ -378,12 +399,15 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
     let chain_at = take(&mut rest, listed_len * ADDRESS_BYTES)?;
     let shares_at = take(&mut rest, shares_len * SHARE_BYTES)?;
     let kept_at = take(&mut rest, usize::from(get_u16(bytes, 94)) * SHARE_BYTES)?;
-    let namespace = take(&mut rest, usize::from(get_u16(bytes, 88)))?;
+    let field = get_u16(bytes, 88);
+    let apart = take(&mut rest, tag::apart_bytes(field))?;
+    let namespace = take(&mut rest, tag::name_bytes(field))?;
     let name = take(&mut rest, usize::from(get_u16(bytes, 90)))?;
     let payload = take(&mut rest, get_u32(bytes, 12) as usize)?;
     if rest.len() >= 8 || !all_zero(rest) {
         return Err(Rejected::Malformed("frame padding"));
     }
+    let tag = tag::read(field, &bytes[apart], &bytes[namespace.clone()])?;
     let string = |range: std::ops::Range<usize>| match std::str::from_utf8(&bytes[range]) {
         Ok("") => Ok(None),
         Ok(text) => Ok(Some(text.into())),
@@ -446,6 +470,7 @@ pub fn decode(bytes: &[u8], incarnation: Incarnation, offset: u32) -> Result<Fra
         wall_ms: get_u64(bytes, 72),
         alarm: Some(get_u64(bytes, 80)).filter(|alarm| *alarm != 0),
         origin: Origin { namespace: string(namespace)?, name: string(name)? },
+        namespace: tag,
         payload: &bytes[payload],
         links: &[],
     })

@@ -15,6 +15,7 @@ pub mod page;
 pub mod run;
 pub mod segment;
 pub mod superblock;
+mod tag;
 
 /// The format version that this code writes; a store of a newer one is refused by name.
 pub const VERSION: u16 = 1;

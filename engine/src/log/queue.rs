@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 use crate::format::batch::{Home, Role, Seal, batch_bytes, seal};
 use crate::format::frame::{self, ADDRESS_BYTES, Address, Frame, Share};
 use crate::format::{get, get_u32, len_u32, put};
-use crate::ids::{ObjectId, SegmentNumber, Version};
+use crate::ids::{NamespaceTag, ObjectId, SegmentNumber, Version};
 use crate::io::PageBuf;
 use crate::log::reserve::{CLAIMS, Claim};
 
@@ -101,6 +101,8 @@ pub(crate) struct Update {
     pub(crate) entry: Option<Entry>,
     /// Whether the object only moved.
     pub(crate) rewrite: bool,
+    /// Bytes of its frames that count for its namespace while they wait.
+    pub(crate) waits: u32,
     /// What the pages and values of its tree amount to, if it is one that was written anew.
     pub(crate) kept: Vec<Share>,
     pub(crate) claim: Claim,
@@ -110,6 +112,14 @@ pub(crate) struct Update {
     pub(crate) dead: Option<Entry>,
     /// Where the id comes from, if the newest frame says it.
     pub(crate) origin: Origin,
+}
+
+impl Update {
+    /// The namespace for which its object counts; none where nothing was there and nothing is.
+    pub(crate) fn namespace(&self) -> NamespaceTag {
+        let entry = self.entry.as_ref().or(self.dead.as_ref());
+        entry.map_or(NamespaceTag::NONE, |entry| entry.namespace)
+    }
 }
 
 /// One frame of a batch.

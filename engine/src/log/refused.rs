@@ -12,6 +12,7 @@ use crate::directory::IdMap;
 use crate::error::Error;
 use crate::format::frame::{ADDRESS_BYTES, Address};
 use crate::format::{get, len_u32, put};
+use crate::ids::NamespaceTag;
 use crate::shard::Pending;
 
 /// Where the frames of a batch began, and where those that are left begin now.
@@ -32,6 +33,12 @@ impl Queue {
         self.batches.retain(|batch| !batch.starts.is_empty());
         self.bytes = self.batches.iter().map(|batch| batch.frames.len()).sum();
         self.batches.iter_mut().for_each(|batch| batch.relocate(&moved));
+    }
+
+    /// Bytes that wait, with the namespaces for which they count.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (NamespaceTag, u64)> + '_ {
+        let updates = self.batches.iter().flat_map(|batch| &batch.updates);
+        updates.map(|update| (update.namespace(), update.waits.into()))
     }
 
     /// The newest state of each object of which something waits.

@@ -262,6 +262,7 @@ fn refuse<E: Env>(inner: &Inner<E>, claim: Claim, error: &Error) {
     let state = &mut *inner.state.borrow_mut();
     state.queue.refuse(claim, error);
     state.pending = state.queue.pending();
+    state.live.namespaces.wait_anew(state.queue.waiting());
 }
 
 /// What was tried in vain for a batch that brings nothing.

@@ -255,12 +255,15 @@ fn settle<E: Env>(
         // Parts alone: they stay for as long as history shows their commit.
         state.live.written(segment, wall_ms);
     }
-    for Update { id, existed, entry, rewrite, kept, parts, dead, origin, .. } in batch.updates {
+    for update in batch.updates {
+        let (namespace, waited) = (update.namespace(), u64::from(update.waits));
+        let Update { id, existed, entry, rewrite, kept, parts, dead, origin, .. } = update;
         let (changed, total) = (state.live.changed(), state.live.total());
         dead.iter().for_each(|dead| state.live.lower_all(dead));
         let frames = entry.iter().flat_map(|entry| entry.newest()).chain(parts);
         let made = frames.map(Share::from).chain(kept);
         made.filter(|_| entry.is_some()).for_each(|share| state.live.raise(share));
+        state.live.count(namespace, waited, total);
         let written_ms = entry.as_ref().map_or(wall_ms, |entry| entry.written_ms);
         state.live.written(segment, written_ms);
         // Of a rewrite what it frees, for what it moves it may have moved for the cleaner.

@@ -16,6 +16,7 @@ use crate::format::{Rejected, len_u32};
 use crate::ids::{Epoch, ObjectId, Sequence};
 use crate::io::File;
 use crate::live::Live;
+use crate::namespaces::Namespaces;
 
 /// Versions that a lost batch may have used at most; skipped, so that none is used twice.
 const LOST_VERSIONS: u64 = 1 << 20;
@@ -48,9 +49,10 @@ impl<F: File> Replay<F> {
         let counted = checkpoint.iter().flat_map(|it| &it.segments);
         let counted = counted.map(|it| (it.number.0, it.live_bytes, it.newest_s));
         let inexact = checkpoint.is_some_and(|it| it.inexact);
+        let sums = checkpoint.iter().flat_map(|it| &it.namespaces).copied();
         Self {
             directory: Directory::new(place.superblock.store, base.runs.clone(), objects),
-            live: Live::kept(counted, inexact),
+            live: Live::kept(counted, Namespaces::kept(sums), inexact),
             damaged: BTreeSet::new(),
             epoch: checkpoint.map_or(Epoch(0), |it| it.epoch),
             last: checkpoint.map_or(Sequence(0), |it| it.last),

@@ -15,6 +15,7 @@ mod stats;
 mod tests;
 mod turns;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -30,8 +31,9 @@ use crate::format::superblock::Superblock;
 use crate::ids::ObjectId;
 use crate::limits::Limits;
 use crate::mailbox::{Refused, Sender, mailbox};
+use crate::namespaces::Quotas;
 use crate::real::{CoreOptions, CoreThread, DiskChoice};
-use crate::shard::Shard;
+use crate::shard::{Opening, Shard};
 use crate::store_lock::StoreLock;
 
 pub use durability::Durability;
@@ -52,6 +54,10 @@ pub struct Options {
     pub disk: DiskChoice,
     /// Bounds.
     pub limits: Limits,
+    /// Bytes that all objects of a namespace may hold together, as [`ObjectInfo::log_bytes`] counts them: what would bring more
+    /// is refused (`NoSpace`, `namespace-full`), what only frees is taken. An object counts for the namespace that its first
+    /// commit named ([`Batch::named`](crate::Batch::named)). Several cores at once may pass it, each by one commit.
+    pub namespace_bytes_max: BTreeMap<String, u64>,
     /// When a commit is answered.
     pub durability: Durability,
     /// Bytes of objects that are kept in memory, over all cores.
@@ -67,6 +73,7 @@ impl Default for Options {
             shards: None,
             disk: DiskChoice::Auto,
             limits: Limits::PRODUCTION,
+            namespace_bytes_max: BTreeMap::new(),
             durability: Durability::Always,
             cache_bytes: 64 << 20,
             requests_max: 4096,
@@ -132,7 +139,9 @@ impl Store {
         if options.requests_max == 0 || shards == 0 {
             return Err(Error::invalid("a store needs a shard, and room for a request"));
         }
-        let start = Start { dir: dir.as_ref().to_owned(), options, cores, shards };
+        let bounds = options.namespace_bytes_max.iter();
+        let quotas = Quotas::new(bounds.map(|(name, bytes)| (name.as_str().into(), *bytes)));
+        let start = Start { dir: dir.as_ref().to_owned(), options, quotas, cores, shards };
         let threads = Mutex::new(Threads::Running(Vec::new()));
         // How many shards there are is known once the first core has looked.
         let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told: Told::new(0), threads };
@@ -202,6 +211,24 @@ impl Store {
                 cores.push(core.await?);
             }
             Ok(StoreStats::new(&cores))
+        })
+    }
+
+    /// Bytes of the log that all objects of a namespace need durably: those whose first commit named it.
+    ///
+    /// Errors: `Overloaded`, `Closed`.
+    pub fn namespace_bytes(&self, namespace: &str) -> Call<u64> {
+        let namespace: Arc<str> = namespace.into();
+        let asked = self.ask_all(Kind::Closed, |reply| {
+            let namespace = namespace.clone();
+            Request::NamespaceBytes { namespace, reply }
+        });
+        Call::gathered(async move {
+            let mut bytes = 0;
+            for core in asked {
+                bytes += core.await?;
+            }
+            Ok(bytes)
         })
     }
 
@@ -311,6 +338,7 @@ fn core_failed(source: std::io::Error) -> Error {
 struct Start {
     dir: PathBuf,
     options: Options,
+    quotas: Quotas,
     cores: usize,
     shards: u16,
 }
@@ -336,7 +364,8 @@ impl Start {
         };
         let (mailbox, mail) = mailbox(self.options.requests_max);
         let ((begins, begun), (starts, served)) = (mpsc::channel(), mpsc::channel());
-        let (options, shards, cores) = (self.options.clone(), self.shards, self.cores);
+        let (options, quotas) = (self.options.clone(), self.quotas.clone());
+        let (shards, cores) = (self.shards, self.cores);
         let main = async move |env| {
             let mut lock = None;
             let (superblock, told) = match opened {
@@ -353,7 +382,7 @@ impl Start {
             };
             let _nobody_waits = begins.send((superblock, told.clone()));
             let cores = cores.min(usize::from(superblock.shards));
-            let served = open(&env, superblock, (core, cores), &options, &told).await?;
+            let served = open(&env, superblock, (core, cores), &options, &quotas, &told).await?;
             let _starter_is_gone = starts.send(());
             drop(starts);
             let ended = served.run(mail).await;
@@ -406,11 +435,14 @@ async fn open<E: Env>(
     superblock: Superblock,
     (core, cores): (usize, usize),
     options: &Options,
+    quotas: &Quotas,
     told: &Told,
 ) -> Result<Served<E>> {
     let mut shards = Vec::new();
     for number in (0..superblock.shards).skip(core).step_by(cores) {
-        let (shard, recovery) = Shard::open(env, superblock, number, options.limits).await?;
+        let (limits, opening) = (options.limits, Opening::default());
+        let opened = Shard::open_bounded(env, superblock, number, limits, opening, quotas);
+        let (shard, recovery) = opened.await?;
         if !recovery.damaged.is_empty() {
             let objects = recovery.damaged.len();
             tracing::error!(shard = number, objects, "damage: these objects can't be read");

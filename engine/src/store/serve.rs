@@ -42,6 +42,7 @@ pub(super) enum Request {
     Flush { reply: Reply<Vec<Failure>> },
     Compact { reply: Reply<()> },
     Stats { reply: Reply<CoreStats> },
+    NamespaceBytes { namespace: Arc<str>, reply: Reply<u64> },
 }
 
 impl Request {
@@ -58,6 +59,7 @@ impl Request {
             Self::Flush { reply } => drop(reply.send(Err(error))),
             Self::Compact { reply } => drop(reply.send(Err(error))),
             Self::Stats { reply } => drop(reply.send(Err(error))),
+            Self::NamespaceBytes { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -196,6 +198,10 @@ impl<E: Env> Served<E> {
                 env.spawn("compact", async move { drop(reply.send(this.compact().await)) });
             }
             Request::Stats { reply } => drop(reply.send(Ok(self.stats()))),
+            Request::NamespaceBytes { namespace, reply } => {
+                let held = self.0.shards.iter().map(|shard| shard.namespace_bytes(&namespace));
+                drop(reply.send(Ok(held.sum())));
+            }
         }
     }
 

@@ -45,7 +45,9 @@ impl Here {
         let options = Options { durability, cache_bytes, limits, ..Options::default() };
         let lock = StoreLock::open_or_create(env, &limits, 1).await.expect("a store");
         let (superblock, told) = (lock.superblock(), Told::new(1));
-        let served = open(env, superblock, (0, 1), &options, &told).await.expect("a shard");
+        let quotas = crate::namespaces::Quotas::default();
+        let served =
+            open(env, superblock, (0, 1), &options, &quotas, &told).await.expect("a shard");
         let (sender, mail) = mailbox(64);
         let (end, ended) = oneshot::channel();
         env.spawn("serve", async move {
