@@ -71,7 +71,8 @@ impl<E: Env> Appending<'_, E> {
                 Written { entry, parts, kept: Vec::new(), image: false, origin }
             }
         };
-        self.enter(state, claim, before, written)
+        let ticket = self.enter(state, claim, before, written);
+        Ticket { lowered: batch.only_frees() && claim < Claim::Free && !self.rewrite, ..ticket }
     }
 
     /// Appends the object as a tree: `draft` is what is new of it, `kept` what all that it takes over from
@@ -128,7 +129,7 @@ impl<E: Env> Appending<'_, E> {
         let (ordinal, outcome) = (open.ordinal, open.outcome(claim));
         let pending = Pending { entry, ordinal, claim, outcome: outcome.clone() };
         state.pending.insert(*self.id, pending);
-        Ticket { id: *self.id, version: self.version, claim, outcome }
+        Ticket { id: *self.id, version: self.version, claim, lowered: false, outcome }
     }
 
     /// What the commit has a claim on where room is short: never on more than what waits for it to be

@@ -329,8 +329,9 @@ impl<E: Env> Shard<E> {
     /// Errors at once: `Invalid` (a limit), `NoSpace` (`object-full`: [`Limits::object_bytes_max`]; `namespace-full`: [`Quotas`]),
     /// `Conflict`, `Overloaded`, `Corrupt` (the object is damaged; only a batch that deletes all is taken), `Poisoned`,
     /// `Closed`: nothing happened.
-    /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`], unless it waits
-    /// behind refused data of its object), `Retry` (nothing happened either), `Unknown`.
+    /// Errors of the ticket: `NoSpace` (the disk is full: only what frees is taken, see [`Batch::only_frees`]; if that waited
+    /// behind something of its object that was refused, it is to be tried again: `behind-refused`), `Retry` (nothing happened
+    /// either), `Unknown`.
     pub fn commit(
         &self,
         id: &ObjectId,

@@ -70,6 +70,8 @@ pub struct Ticket {
     pub(crate) id: ObjectId,
     pub(crate) version: Version,
     pub(crate) claim: Claim,
+    /// Whether it only frees, but builds on what has a lesser claim.
+    pub(crate) lowered: bool,
     pub(crate) outcome: Rc<Outcome>,
 }
 
@@ -85,6 +87,15 @@ impl Future for Ticket {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let named = |error: Error| match error.kind() {
+            Kind::NoSpace if self.lowered => Error::coded(
+                Kind::NoSpace,
+                "behind-refused",
+                format!(
+                    "object {}: this waited behind something of the object that found no room; by itself \
+                     there is room for what only frees: try it again ({error})",
+                    self.id
+                ),
+            ),
             Kind::NoSpace => Error::caused(Kind::NoSpace, format!("object {}", self.id), error),
             _ => error,
         };

@@ -109,7 +109,6 @@ struct Running {
     clients: Rc<Cell<usize>>,
     stack: Option<stack::Stack>,
     shards: Rc<RefCell<Option<engine::Shards>>>,
-    bringing: engine::Bringing,
 }
 
 impl Life<'_> {
@@ -223,7 +222,6 @@ impl Life<'_> {
             clients: Rc::default(),
             stack: None,
             shards: Rc::default(),
-            bringing: engine::Bringing::default(),
         }
     }
 
