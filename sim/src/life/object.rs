@@ -575,8 +575,15 @@ impl Inner {
                 ghost.begin()
             });
             let mut made = Vec::new();
-            self.run(event, txn, ops, &mut made).await?;
-            self.finish(event, &mut made).await?;
+            let ran = match self.run(event, txn, ops, &mut made).await {
+                Ok(()) => self.finish(event, &mut made).await,
+                failed => failed,
+            };
+            if ran.is_err() {
+                // It read what could not be read.
+                self.on(event, Ghost::rollback);
+                return ran;
+            }
             match close {
                 Close::Commit => self.on(event, Ghost::commit),
                 Close::Rollback => {
