@@ -223,8 +223,8 @@ impl<E: Host, B: Backing> ActorCache<E, B> {
         if unknown.is_empty() {
             return deleted;
         }
-        let read = self.0.fetch_all(&unknown, false);
-        Answer::waiting(async move { Ok(read.await?.len() + deleted.await?) })
+        let counted = self.0.count(unknown);
+        Answer::waiting(async move { Ok(counted.await? + deleted.await?) })
     }
 
     /// Removes all keys, and the alarm if so wished, in one atomic step.

@@ -49,6 +49,11 @@ pub trait Stored {
     /// Errors: [`Kind::Retry`] if it may be tried again.
     fn get<'a>(&'a self, key: &'a [u8]) -> LocalBoxFuture<'a, Result<Option<Bytes>>>;
 
+    /// How many of these keys, which are sorted, are there.
+    ///
+    /// Errors: as [`Stored::get`].
+    fn count<'a>(&'a self, keys: &'a [Bytes]) -> LocalBoxFuture<'a, Result<usize>>;
+
     /// The keys and values of a list, in its order.
     ///
     /// Errors: as [`Stored::get`].
@@ -58,6 +63,10 @@ pub trait Stored {
 impl<E: Env> Stored for Snapshot<E> {
     fn get<'a>(&'a self, key: &'a [u8]) -> LocalBoxFuture<'a, Result<Option<Bytes>>> {
         Snapshot::get(self, key).boxed_local()
+    }
+
+    fn count<'a>(&'a self, keys: &'a [Bytes]) -> LocalBoxFuture<'a, Result<usize>> {
+        Snapshot::count(self, keys).boxed_local()
     }
 
     fn list<'a>(&'a self, list: &'a List) -> LocalBoxFuture<'a, Result<Vec<(Bytes, Bytes)>>> {
@@ -76,6 +85,11 @@ impl<E: Env> Stored for Snapshot<E> {
 impl Stored for Contents {
     fn get<'a>(&'a self, key: &'a [u8]) -> LocalBoxFuture<'a, Result<Option<Bytes>>> {
         ready(Ok(self.map.get(key).cloned())).boxed_local()
+    }
+
+    fn count<'a>(&'a self, keys: &'a [Bytes]) -> LocalBoxFuture<'a, Result<usize>> {
+        let there = |key: &&Bytes| self.map.contains_key(&key[..]);
+        ready(Ok(keys.iter().filter(there).count())).boxed_local()
     }
 
     fn list<'a>(&'a self, list: &'a List) -> LocalBoxFuture<'a, Result<Vec<(Bytes, Bytes)>>> {
@@ -110,7 +124,7 @@ pub(crate) async fn run<E: Host, B: Backing>(cache: Rc<Inner<E, B>>) {
 async fn flush<E: Host, B: Backing>(cache: &Inner<E, B>) -> Result<()> {
     let (began, mut attempt) = (cache.env.now(), 1);
     loop {
-        if let Some(opening) = cache.reads.opening() {
+        while let Some(opening) = cache.reads.being_opened() {
             // Whether it could be read is for those who read.
             in_time(cache, began, opening.map(|_| Ok(()))).await?;
         }

@@ -23,6 +23,9 @@ use crate::map::Map;
 use crate::ranges::{Ranges, Span, only};
 use crate::txn::Overlays;
 
+/// A list with more gaps than so many reads all from the first to the last: one walk reads each page once.
+const GAPS_MAX: usize = 4;
+
 /// What an entry counts beside its key and its value.
 pub(crate) const ENTRY_BYTES: usize = 64;
 
@@ -78,6 +81,10 @@ fn alone(value: &Bytes) -> Bytes {
     if is_large(value) { value.clone() } else { Bytes::copy_from_slice(value) }
 }
 
+fn room_of(ranges: &Ranges) -> usize {
+    ranges.bytes() + ENTRY_BYTES * ranges.len()
+}
+
 fn known((key, value): (&Bytes, &Bytes)) -> (Bytes, Option<Bytes>) {
     (key.clone(), Some(value.clone()))
 }
@@ -117,7 +124,10 @@ impl Keys {
 
     /// What they take, with what keeps them.
     pub(crate) fn memory_bytes(&self) -> usize {
-        let ranges = |parts: &Parts| memory_of(parts.known.len() + parts.used.len(), 0);
+        let ranges = |parts: &Parts| {
+            let (known, used) = (&parts.known, &parts.used);
+            memory_of(known.len() + used.len(), known.bytes() + used.bytes())
+        };
         memory_of(self.map.len(), self.map_bytes)
             + self.parts.as_ref().map_or(0, |parts| ranges(parts))
     }
@@ -125,6 +135,13 @@ impl Keys {
     /// What is known of a key; `uses` it if it is to stay known.
     #[inline]
     pub(crate) fn get(&mut self, key: &[u8], uses: bool) -> Lookup {
+        if self.parts.is_some() {
+            return self.get_of_parts(key, uses);
+        }
+        self.map.get(key).map_or(Lookup::Absent, |value| Lookup::Value(value.clone()))
+    }
+
+    fn get_of_parts(&mut self, key: &[u8], uses: bool) -> Lookup {
         if let Some(parts) = self.parts.as_mut().filter(|_| uses) {
             parts.touch(key);
         }
@@ -229,7 +246,7 @@ impl Keys {
         let stays = |key: &Bytes| used.contains(key);
         let old = self.keep(stays, dirty.clone());
         let mut known = known.intersection(&used);
-        if self.room_of(known.len()) > max - max / 4 {
+        if self.room_of_map() + room_of(&known) > max - max / 4 {
             known = Ranges::default();
             let _used = self.keep(|_| false, dirty.clone());
         }
@@ -258,11 +275,12 @@ impl Keys {
 
     /// What is bounded.
     fn room(&self) -> usize {
-        self.room_of(self.parts.as_ref().map_or(0, |parts| parts.known.len()))
+        let of_parts = |parts: &Parts| room_of(&parts.known) + room_of(&parts.used);
+        self.room_of_map() + self.parts.as_ref().map_or(0, |parts| of_parts(parts))
     }
 
-    fn room_of(&self, ranges: usize) -> usize {
-        self.map_bytes + ENTRY_BYTES * (self.map.len() + ranges)
+    fn room_of_map(&self) -> usize {
+        self.map_bytes + ENTRY_BYTES * self.map.len()
     }
 
     /// The keys of a range with open transactions over them.
@@ -327,14 +345,18 @@ pub(crate) struct Missing {
     range: Range,
     /// What was known in the range at the call: values, and what open transactions deleted.
     seen: BTreeMap<Bytes, Option<Bytes>>,
-    /// The parts of it of which that is not all.
+    /// The parts of it of which that is not all, ascending.
     gaps: Vec<Span>,
     pub(crate) epoch: u64,
 }
 
 impl Missing {
-    /// What has to be read, in the order of the list.
-    pub(crate) fn gaps(&self) -> Vec<Span> {
+    /// What has to be read, in the order of the list: the gaps, or what they lie in.
+    pub(crate) fn spans(&self) -> Vec<Span> {
+        if self.gaps.len() > GAPS_MAX {
+            let (first, last) = (&self.gaps[0], &self.gaps[self.gaps.len() - 1]);
+            return vec![(first.0.clone(), last.1.clone())];
+        }
         let mut gaps = self.gaps.clone();
         if self.range.direction() == Direction::Descending {
             gaps.reverse();
@@ -342,9 +364,17 @@ impl Missing {
         gaps
     }
 
-    /// What to read of a gap once so many keys were read in those before it; `None` if they are enough.
-    pub(crate) fn ask(&self, gap: &Span, read: usize) -> Option<List> {
-        let (start, end) = gap;
+    /// What to read of a span once so many keys were read before it; `None` if they are enough.
+    pub(crate) fn ask(&self, (start, end): &Span, read: usize) -> Option<List> {
+        let mut list = List {
+            start: Some(start.clone()),
+            end: end.clone(),
+            direction: self.range.direction(),
+            ..List::default()
+        };
+        if self.range.limit() == usize::MAX {
+            return Some(list);
+        }
         let before = match (self.range.direction(), end) {
             (Direction::Ascending, _) => self.seen.range(..start.clone()),
             (Direction::Descending, Some(end)) => self.seen.range(end.clone()..),
@@ -357,32 +387,46 @@ impl Missing {
             Some(end) => self.seen.range(start.clone()..end.clone()).count(),
             None => self.seen.range(start.clone()..).count(),
         };
-        Some(List {
-            start: Some(start.clone()),
-            end: end.clone(),
-            direction: self.range.direction(),
-            limit: i64::try_from(left.saturating_add(known)).ok(),
-            ..List::default()
-        })
+        list.limit = i64::try_from(left.saturating_add(known)).ok();
+        Some(list)
     }
 
-    /// How much of a gap is known after `entries` were read of it: all, if they are not as many as were
-    /// asked for.
-    pub(crate) fn reached(&self, gap: Span, asked: &List, entries: &[(Bytes, Bytes)]) -> Span {
+    /// How much of a span was read with `entries`, and what is left of it: nothing, if they are not as many as
+    /// were asked for.
+    pub(crate) fn reached(
+        &self,
+        (start, end): Span,
+        asked: &List,
+        entries: &[(Bytes, Bytes)],
+    ) -> (Span, Option<Span>) {
         let full = asked.limit.is_some_and(|limit| entries.len() as i64 >= limit);
         match (entries.last().filter(|_| full), self.range.direction()) {
-            (None, _) => gap,
-            (Some((last, _)), Direction::Ascending) => (gap.0, only(last).1),
-            (Some((last, _)), Direction::Descending) => (last.clone(), gap.1),
+            (None, _) => ((start, end), None),
+            (Some((last, _)), Direction::Ascending) => {
+                let (_, next) = only(last);
+                let rest = next.clone().map(|next| (next, end));
+                ((start, next), rest)
+            }
+            (Some((last, _)), Direction::Descending) => {
+                let rest = (*last > start).then(|| (start, Some(last.clone())));
+                ((last.clone(), end), rest)
+            }
         }
     }
 
-    /// Those that are not known by the way.
+    /// Those of which nothing was known.
     pub(crate) fn news(
         &self,
         entries: Vec<(Bytes, Bytes)>,
     ) -> impl Iterator<Item = (Bytes, Bytes)> {
-        entries.into_iter().filter(|(key, _)| !self.seen.contains_key(key))
+        entries.into_iter().filter(|(key, _)| self.is_missing(key) && !self.seen.contains_key(key))
+    }
+
+    /// Whether a key lies in a gap.
+    fn is_missing(&self, key: &Bytes) -> bool {
+        let behind = self.gaps.partition_point(|(start, _)| start <= key);
+        let gap = behind.checked_sub(1).map(|place| &self.gaps[place]);
+        gap.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| key < end))
     }
 
     /// What the list gives, with what was read.

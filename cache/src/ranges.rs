@@ -1,6 +1,7 @@
 //! [`Ranges`]: a set of keys, as the ranges that it is made of.
 //!
-//! Invariant: the ranges are not empty, do not overlap and do not touch; so equal sets are equal values.
+//! Invariants: the ranges are not empty, do not overlap and do not touch; so equal sets are equal values.
+//! `bytes` is the sum of their ends.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -12,7 +13,10 @@ pub(crate) type Span = (Bytes, Option<Bytes>);
 
 /// A set of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ranges(BTreeMap<Bytes, Option<Bytes>>);
+pub(crate) struct Ranges {
+    map: BTreeMap<Bytes, Option<Bytes>>,
+    bytes: usize,
+}
 
 /// The span of one key.
 pub(crate) fn only(key: &[u8]) -> Span {
@@ -40,20 +44,37 @@ fn earlier(one: Option<&Bytes>, other: Option<&Bytes>) -> Option<Bytes> {
 impl Ranges {
     /// All keys.
     pub(crate) fn all() -> Self {
-        Self(BTreeMap::from([(Bytes::new(), None)]))
+        Self { map: BTreeMap::from([(Bytes::new(), None)]), bytes: 0 }
     }
 
     pub(crate) fn is_all(&self) -> bool {
-        self.0.first_key_value().is_some_and(|(start, end)| start.is_empty() && end.is_none())
+        self.map.first_key_value().is_some_and(|(start, end)| start.is_empty() && end.is_none())
     }
 
     /// Of how many ranges it is made.
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.map.len()
+    }
+
+    /// Bytes of the keys at their ends.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn insert(&mut self, start: Bytes, end: Option<Bytes>) {
+        self.bytes += start.len() + end.as_ref().map_or(0, Bytes::len);
+        let before = self.map.insert(start, end);
+        assert!(before.is_none(), "they do not overlap");
+    }
+
+    fn take(&mut self, start: &Bytes) {
+        let end = self.map.remove(start).expect("one of them");
+        self.bytes -= start.len() + end.map_or(0, |end| end.len());
     }
 
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
-        let before = self.0.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
+        let before =
+            self.map.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back();
         before.is_some_and(|(_, end)| reaches(end.as_ref(), key))
     }
 
@@ -65,7 +86,7 @@ impl Ranges {
         // All that begin at or before its end and end at or behind its start become one with it.
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Included);
         let mut one: Vec<Bytes> = Vec::new();
-        for (its_start, its_end) in self.0.range::<[u8], _>((Bound::Unbounded, upper)).rev() {
+        for (its_start, its_end) in self.map.range::<[u8], _>((Bound::Unbounded, upper)).rev() {
             if its_end.as_ref().is_some_and(|its_end| *its_end < start) {
                 break;
             }
@@ -76,10 +97,10 @@ impl Ranges {
             one.push(its_start.clone());
         }
         for its_start in one {
-            self.0.remove(&its_start);
+            self.take(&its_start);
             start = start.min(its_start);
         }
-        self.0.insert(start, end);
+        self.insert(start, end);
     }
 
     /// Takes out the keys of a span.
@@ -88,26 +109,26 @@ impl Ranges {
         for (start, end) in parts {
             let upper = (Bound::Unbounded, Bound::Included(&start[..]));
             let (its_start, its_end) =
-                self.0.range::<[u8], _>(upper).next_back().expect("it is within one");
+                self.map.range::<[u8], _>(upper).next_back().expect("it is within one");
             let (its_start, its_end) = (its_start.clone(), its_end.clone());
-            self.0.remove(&its_start);
+            self.take(&its_start);
             if its_start < start {
-                self.0.insert(its_start, Some(start));
+                self.insert(its_start, Some(start));
             }
             if let Some(end) = end.filter(|end| reaches(its_end.as_ref(), end)) {
-                self.0.insert(end, its_end);
+                self.insert(end, its_end);
             }
         }
     }
 
     /// The parts of a span that are in the set.
     fn within<'a>(&'a self, (start, end): &'a Span) -> impl Iterator<Item = Span> + 'a {
-        let mut before = self.0.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&start[..])));
+        let mut before = self.map.range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&start[..])));
         let before = before.next_back().filter(|(_, its_end)| reaches(its_end.as_ref(), start));
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let empty = end.as_ref().is_some_and(|end| end <= start);
         let inside =
-            (!empty).then(|| self.0.range::<[u8], _>((Bound::Included(&start[..]), upper)));
+            (!empty).then(|| self.map.range::<[u8], _>((Bound::Included(&start[..]), upper)));
         let all = before.filter(|_| !empty).into_iter().chain(inside.into_iter().flatten());
         all.map(|(its_start, its_end)| {
             (its_start.max(start).clone(), earlier(its_end.as_ref(), end.as_ref()))
@@ -134,7 +155,7 @@ impl Ranges {
 
     /// The keys that are in both.
     pub(crate) fn intersection(&self, other: &Self) -> Self {
-        let spans = other.0.iter().map(|(start, end)| (start.clone(), end.clone()));
+        let spans = other.map.iter().map(|(start, end)| (start.clone(), end.clone()));
         let mut both = Self::default();
         for span in spans {
             self.within(&span).for_each(|span| both.add(span));
@@ -174,12 +195,16 @@ mod tests {
     fn built(spans: &[Span]) -> (Ranges, BTreeSet<Bytes>) {
         let mut ranges = Ranges::default();
         spans.iter().cloned().for_each(|span| ranges.add(span));
-        let ends: Vec<_> = ranges.0.iter().collect();
+        let ends: Vec<_> = ranges.map.iter().collect();
         assert!(ends.iter().all(|(start, end)| reaches(end.as_ref(), start)), "none is empty");
         let apart = |pair: &[(&Bytes, &Option<Bytes>)]| {
             pair[0].1.as_ref().is_some_and(|end| end < pair[1].0)
         };
         assert!(ends.windows(2).all(apart), "they do not touch: {ranges:?}");
+        let bytes = |(start, end): &(&Bytes, &Option<Bytes>)| {
+            start.len() + end.as_ref().map_or(0, Bytes::len)
+        };
+        assert_eq!(ranges.bytes(), ends.iter().map(bytes).sum::<usize>());
         (ranges, spans.iter().flat_map(covered).collect())
     }
 
@@ -201,7 +226,7 @@ mod tests {
             let mut left = ranges.clone();
             left.remove(&asked);
             prop_assert_eq!(of(&left), &set - &covered(&asked));
-            let kept = left.0.into_iter().collect::<Vec<_>>();
+            let kept = left.map.into_iter().collect::<Vec<_>>();
             prop_assert_eq!(built(&kept).0.len(), kept.len());
             let mut filled = ranges.clone();
             ranges.gaps(&Ranges::everything()).into_iter().for_each(|gap| filled.add(gap));

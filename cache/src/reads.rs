@@ -48,8 +48,15 @@ struct Table {
 
 impl Reads {
     /// The snapshot that is being opened or read, if no flush began since.
-    pub(crate) fn opening(&self) -> Option<Opening> {
-        self.0.borrow().as_ref()?.opening.as_ref()?.upgrade()
+    fn opening(&self) -> Option<Opening> {
+        let opening = self.0.borrow().as_ref()?.opening.as_ref()?.upgrade()?;
+        // If it failed the next one may succeed.
+        (!matches!(opening.peek(), Some(Err(_)))).then_some(opening)
+    }
+
+    /// The one that is not open yet.
+    pub(crate) fn being_opened(&self) -> Option<Opening> {
+        self.opening().filter(|opening| opening.peek().is_none())
     }
 
     /// A flush begins.
@@ -100,7 +107,10 @@ impl<E: Host, B: Backing> Inner<E, B> {
             Ok(value)
         };
         let read = read.boxed_local().shared();
-        keys.retain(|_, (_, read)| read.upgrade().is_some());
+        // Those that ended go when there are twice as many.
+        if keys.len().is_power_of_two() {
+            keys.retain(|_, (_, read)| read.upgrade().is_some());
+        }
         keys.extend(read.downgrade().map(|weak| (owned, (epoch, weak))));
         read
     }
@@ -119,6 +129,19 @@ impl<E: Host, B: Backing> Inner<E, B> {
         async move { Ok(reads.await?.into_iter().flatten().collect()) }
     }
 
+    /// Counts those keys that are there, of which that is not known.
+    pub(crate) fn count(
+        self: &Rc<Self>,
+        mut keys: Vec<Bytes>,
+    ) -> impl Future<Output = Result<usize>> + use<E, B> {
+        let (opening, attempts) = (self.open(), self.limits.flush_attempts_max);
+        keys.sort_unstable();
+        async move {
+            let stored = opening.await?;
+            retried(attempts, async || stored.count(&keys).await).await
+        }
+    }
+
     /// Reads what a list misses, and gives what it gives.
     pub(crate) fn fill(
         self: &Rc<Self>,
@@ -130,24 +153,33 @@ impl<E: Host, B: Backing> Inner<E, B> {
             let stored = opening.await?;
             let attempts = inner.limits.flush_attempts_max;
             let (mut read, mut bytes) = (Vec::new(), 0);
-            for gap in missing.gaps() {
-                let Some(list) = missing.ask(&gap, read.len()) else { break };
-                let some = retried(attempts, async || stored.list(&list).await).await?;
-                bytes += some.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-                // A list of much is not to push out everything else.
-                if keeps && bytes <= inner.limits.kept_bytes_max / 2 {
-                    inner.learn(missing.epoch, missing.reached(gap, &list, &some), &some);
+            for span in missing.spans() {
+                let mut rest = Some(span);
+                while let Some(span) = rest.take() {
+                    let Some(list) = missing.ask(&span, read.len()) else { break };
+                    let some = retried(attempts, async || stored.list(&list).await).await?;
+                    bytes += some.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+                    let (known, left) = missing.reached(span, &list, &some);
+                    // A list of much is not to push out everything else.
+                    if keeps && bytes <= inner.limits.kept_bytes_max / 2 {
+                        inner.learn(missing.epoch, known, &some);
+                    }
+                    read.extend(missing.news(some));
+                    rest = left;
                 }
-                read.extend(missing.news(some));
             }
+            inner.trim();
             Ok(missing.with(read))
         }
     }
 
     fn learn(&self, epoch: u64, span: Span, entries: &[(Bytes, Bytes)]) {
-        let mut state = self.state.borrow_mut();
-        state.learn(epoch, span, entries);
-        state.trim(self.limits.kept_bytes_max);
+        self.state.borrow_mut().learn(epoch, span, entries);
+        self.trim();
+    }
+
+    fn trim(&self) {
+        self.state.borrow_mut().trim(self.limits.kept_bytes_max);
     }
 }
 

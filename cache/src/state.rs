@@ -122,6 +122,9 @@ impl State {
     /// The value that the object sees.
     #[inline]
     pub(crate) fn get(&mut self, key: &[u8], options: Read) -> Lookup {
+        if self.overlays.is_empty() {
+            return self.keys.get(key, options.caches());
+        }
         match self.overlays.get(key) {
             Some(Some(value)) => Lookup::Value(value.clone()),
             Some(None) => Lookup::Absent,
@@ -338,6 +341,10 @@ impl State {
         assert_eq!(self.share.bytes(), self.dirty.bytes);
         let taken = std::mem::take(&mut self.dirty);
         let mut batch = Batch::new();
+        if self.keys.all().is_none() {
+            // No resident says it, and there may be nothing left of the object that does.
+            batch = batch.with_origin(self.origin.clone());
+        }
         if taken.delete_all {
             batch = batch.delete_all();
         }

@@ -40,6 +40,16 @@ impl Quotas {
         };
         Self(bounds.into_iter().map(quota).collect())
     }
+
+    /// Errors: `Invalid`, of more than so many bounds: what is bounded has a place in each checkpoint.
+    pub(crate) fn check(&self, max: usize) -> Result<()> {
+        let bounds = self.0.len();
+        if bounds <= max {
+            return Ok(());
+        }
+        let what = format!("bounds for {bounds} namespaces, at most {max} may have one");
+        Err(Error::coded(Kind::Invalid, "too-many-bounds", what))
+    }
 }
 
 /// The bound of one namespace.

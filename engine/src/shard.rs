@@ -233,7 +233,8 @@ impl<E: Env> Shard<E> {
 
     /// [`Shard::open_as`], with bounds of what namespaces may hold that all shards of the store share.
     ///
-    /// Errors: as [`Shard::open`].
+    /// Errors: `Invalid` (`too-many-bounds`: more than half of the namespaces that a checkpoint has room for), and as
+    /// [`Shard::open`].
     pub async fn open_bounded(
         env: &E,
         superblock: Superblock,
@@ -243,6 +244,7 @@ impl<E: Env> Shard<E> {
         quotas: &Quotas,
     ) -> Result<(Self, Recovery)> {
         limits.check();
+        quotas.check(limits.namespaces_max() / 2)?;
         let began = env.now();
         let recovered = crate::recover::recover(env, &superblock, number, &limits, opening);
         let (mut state, recovery) = recovered.await?;

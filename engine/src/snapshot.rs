@@ -230,6 +230,24 @@ impl<E: Env> Snapshot<E> {
         }
     }
 
+    /// How many of these keys, which are sorted, are there. A leaf is read once for all keys in it.
+    ///
+    /// Errors: as [`Snapshot::get`].
+    pub async fn count(&self, keys: &[Bytes]) -> Result<usize> {
+        let (mut count, mut left) = (0, keys);
+        while let Some(first) = left.first() {
+            let mut scan = self.scan(&List::all().start(first))?;
+            let Some(some) = scan.next_keys().await? else { break };
+            // Up to its last key this is all that there is.
+            let (last, _) = some.last().expect("not empty");
+            let known = left.partition_point(|key| key <= last);
+            let there = |key: &&Bytes| some.binary_search_by(|(other, _)| other.cmp(key)).is_ok();
+            count += left[..known].iter().filter(there).count();
+            left = &left[known..];
+        }
+        Ok(count)
+    }
+
     /// All of it, in memory.
     ///
     /// Errors: as [`Snapshot::get`].

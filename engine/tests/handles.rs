@@ -361,6 +361,15 @@ fn an_object_holds_so_much_and_no_more() {
 
 /// All shards and threads share it; what it holds is known after reopening.
 #[test]
+fn more_bounds_than_a_checkpoint_has_room_for_are_refused() {
+    let dir = dir();
+    let bounds = (0..2000).map(|number| (format!("tenant {number}"), 1 << 20)).collect();
+    let options = Options { namespace_bytes_max: bounds, ..options(disks()[0]) };
+    let error = Store::open(dir.path(), options).map(drop).expect_err("too many");
+    assert_eq!(error.code(), Some("too-many-bounds"), "{error}");
+}
+
+#[test]
 fn a_namespace_holds_so_much_and_no_more() {
     for disk in disks() {
         let dir = dir();

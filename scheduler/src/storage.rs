@@ -53,10 +53,10 @@ pub struct Op<T>(OpState<T>);
 
 enum OpState<T> {
     Ready(Option<Result<T>>),
-    /// Waits with other events let in.
+    /// Waits by itself.
     Waiting(Pin<Box<dyn Future<Output = Result<T>>>>),
-    /// Waits with the gate closed.
-    Closed(oneshot::Receiver<Result<T>>, Held),
+    /// A task waits, maybe with the gate closed.
+    Tended(oneshot::Receiver<Result<T>>, Held),
 }
 
 /// Returns when all of the object's tasks that are woken by now had their turn. Twice, since something else may
@@ -95,7 +95,7 @@ impl<T> Future for Op<T> {
                 Poll::Ready(result.take().expect("polled after it was ready"))
             }
             OpState::Waiting(answer) => answer.as_mut().poll(cx),
-            OpState::Closed(answer, held) => answer.poll_unpin(cx).map(|result| {
+            OpState::Tended(answer, held) => answer.poll_unpin(cx).map(|result| {
                 held.0.take();
                 // Of an instance that has ended nothing is polled any more.
                 result.unwrap_or_else(|_| Err(outside()))
@@ -150,34 +150,37 @@ impl Storage {
             Ok(result) => Op(OpState::Ready(Some(result.map_err(Error::from).and_then(convert)))),
             Err(answer) => {
                 let answer = async move { convert(answer.await?) };
-                match self.instance.current().filter(|_| !concurrency) {
+                match self.instance.current() {
                     None => Op(OpState::Waiting(answer.boxed_local())),
-                    Some(event) => self.closed(event, answer),
+                    Some(event) => self.tended((!concurrency).then_some(event), answer),
                 }
             }
         }
     }
 
-    /// Waits with the gate closed, in a task that no gate keeps out.
-    fn closed<T: 'static>(
+    /// Waits in a task that no gate keeps out, with the gate closed if it is held for an event: what was read for an answer
+    /// that nobody takes holds nothing of the log.
+    fn tended<T: 'static>(
         &self,
-        event: EventId,
+        holds: Option<EventId>,
         answer: impl Future<Output = Result<T>> + 'static,
     ) -> Op<T> {
-        let lock = Rc::new(Cell::new(Some(self.instance.gate.hold(event))));
+        let lock = Rc::new(Cell::new(holds.map(|event| self.instance.gate.hold(event))));
         let held = Held(lock.clone());
         let (sender, receiver) = oneshot::channel();
         let host = self.instance.host.clone();
         let task = async move {
             let _nobody_waits = sender.send(answer.await);
-            // The event that made it goes on first, if it is that which waits: the object's tasks go on in the
-            // order in which they are woken.
-            behind_the_woken().await;
-            host.turn_end().await;
-            lock.take();
+            if holds.is_some() {
+                // The event that made it goes on first, if it is that which waits: the object's tasks go on in the
+                // order in which they are woken.
+                behind_the_woken().await;
+                host.turn_end().await;
+                lock.take();
+            }
         };
         self.instance.push(Work::Task(Awake::Storage, task.boxed_local()));
-        Op(OpState::Closed(receiver, held))
+        Op(OpState::Tended(receiver, held))
     }
 
     fn failed<T>(error: Error) -> Op<T> {
@@ -357,7 +360,10 @@ impl Storage {
     /// Waits until all that was written is durable. Other events are let in meanwhile, unlike
     /// while a read or a write is waited for.
     pub fn sync(&self) -> Op<()> {
-        self.op(self.instance.cache.sync(), true, Ok)
+        match self.instance.cache.sync().try_ready() {
+            Ok(result) => Op(OpState::Ready(Some(result.map_err(Error::from)))),
+            Err(synced) => Op(OpState::Waiting(async move { Ok(synced.await?) }.boxed_local())),
+        }
     }
 
     /// Runs `work` with no other event let in, and makes its changes together, or, if it fails or

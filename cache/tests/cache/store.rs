@@ -197,6 +197,14 @@ impl Stored for Stillness {
         .boxed_local()
     }
 
+    fn count<'a>(&'a self, keys: &'a [Bytes]) -> LocalBoxFuture<'a, Result<usize>> {
+        async move {
+            self.store.read(false).await?;
+            Stored::count(&self.contents, keys).await
+        }
+        .boxed_local()
+    }
+
     fn list<'a>(&'a self, list: &'a List) -> LocalBoxFuture<'a, Result<Vec<(Bytes, Bytes)>>> {
         async move {
             self.store.read(false).await?;

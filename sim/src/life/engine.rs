@@ -159,8 +159,9 @@ impl Life<'_> {
     pub(super) fn start_engine_client(&mut self, running: &Running, steps: Vec<Step>) {
         let shards = running.shards.borrow().clone().expect("opened");
         // Other faults leave less than there is room for, and so do other shards, or blocks of which a segment
-        // has three.
-        let frees = self.plan.faults.is_only_small() && self.plan.shards == 1;
+        // has three; and so does a disk of some ten segments, of which the reserve has four.
+        let faults = &self.plan.faults;
+        let frees = faults.is_only_small() && faults.capacity >= FREES_MIN && self.plan.shards == 1;
         let (env, checker) = (running.env.clone(), self.checker());
         let client = Client { env, checker, shards, frees, kept: RefCell::default() };
         let (clients, shared) = (running.clients.clone(), self.shared.clone());
@@ -217,6 +218,9 @@ impl Life<'_> {
         self.until("closing", || closed.get())
     }
 }
+
+/// Bytes of a disk on which what only frees is never refused: twelve segments, and some.
+const FREES_MIN: u64 = 200_000;
 
 /// Nothing is left behind of what nobody needs: full segments have a bounded size. Where commits are tiny,
 /// most of a batch is padding, and most of a segment may be left over; and what is moved of a large object has its

@@ -246,15 +246,9 @@ impl Inner {
                 Err(planned())
             }
             Fate::Abort | Fate::Panic => {
-                self.on(event, |ghost| {
-                    ghost.reset();
-                    Ok(())
-                });
-                self.unsay(event);
-                self.shared.lines_reset(&self.name);
+                self.is_reset(event);
                 let abort = turn.fate == Fate::Abort;
                 self.shared.mark(if abort { Mark::Aborted } else { Mark::Panicked });
-                self.ended.set(true);
                 self.shared.note(|| format!("{} {:?}", self.name, turn.fate));
                 if !abort {
                     // As a panic, but without its message on the screen.
@@ -264,6 +258,17 @@ impl Inner {
                 Ok(())
             }
         }
+    }
+
+    /// What an event does next resets the object.
+    fn is_reset(&self, event: u64) {
+        self.on(event, |ghost| {
+            ghost.reset();
+            Ok(())
+        });
+        self.unsay(event);
+        self.shared.lines_reset(&self.name);
+        self.ended.set(true);
     }
 
     /// Does operations; writes at their end that were not waited for stay in `made`.
@@ -550,13 +555,20 @@ impl Inner {
                 let had = this.on(event, |ghost| Ok(ghost.exclusive.replace(event)));
                 let mut made = Vec::new();
                 let storage = this.state.storage();
-                this.run(event, storage, &ops, &mut made).await?;
-                this.finish(event, &mut made).await?;
-                this.on(event, |ghost| {
-                    ghost.exclusive = had;
-                    Ok(())
-                });
-                Ok(())
+                let ran = this.run(event, storage, &ops, &mut made).await;
+                let ran = match ran {
+                    Ok(()) => this.finish(event, &mut made).await,
+                    failed => failed,
+                };
+                match ran {
+                    Ok(()) => this.on(event, |ghost| {
+                        ghost.exclusive = had;
+                        Ok(())
+                    }),
+                    // It read what could not be read.
+                    Err(_) => this.is_reset(event),
+                }
+                ran
             })
             .await
     }
