@@ -19,7 +19,7 @@ pub enum Found<E: Env> {
 
 impl<E: Env> Shard<E> {
     /// Reads the whole object as it is durably, waiting for its commits in flight, but not for those
-    /// made later. One that does not exist is empty at [`Version::NONE`].
+    /// made later. One that does not exist is empty, at version [`NONE`](crate::Version::NONE).
     ///
     /// Errors: `Corrupt`, with the object's id and the place; `Retry` (a file of the log can't be opened now);
     /// `Poisoned`.
