@@ -35,7 +35,7 @@ const OBJECTS: u64 = 2000;
 const ENTRY_OVERHEAD_MAX: u64 = 240;
 /// At most so many bytes for a resident object with one entry, some 400 of them what the store keeps of
 /// one that was just written. The target is 2,048.
-const OBJECT_MAX: u64 = 2370;
+const OBJECT_MAX: u64 = 2750;
 
 /// Blocks asked of the allocator so far; one that grows counts again.
 fn blocks() -> u64 {
