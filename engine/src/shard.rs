@@ -419,8 +419,11 @@ impl<E: Env> Shard<E> {
     fn start_consolidating(&self, id: &ObjectId) {
         let (shard, id) = (self.clone(), *id);
         self.0.env.spawn("consolidate", async move {
-            if let Err(error) = shard.consolidate(&id).await {
-                tracing::warn!(%id, %error, "could not consolidate");
+            match shard.consolidate(&id).await {
+                // It was begun as the store was closed: the next opening sees to it.
+                Err(error) if error.kind() == Kind::Closed => {}
+                Err(error) => tracing::warn!(%id, %error, "could not consolidate"),
+                Ok(_) => {}
             }
         });
     }
