@@ -44,7 +44,9 @@ use crate::socket::event::{Delivery, SocketCall};
 use crate::socket::sockets::Sockets;
 use crate::state::State;
 use crate::topology::{Class, Topology};
-use crate::watch::{Activity, Awake, Budget, Count, List, Reasons, Resident, Watch, of_event};
+use crate::watch::{
+    Activity, Awake, Budget, Count, LeftOver, List, Reasons, Resident, Watch, of_event,
+};
 
 pub(crate) type Cache = ActorCache<CoreHost, Home>;
 
@@ -477,7 +479,12 @@ impl Instance {
                         work,
                     );
                     let busy = Busy { instance: self.clone(), activity };
-                    tasks.get_or_insert_with(|| core.spare.take()).push(Event { busy, span, task });
+                    tasks.get_or_insert_with(|| core.spare.take()).push(Event {
+                        busy,
+                        span,
+                        left_over: LeftOver::default(),
+                        task,
+                    });
                 }
                 let poll =
                     || tasks.as_mut().map_or(Poll::Ready(None), |all| all.poll_next_unpin(cx));
@@ -666,6 +673,7 @@ impl Instance {
 pub(crate) struct Event {
     busy: Busy,
     span: Option<Box<Span>>,
+    left_over: LeftOver,
     task: LocalBoxFuture<'static, ()>,
 }
 
@@ -675,7 +683,7 @@ impl Future for Event {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let instance = &this.busy.instance;
-        match instance.budget.allows(&instance.watch, cx.waker()) {
+        match instance.budget.allows(&instance.watch, cx.waker(), &mut this.left_over) {
             true => {
                 let _span = this.span.as_ref().map(|span| span.enter());
                 this.task.as_mut().poll(cx)

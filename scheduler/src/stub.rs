@@ -154,7 +154,7 @@ impl<T: DurableObject> Stub<T> {
             }
             None => send(),
         }
-        Call { reply, outside }
+        Call { reply, outside, early: Early::NotPolled }
     }
 }
 
@@ -165,14 +165,38 @@ pub struct Call<R> {
     reply: oneshot::Receiver<Result<R>>,
     /// If an object made it.
     outside: Option<OutsideCall>,
+    early: Early<R>,
 }
+
+/// A reply that was there when an object first looked for it: another core may have answered calls of other events
+/// before, and those go on first, for they were woken first.
+#[derive(Debug)]
+enum Early<R> {
+    /// Next: kept, polled.
+    NotPolled,
+    Kept(Result<R>),
+    Polled,
+}
+
+impl<R> Unpin for Call<R> {}
 
 impl<R> Future for Call<R> {
     type Output = Result<R>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
         let this = &mut *self;
-        let reply = this.reply.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())));
+        let mut ready =
+            || this.reply.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())));
+        let reply = match std::mem::replace(&mut this.early, Early::Polled) {
+            Early::NotPolled if this.outside.is_some() => {
+                let Poll::Ready(early) = ready() else { return Poll::Pending };
+                this.early = Early::Kept(early);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Early::Kept(reply) => Poll::Ready(reply),
+            Early::NotPolled | Early::Polled => ready(),
+        };
         if reply.is_ready() && this.outside.take().is_some() {
             let taker = instance::current();
             taker.into_iter().for_each(|taker| taker.woken_by(Awake::OutsideCall));
@@ -184,7 +208,7 @@ impl<R> Future for Call<R> {
 impl<R> Call<R> {
     #[cfg(feature = "server")]
     pub(crate) fn new(reply: oneshot::Receiver<Result<R>>) -> Self {
-        Self { reply, outside: None }
+        Self { reply, outside: None, early: Early::NotPolled }
     }
 
     /// Blocks this thread until the reply is there. Not for use on a core, nor in async code.

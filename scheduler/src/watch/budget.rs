@@ -6,8 +6,9 @@
 //! waits, for each busy one, for [`TIME`] and one poll at most; how long one poll takes is up to the
 //! object's code, which the watchdog looks at.
 //!
-//! Invariant: an event that was not polled yet is never overtaken by one that came later, for all that are left
-//! over are woken in their order before anything new is taken.
+//! Invariant: an event that was not polled yet is never overtaken by one that became ready later. What is left
+//! over is woken in its order; what became ready meanwhile, by another core, may be woken before, and is left
+//! over then until all of those had their poll.
 
 use std::cell::{Cell, RefCell};
 use std::task::Waker;
@@ -25,30 +26,72 @@ pub(crate) const TIME: Duration = Duration::from_micros(200);
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
     polls: Cell<u32>,
-    /// Events that were ready when nothing was left; nearly always none, of an object that may be one of many.
+    /// How many of those that were left over and woken had no poll since, and which batch they are.
+    ahead: Cell<u32>,
+    batch: Cell<u32>,
+    /// How many of the next batch were in the last one too: they are its first.
+    again: Cell<u32>,
+    /// The next batch: events that were ready when nothing was left; nearly always none, of an object that may be one
+    /// of many.
     #[expect(clippy::box_collection, reason = "a word of an idle object instead of three")]
     left_over: RefCell<Option<Box<Vec<Waker>>>>,
 }
+
+/// The batch in which an event is left over; none at first.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOver(Option<u32>);
 
 impl Budget {
     /// A new turn: those that were left over are ready again.
     pub(crate) fn renew(&self) {
         self.polls.set(0);
-        let left_over = self.left_over.take();
-        left_over.into_iter().for_each(|left_over| left_over.into_iter().for_each(Waker::wake));
+        self.wake_left_over();
     }
 
-    /// Whether an event may be polled now; if not, it is woken in the next turn.
-    pub(crate) fn allows(&self, watch: &Watch, waker: &Waker) -> bool {
+    fn wake_left_over(&self) {
+        if self.ahead.get() > 0 {
+            return;
+        }
+        let Some(left_over) = self.left_over.take() else { return };
+        self.batch.set(self.batch.get().wrapping_add(1));
+        self.ahead.set(u32::try_from(left_over.len()).expect("fewer events"));
+        self.again.set(0);
+        left_over.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether an event may be polled now; if not, it is woken when it may.
+    pub(crate) fn allows(&self, watch: &Watch, waker: &Waker, event: &mut LeftOver) -> bool {
+        let next = self.batch.get().wrapping_add(1);
+        if event.0 == Some(next) {
+            // It was woken once more.
+            return false;
+        }
+        let is_ahead = event.0.take().is_some();
+        if is_ahead {
+            self.ahead.set(self.ahead.get() - 1);
+        }
         let polls = self.polls.get();
         // The first poll needs no look at the clock: most turns have no other.
-        if polls < EVENTS && (polls == 0 || watch.elapsed() < TIME) {
+        let is_left = polls < EVENTS && (polls == 0 || watch.elapsed() < TIME);
+        let allowed = is_left && (is_ahead || self.ahead.get() == 0);
+        if allowed {
             self.polls.set(polls + 1);
-            return true;
+        } else {
+            if !is_left {
+                self.polls.set(EVENTS);
+            }
+            event.0 = Some(next);
+            let mut left_over = self.left_over.borrow_mut();
+            let left_over = left_over.get_or_insert_default();
+            let place = if is_ahead { self.again.get() as usize } else { left_over.len() };
+            left_over.insert(place, waker.clone());
+            self.again.set(self.again.get() + u32::from(is_ahead));
         }
-        self.polls.set(EVENTS);
-        self.left_over.borrow_mut().get_or_insert_default().push(waker.clone());
-        false
+        if is_ahead && is_left {
+            // The last of them: those that waited behind are next.
+            self.wake_left_over();
+        }
+        allowed
     }
 
     /// Whether the object needs another turn at once.

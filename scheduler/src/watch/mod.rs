@@ -30,7 +30,7 @@ use dormouse_engine::heartbeat::{Heart, Heartbeat};
 use dormouse_engine::{Host, ObjectId};
 
 pub(crate) use activity::{Activities, Activity, List};
-pub(crate) use budget::Budget;
+pub(crate) use budget::{Budget, LeftOver};
 pub(crate) use metrics::{Count, Labelled, Published, Scope, Spread, publish};
 pub use metrics::{Metric, MetricKind, MetricLabel, all as all_metrics};
 pub(crate) use resident::Reasons;
