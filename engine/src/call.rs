@@ -17,6 +17,8 @@ use crate::error::{Error, Kind, Result};
 pub struct Call<T>(Source<T>);
 
 enum Source<T> {
+    /// Taken once.
+    Done(Option<Result<T>>),
     Reply {
         reply: oneshot::Receiver<Result<T>>,
         /// What it means when no answer comes.
@@ -32,6 +34,11 @@ impl<T> Call<T> {
         (sender, Self(Source::Reply { reply, lost }))
     }
 
+    /// An answer that is there.
+    pub(crate) fn done(answer: Result<T>) -> Self {
+        Self(Source::Done(Some(answer)))
+    }
+
     /// An answer put together from those of several cores, which were all asked.
     pub(crate) fn gathered(
         answers: impl Future<Output = Result<T>> + Send + Sync + 'static,
@@ -43,9 +50,15 @@ impl<T> Call<T> {
     ///
     /// Errors: those of the call.
     pub fn wait(self) -> Result<T> {
-        wait(self)
+        match self.0 {
+            Source::Done(Some(answer)) => answer,
+            source => wait(Self(source)),
+        }
     }
 }
+
+// Nothing in it is pinned but what is boxed.
+impl<T> Unpin for Call<T> {}
 
 impl<T> fmt::Debug for Call<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,6 +71,7 @@ impl<T> Future for Call<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
         match &mut self.0 {
+            Source::Done(answer) => Poll::Ready(answer.take().expect("polled after it was ready")),
             Source::Reply { reply, lost } => reply.poll_unpin(context).map(|reply| {
                 let ended = || Error::new(*lost, "the store ended before it answered");
                 reply.unwrap_or_else(|_| Err(ended()))

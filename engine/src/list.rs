@@ -246,23 +246,29 @@ impl Range {
         }
     }
 
-    /// The first key of `map` in what is left of the range, and takes it out of the range: a walk
-    /// that borrows nothing between its steps.
-    pub fn next(&mut self, map: &BTreeMap<Bytes, Bytes>) -> Option<(Bytes, Bytes)> {
-        self.limit = self.limit.checked_sub(1)?;
+    /// Shows the first `count` keys of `map` in what is left of the range, or all that there are, and takes them out of it:
+    /// a walk that borrows nothing between its steps.
+    pub(crate) fn take(
+        &mut self,
+        map: &BTreeMap<Bytes, Bytes>,
+        count: usize,
+        mut show: impl FnMut(&Bytes, &Bytes),
+    ) {
         if self.end.as_ref().is_some_and(|end| *end <= self.start) {
-            return None;
+            return;
         }
-        let mut entries = map.range::<[u8], _>(self.bounds());
-        let (key, value) = match self.direction {
-            Direction::Ascending => entries.next()?,
-            Direction::Descending => entries.next_back()?,
-        };
-        match self.direction {
-            Direction::Ascending => self.start = successor(key),
-            Direction::Descending => self.end = Some(key.clone()),
+        let part = Self { limit: self.limit.min(count), ..self.clone() };
+        let mut last = None;
+        part.visit(map, |key, value| {
+            show(key, value);
+            self.limit -= 1;
+            last = Some(key.clone());
+        });
+        match (self.direction, last) {
+            (_, None) => self.limit = 0,
+            (Direction::Ascending, Some(last)) => self.start = successor(&last),
+            (Direction::Descending, last) => self.end = last,
         }
-        Some((key.clone(), value.clone()))
     }
 
     /// What [`Range::visit`] shows with `overlay` (keys in the range, ascending) over the map:

@@ -111,6 +111,8 @@ pub(crate) struct Inner<E: Env> {
     pub(crate) changed: Signal,
     /// Told of each batch.
     pub(crate) observer: OnceCell<Observer>,
+    /// Told when it is poisoned.
+    pub(crate) on_poison: OnceCell<Box<dyn Fn()>>,
 }
 
 /// See [`Shard::observe`].
@@ -136,6 +138,8 @@ impl<E: Env> Inner<E> {
             let (epoch, durable) = (state.epoch.0, state.tail.last.0);
             tracing::error!(shard = self.number, epoch, durable, %cause, "shard poisoned");
             state.poison = Some(cause.clone());
+            // Before anybody is told.
+            self.on_poison.get().into_iter().for_each(|told| told());
             let unknown = Error::caused(Kind::Unknown, "the batch before it failed", cause);
             state.queue.fail(&unknown);
             state.pending.clear();
@@ -261,6 +265,7 @@ impl<E: Env> Shard<E> {
             space: Signal::default(),
             changed: Signal::default(),
             observer: OnceCell::new(),
+            on_poison: OnceCell::new(),
         });
         let shard = Self(inner);
         if opening.read_only {
@@ -619,6 +624,12 @@ impl<E: Env> Shard<E> {
     pub fn observe(&self, observer: impl Fn(Written) + 'static) {
         let set = self.0.observer.set(Box::new(observer));
         assert!(set.is_ok(), "a shard has one observer");
+    }
+
+    /// Has `told` called when the shard is poisoned, before anybody else hears of it. It must not call the shard back.
+    pub(crate) fn on_poison(&self, told: impl Fn() + 'static) {
+        let set = self.0.on_poison.set(Box::new(told));
+        assert!(set.is_ok(), "a shard tells one of its poison");
     }
 
     /// Counters, and what opening found.

@@ -16,12 +16,36 @@ pub(crate) use std::sync::{
 };
 
 #[cfg(dormouse_loom)]
-pub(crate) use stand_in::ArrayQueue;
+pub(crate) use stand_in::{ArrayQueue, SharedMap};
 
-/// A queue that loom can look into, in the place of crossbeam's.
+/// A map that any thread may read without a lock.
+#[cfg(not(dormouse_loom))]
+pub(crate) struct SharedMap<K, V>(papaya::HashMap<K, V, foldhash::fast::FixedState>);
+
+#[cfg(not(dormouse_loom))]
+impl<K: Ord + std::hash::Hash, V> SharedMap<K, V> {
+    pub(crate) fn new() -> Self {
+        Self(papaya::HashMap::with_hasher(foldhash::fast::FixedState::default()))
+    }
+
+    pub(crate) fn read<T>(&self, key: &K, read: impl FnOnce(&V) -> T) -> Option<T> {
+        self.0.pin().get(key).map(read)
+    }
+
+    pub(crate) fn insert(&self, key: K, value: V) {
+        self.0.pin().insert(key, value);
+    }
+
+    /// What it held goes when no thread reads it any more, and a few others are to go.
+    pub(crate) fn remove(&self, key: &K) {
+        self.0.pin().remove(key);
+    }
+}
+
+/// A queue that loom can look into, in the place of crossbeam's; and a map, in the place of papaya's.
 #[cfg(dormouse_loom)]
 mod stand_in {
-    use std::collections::VecDeque;
+    use std::collections::{BTreeMap, VecDeque};
 
     use loom::sync::Mutex;
 
@@ -54,6 +78,26 @@ mod stand_in {
 
         pub(crate) fn is_empty(&self) -> bool {
             self.items.lock().expect("no code panics under it").is_empty()
+        }
+    }
+
+    pub(crate) struct SharedMap<K, V>(Mutex<BTreeMap<K, V>>);
+
+    impl<K: Ord, V> SharedMap<K, V> {
+        pub(crate) fn new() -> Self {
+            Self(Mutex::new(BTreeMap::new()))
+        }
+
+        pub(crate) fn read<T>(&self, key: &K, read: impl FnOnce(&V) -> T) -> Option<T> {
+            self.0.lock().expect("no code panics under it").get(key).map(read)
+        }
+
+        pub(crate) fn insert(&self, key: K, value: V) {
+            self.0.lock().expect("no code panics under it").insert(key, value);
+        }
+
+        pub(crate) fn remove(&self, key: &K) {
+            self.0.lock().expect("no code panics under it").remove(key);
         }
     }
 }

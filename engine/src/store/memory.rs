@@ -4,6 +4,9 @@
 //! readers never wait for a pause between commits. A reader is told only once everything that it
 //! saw is durable, unless commits are answered before they are. When a commit fails, so do all that were appended after it; whoever looks next
 //! finds the last one failed, and forgets the object.
+//!
+//! What is read again and again, and is durable, is published for all threads ([`super::published`]): an object
+//! is published only while it is here, and only as it is here.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -15,8 +18,14 @@ use crate::directory::IdMap;
 use crate::ids::{ObjectId, Version};
 use crate::log::queue::{Outcome, Ticket};
 
+use super::published::Published;
+
 /// What a map's entry costs beside its bytes, roughly.
 const ENTRY_BYTES: usize = 96;
+
+/// Reads of an object without a commit between after which it is published: one that is written and read by turns would be
+/// copied each time.
+const READS: u8 = 2;
 
 /// An object in memory.
 pub(super) struct Held {
@@ -26,12 +35,16 @@ pub(super) struct Held {
     /// Number of keys, and bytes of all keys and values.
     size: (usize, usize),
     used: u64,
+    /// Reads since the last commit, up to [`READS`].
+    reads: u8,
+    published: bool,
 }
 
 impl Held {
     pub(super) fn new(contents: Contents) -> Self {
         let size = (contents.map.len(), contents.bytes());
-        Self { contents: Arc::new(contents), last: None, size, used: 0 }
+        let contents = Arc::new(contents);
+        Self { contents, last: None, size, used: 0, reads: 0, published: false }
     }
 
     fn bytes(&self) -> usize {
@@ -43,6 +56,7 @@ impl Held {
         self.size = After::new(&self.contents, self.size, batch).size;
         Arc::make_mut(&mut self.contents).apply(batch, version);
         self.last = Some(outcome.clone());
+        self.reads = 0;
     }
 
     /// What the log says of it; [`Version::NONE`] once it holds nothing and was written as an image.
@@ -66,12 +80,13 @@ pub(super) struct Memory {
     clock: u64,
     bytes: usize,
     bytes_max: usize,
+    published: Arc<Published>,
 }
 
 impl Memory {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize, published: Arc<Published>) -> Self {
         let (objects, order) = (IdMap::default(), BTreeMap::new());
-        Self { objects, order, clock: 0, bytes: 0, bytes_max }
+        Self { objects, order, clock: 0, bytes: 0, bytes_max, published }
     }
 
     /// Number of objects, and their bytes.
@@ -96,16 +111,38 @@ impl Memory {
             }
             None => {}
         }
-        let held = self.objects.get_mut(id).expect("found above");
+        self.touch(id);
+        Some(())
+    }
+
+    /// It is the one used last.
+    fn touch(&mut self, id: &ObjectId) {
+        let held = self.objects.get_mut(id).expect("it is here");
         self.order.remove(&held.used);
         self.clock += 1;
         held.used = self.clock;
         self.order.insert(self.clock, *id);
-        Some(())
+    }
+
+    /// What the object holds was read: once that was often enough, others may do so without asking.
+    pub(super) fn was_read(&mut self, id: &ObjectId, contents: &Arc<Contents>) {
+        let Some(held) = self.objects.get_mut(id) else { return };
+        let durable = held.last.as_ref().is_none_or(|last| matches!(last.result(), Some(Ok(()))));
+        if held.published || !durable || !Arc::ptr_eq(&held.contents, contents) {
+            return;
+        }
+        held.reads += 1;
+        if held.reads >= READS {
+            held.published = true;
+            self.published.publish(*id, contents.clone());
+        }
     }
 
     fn forget(&mut self, id: &ObjectId) {
         if let Some(held) = self.objects.remove(id) {
+            if held.published {
+                self.published.withdraw(id);
+            }
             self.order.remove(&held.used);
             self.bytes -= held.bytes();
         }
@@ -126,7 +163,11 @@ impl Memory {
         while self.bytes > self.bytes_max {
             let Some((_, oldest)) = self.order.first_key_value() else { return };
             let oldest = *oldest;
-            self.forget(&oldest);
+            // Where others read it without asking it only seems to be.
+            match self.objects[&oldest].published && self.published.was_used(&oldest) {
+                true => self.touch(&oldest),
+                false => self.forget(&oldest),
+            }
         }
     }
 
@@ -145,11 +186,22 @@ impl Memory {
         let held = self.objects.get_mut(id).expect("noted above");
         let before = held.bytes();
         let ticket = commit(Some(&After::new(&held.contents, held.size, batch)))?;
+        if std::mem::take(&mut held.published) {
+            self.published.withdraw(id);
+        }
         held.apply(batch, ticket.version, &ticket.outcome);
         held.set_version(version());
         self.bytes = self.bytes - before + held.bytes();
         self.shrink();
         Ok(ticket)
+    }
+}
+
+impl Drop for Memory {
+    /// A core that ended, be it by a panic, answers nothing any more.
+    fn drop(&mut self) {
+        let published = self.objects.iter().filter(|(_, held)| held.published);
+        published.for_each(|(id, _)| self.published.withdraw(id));
     }
 }
 
@@ -243,7 +295,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_first() {
         let one = Held::new(contents(&["a"])).bytes();
-        let mut memory = Memory::new(2 * one);
+        let mut memory = Memory::new(2 * one, Arc::new(Published::new(1)));
         let id = |byte| ObjectId::from_bytes([byte; 32]);
         memory.insert(id(1), Held::new(contents(&["a"])));
         memory.insert(id(2), Held::new(contents(&["a"])));

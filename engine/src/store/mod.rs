@@ -2,12 +2,14 @@
 //!
 //! The shards run on threads of their own, one for each core; a [`Store`] and its [`Object`]s send
 //! requests to them through bounded mailboxes. Commits and deletes of one thread for one object take
-//! effect in the order in which they were asked for, and reads see those that were asked for before.
+//! effect in the order in which they were asked for, and reads see those that were asked for before. Objects that are
+//! read again and again are read where the reader is ([`published`]).
 
 mod durability;
 mod memory;
 mod object;
 mod objects;
+mod published;
 mod scan;
 mod serve;
 mod stats;
@@ -40,6 +42,7 @@ pub use durability::Durability;
 use durability::Told;
 pub use object::{Keys, Object};
 pub use objects::{Filter, ObjectInfo, Objects, Page};
+use published::Published;
 use serve::{Request, Served};
 pub use stats::StoreStats;
 
@@ -107,6 +110,7 @@ struct Inner {
     shards: u16,
     mailboxes: Vec<Sender<Request>>,
     told: Told,
+    published: Arc<Published>,
     threads: Mutex<Threads>,
 }
 
@@ -144,7 +148,8 @@ impl Store {
         let start = Start { dir: dir.as_ref().to_owned(), options, quotas, cores, shards };
         let threads = Mutex::new(Threads::Running(Vec::new()));
         // How many shards there are is known once the first core has looked.
-        let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told: Told::new(0), threads };
+        let (told, published) = (Told::new(0), Arc::new(Published::new(0)));
+        let mut inner = Inner { shards: 0, mailboxes: Vec::new(), told, published, threads };
         let first = start.core(0, None)?;
         // The others make ready while the first one locks the store.
         let others: Vec<_> = (1..cores)
@@ -153,16 +158,16 @@ impl Store {
                 (tell, start.core(core, Some(opened)))
             })
             .collect();
-        let Ok((superblock, told)) = first.begun.recv() else {
+        let Ok(begun @ (superblock, _, _)) = &first.begun.recv() else {
             others.into_iter().for_each(|(tell, starting)| not_needed(tell, starting));
             return Err(first.failed());
         };
         inner.shards = superblock.shards;
-        inner.told = told.clone();
+        (inner.told, inner.published) = (begun.1.clone(), begun.2.clone());
         let mut starting = vec![Ok(first)];
         for (core, (tell, other)) in (1..).zip(others) {
-            if core < start.cores_of(superblock) {
-                let _failed_already = tell.send((superblock, told.clone()));
+            if core < start.cores_of(*superblock) {
+                let _failed_already = tell.send(begun.clone());
                 starting.push(other);
             } else {
                 not_needed(tell, other);
@@ -283,6 +288,7 @@ impl Store {
     /// before. `Poisoned`, with the first cause; where commits are answered when they are durable,
     /// those that were answered are.
     pub fn close(&self) -> Call<()> {
+        self.0.published.end_all();
         self.0.mailboxes.iter().for_each(Sender::close);
         let mut threads = self.0.threads.lock().expect("no code panics under it");
         if let Threads::Running(running) = &mut *threads {
@@ -343,8 +349,8 @@ struct Start {
     shards: u16,
 }
 
-/// What the first core tells: what the store is, and where failures are told.
-type Begun = (Superblock, Told);
+/// What the first core tells: what the store is, where failures are told, and where objects are published.
+type Begun = (Superblock, Told, Arc<Published>);
 
 impl Start {
     fn cores_of(&self, superblock: Superblock) -> usize {
@@ -368,7 +374,7 @@ impl Start {
         let (shards, cores) = (self.shards, self.cores);
         let main = async move |env| {
             let mut lock = None;
-            let (superblock, told) = match opened {
+            let begun = match opened {
                 Some(opened) => match opened.await {
                     Ok(opened) => opened,
                     // The store has fewer shards, or can't be opened.
@@ -377,12 +383,13 @@ impl Start {
                 None => {
                     let opening = StoreLock::open_or_create(&env, &options.limits, shards);
                     let superblock = lock.insert(opening.await?).superblock();
-                    (superblock, Told::new(superblock.shards))
+                    let shards = superblock.shards;
+                    (superblock, Told::new(shards), Arc::new(Published::new(shards)))
                 }
             };
-            let _nobody_waits = begins.send((superblock, told.clone()));
-            let cores = cores.min(usize::from(superblock.shards));
-            let served = open(&env, superblock, (core, cores), &options, &quotas, &told).await?;
+            let _nobody_waits = begins.send(begun.clone());
+            let cores = cores.min(usize::from(begun.0.shards));
+            let served = open(&env, &begun, (core, cores), &options, &quotas).await?;
             let _starter_is_gone = starts.send(());
             drop(starts);
             let ended = served.run(mail).await;
@@ -432,12 +439,12 @@ impl Starting {
 /// Opens the shards of one core: those whose number, modulo the number of cores, is the core's.
 async fn open<E: Env>(
     env: &E,
-    superblock: Superblock,
+    (superblock, told, published): &Begun,
     (core, cores): (usize, usize),
     options: &Options,
     quotas: &Quotas,
-    told: &Told,
 ) -> Result<Served<E>> {
+    let superblock = *superblock;
     let mut shards = Vec::new();
     for number in (0..superblock.shards).skip(core).step_by(cores) {
         let (limits, opening) = (options.limits, Opening::default());
@@ -450,5 +457,5 @@ async fn open<E: Env>(
         shards.push(shard);
     }
     let count = superblock.shards;
-    Ok(Served::new(env.clone(), shards, (core, cores), count, options, told))
+    Ok(Served::new(env.clone(), shards, (core, cores), count, options, (told, published)))
 }

@@ -1,5 +1,6 @@
 //! [`Object`]: one object of a store, and [`Keys`], a walk over its keys.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use crate::contents::Contents;
 use crate::error::{Kind, Result};
 use crate::ids::{ObjectId, Version};
 use crate::list::{List, Range};
+
+/// Keys that a walk looks up at a time, of what is in memory.
+const AT_HAND: usize = 64;
 
 /// One object of a [`Store`]. Cheap to clone; `Send + Sync`. Everything is asked for when the
 /// method returns. Commits and deletes of one thread happen in the order in which they were asked
@@ -66,8 +70,8 @@ impl Object {
     /// `Overloaded`, `Corrupt` (a damaged object takes only what deletes all), `Poisoned`, `Closed`:
     /// nothing happened. `Unknown`: it may have happened; read again, once the store is reopened.
     pub fn commit(&self, batch: Batch) -> Call<Version> {
-        let id = self.id;
-        self.send(Kind::Unknown, |reply| Request::Commit { id, batch, reply })
+        let (id, under_way) = (self.id, self.store.0.published.begin(&self.id));
+        self.send(Kind::Unknown, |reply| Request::Commit { id, batch, under_way, reply })
     }
 
     /// Removes all keys and the alarm as one commit; its version, once it is durable. Also for an
@@ -85,7 +89,8 @@ impl Object {
     /// Errors: as [`Object::commit`], and `Corrupt`: the object is read for it.
     pub fn delete_prefix(&self, prefix: impl AsRef<[u8]>) -> Call<u64> {
         let (id, prefix) = (self.id, Bytes::copy_from_slice(prefix.as_ref()));
-        self.send(Kind::Unknown, |reply| Request::DeletePrefix { id, prefix, reply })
+        let under_way = self.store.0.published.begin(&id);
+        self.send(Kind::Unknown, |reply| Request::DeletePrefix { id, prefix, under_way, reply })
     }
 
     /// The value of a key.
@@ -94,7 +99,11 @@ impl Object {
     /// answered before they are ([`Durability::OnFlush`](super::Durability::OnFlush)).
     /// Errors: `Corrupt`, with the object's id and the place; `Overloaded`, `Poisoned`, `Closed`.
     pub fn get(&self, key: impl AsRef<[u8]>) -> Call<Option<Bytes>> {
-        let (id, key) = (self.id, Bytes::copy_from_slice(key.as_ref()));
+        let (id, key) = (self.id, key.as_ref());
+        if let Some(value) = self.store.0.published.read(&id, |all| all.map.get(key).cloned()) {
+            return Call::done(Ok(value));
+        }
+        let key = Bytes::copy_from_slice(key);
         self.send(Kind::Closed, |reply| Request::Get { id, key, reply })
     }
 
@@ -103,6 +112,9 @@ impl Object {
     /// Errors: as [`Object::get`].
     pub fn contents(&self) -> Call<Arc<Contents>> {
         let id = self.id;
+        if let Some(contents) = self.store.0.published.read(&id, Arc::clone) {
+            return Call::done(Ok(contents));
+        }
         self.send(Kind::Closed, |reply| Request::Contents { id, reply })
     }
 
@@ -122,8 +134,11 @@ impl Object {
     /// stays on disk until the walk is over, or dropped; it ends with `Retry` where nobody went on for a minute.
     pub fn list(&self, list: List) -> Keys {
         let (id, asked) = (self.id, list.clone());
-        let walked = self.send(Kind::Closed, |reply| Request::List { id, list: asked, reply });
-        Keys { state: Walk::Asked(walked, list) }
+        let walked = match self.store.0.published.read(&id, Arc::clone) {
+            Some(contents) => Call::done(Ok(Walked::Whole(contents))),
+            None => self.send(Kind::Closed, |reply| Request::List { id, list: asked, reply }),
+        };
+        Keys { state: Walk::Asked(walked, list), at_hand: VecDeque::new() }
     }
 }
 
@@ -148,6 +163,8 @@ impl Object {
 /// ```
 pub struct Keys {
     state: Walk,
+    /// Keys and values that come first, of what is in memory.
+    at_hand: VecDeque<(Bytes, Bytes)>,
 }
 
 enum Walk {
@@ -164,6 +181,9 @@ impl Keys {
     /// walk is over.
     /// Cancel: nothing is lost; call it again.
     pub async fn next(&mut self) -> Result<Option<(Bytes, Bytes)>> {
+        if let Some(next) = self.next_at_hand() {
+            return Ok(Some(next));
+        }
         if let Walk::Asked(call, list) = &mut self.state {
             let range = list.resolve();
             let walked = call.await;
@@ -175,7 +195,7 @@ impl Keys {
             };
         }
         let next = match &mut self.state {
-            Walk::Going(contents, range) => Ok(range.next(&contents.map)),
+            Walk::Going(..) => Ok(self.next_at_hand()),
             Walk::Paged(listed) => listed.next().await,
             Walk::Asked(..) | Walk::Done => Ok(None),
         };
@@ -185,8 +205,21 @@ impl Keys {
         next
     }
 
+    /// The same, where it is in memory.
+    fn next_at_hand(&mut self) -> Option<(Bytes, Bytes)> {
+        if let (true, Walk::Going(contents, range)) = (self.at_hand.is_empty(), &mut self.state) {
+            range.take(&contents.map, AT_HAND, |key, value| {
+                self.at_hand.push_back((key.clone(), value.clone()));
+            });
+        }
+        self.at_hand.pop_front()
+    }
+
     /// The same walk without async: blocks where the other one waits.
     pub fn blocking(mut self) -> impl Iterator<Item = Result<(Bytes, Bytes)>> {
-        std::iter::from_fn(move || crate::call::wait(self.next()).transpose())
+        std::iter::from_fn(move || match self.next_at_hand() {
+            Some(next) => Some(Ok(next)),
+            None => crate::call::wait(self.next()).transpose(),
+        })
     }
 }

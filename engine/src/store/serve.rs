@@ -10,6 +10,7 @@ use futures_channel::oneshot;
 
 use super::durability::{Answered, Durability, Failure, Told};
 use super::memory::{Held, Memory};
+use super::published::{Published, UnderWay};
 use super::scan::{Listed, scan};
 use super::stats::CoreStats;
 use super::turns::Turns;
@@ -32,13 +33,13 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// What a core is asked for.
 pub(super) enum Request {
-    Commit { id: ObjectId, batch: Batch, reply: Reply<Version> },
+    Commit { id: ObjectId, batch: Batch, under_way: UnderWay, reply: Reply<Version> },
     Get { id: ObjectId, key: Bytes, reply: Reply<Option<Bytes>> },
     Contents { id: ObjectId, reply: Reply<Arc<Contents>> },
     List { id: ObjectId, list: List, reply: Reply<Walked> },
     Head { id: ObjectId, reply: Reply<(Version, Option<u64>)> },
     Objects { shard: u16, filter: Filter, after: Option<ObjectId>, reply: Reply<Page> },
-    DeletePrefix { id: ObjectId, prefix: Bytes, reply: Reply<u64> },
+    DeletePrefix { id: ObjectId, prefix: Bytes, under_way: UnderWay, reply: Reply<u64> },
     Flush { reply: Reply<Vec<Failure>> },
     Compact { reply: Reply<()> },
     Stats { reply: Reply<CoreStats> },
@@ -113,9 +114,13 @@ impl<E: Env> Served<E> {
         (core, cores): (usize, usize),
         shard_count: u16,
         options: &Options,
-        told: &Told,
+        (told, published): (&Told, &Arc<Published>),
     ) -> Self {
         let numbers = (0..shard_count).skip(core).step_by(cores);
+        for (number, shard) in numbers.clone().zip(&shards) {
+            let published = published.clone();
+            shard.on_poison(move || published.end(number));
+        }
         let durability = options.durability;
         let answered = numbers.map(|shard| Answered::new(shard, durability, told.clone()));
         Self(Rc::new(Inner {
@@ -126,7 +131,7 @@ impl<E: Env> Served<E> {
             durability,
             answered: RefCell::new(answered.collect()),
             turns: Turns::default(),
-            memory: RefCell::new(Memory::new(options.cache_bytes / cores)),
+            memory: RefCell::new(Memory::new(options.cache_bytes / cores, published.clone())),
             loading: RefCell::default(),
             busy: Cell::new(0),
             changed: Signal::default(),
@@ -155,19 +160,23 @@ impl<E: Env> Served<E> {
     fn take(&self, request: Request) {
         let this = self.clone();
         match request {
-            Request::Commit { id, batch, reply } => match self.0.turns.behind(&id) {
-                None => self.commit_and_answer(&id, &batch, reply),
+            Request::Commit { id, batch, under_way, reply } => match self.0.turns.behind(&id) {
+                None => {
+                    self.commit_and_answer(&id, &batch, reply);
+                    drop(under_way);
+                }
                 Some(turn) => self.task("commit in turn", async move {
                     turn.comes().await;
                     this.commit_and_answer(&id, &batch, reply);
+                    drop(under_way);
                 }),
             },
-            Request::DeletePrefix { id, prefix, reply } => {
+            Request::DeletePrefix { id, prefix, under_way, reply } => {
                 let turn = self.0.turns.take(&id);
                 self.answer("delete prefix", reply, async move {
                     turn.comes().await;
                     let (keys, unsettled) = this.delete_prefix(&id, &prefix).await?;
-                    drop(turn);
+                    drop((turn, under_way));
                     this.answerable(unsettled).await?;
                     Ok(keys)
                 });
@@ -394,6 +403,7 @@ impl<E: Env> Served<E> {
             let (contents, unsettled) = self.appended(id).await?;
             // If it failed: it did not happen, or nobody knows; what was read is not the object.
             if self.answerable(unsettled).await.is_ok() {
+                self.0.memory.borrow_mut().was_read(id, &contents);
                 return Ok(contents);
             }
         }

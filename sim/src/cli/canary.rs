@@ -176,6 +176,8 @@ impl Copy {
         cargo.env("RUSTFLAGS", "-Awarnings");
         // A patch changes a few functions: most of what is built is that of the canary before.
         cargo.env("CARGO_INCREMENTAL", "1").env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+        // Building takes longer than the few seeds that most need.
+        cargo.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
         ensure!(cargo.status().context("cargo is needed")?.success(), "it does not build");
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! refused for want of room.
 
 mod faulty;
+mod reads;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::join;
 
 use super::durability::{Durability, Told};
+use super::published::Published;
 use super::{Inner, Options, Store, Threads, open};
 use crate::batch::Batch;
 use crate::call::Call;
@@ -44,10 +46,10 @@ impl Here {
         };
         let options = Options { durability, cache_bytes, limits, ..Options::default() };
         let lock = StoreLock::open_or_create(env, &limits, 1).await.expect("a store");
-        let (superblock, told) = (lock.superblock(), Told::new(1));
+        let begun = (lock.superblock(), Told::new(1), Arc::new(Published::new(1)));
         let quotas = crate::namespaces::Quotas::default();
-        let served =
-            open(env, superblock, (0, 1), &options, &quotas, &told).await.expect("a shard");
+        let served = open(env, &begun, (0, 1), &options, &quotas).await.expect("a shard");
+        let (_, told, published) = begun;
         let (sender, mail) = mailbox(64);
         let (end, ended) = oneshot::channel();
         env.spawn("serve", async move {
@@ -56,7 +58,7 @@ impl Here {
             let _nobody_asks = end.send(result);
         });
         let threads = Mutex::new(Threads::Running(Vec::new()));
-        let inner = Inner { shards: 1, mailboxes: vec![sender], told, threads };
+        let inner = Inner { shards: 1, mailboxes: vec![sender], told, published, threads };
         Self { store: Store(Arc::new(inner)), ended }
     }
 
