@@ -20,7 +20,7 @@ use dormouse_engine::list::{Direction, List, Range, Sorted};
 
 use crate::entries::{Entries, Size, is_large};
 use crate::map::Map;
-use crate::ranges::{Ranges, Span, only};
+use crate::ranges::{Ranges, Span, contains, only};
 use crate::txn::Overlays;
 
 /// A list with more gaps than so many reads all from the first to the last: one walk reads each page once.
@@ -302,7 +302,7 @@ impl Keys {
             (Direction::Ascending, Some(last)) => span.1 = only(&last).1,
             (Direction::Descending, Some(last)) => span.0 = last,
         }
-        let within = |key: &Bytes| *key >= span.0 && span.1.as_ref().is_none_or(|end| key < end);
+        let within = |key: &Bytes| contains(&span, key);
         let in_map = self.map.range(range.bounds());
         let mut seen: BTreeMap<Bytes, Option<Bytes>> = match range.direction() {
             Direction::Ascending => in_map.take_while(|(key, _)| within(key)).map(known).collect(),
@@ -426,7 +426,7 @@ impl Missing {
     fn is_missing(&self, key: &Bytes) -> bool {
         let behind = self.gaps.partition_point(|(start, _)| start <= key);
         let gap = behind.checked_sub(1).map(|place| &self.gaps[place]);
-        gap.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| key < end))
+        gap.is_some_and(|gap| contains(gap, key))
     }
 
     /// What the list gives, with what was read.

@@ -33,6 +33,11 @@ fn reaches(end: Option<&Bytes>, key: &[u8]) -> bool {
     end.is_none_or(|end| end[..] > *key)
 }
 
+/// Whether a key lies in a span.
+pub(crate) fn contains((start, end): &Span, key: &[u8]) -> bool {
+    start[..] <= *key && reaches(end.as_ref(), key)
+}
+
 /// The end that comes first.
 fn earlier(one: Option<&Bytes>, other: Option<&Bytes>) -> Option<Bytes> {
     match (one, other) {
@@ -188,8 +193,7 @@ mod tests {
     }
 
     fn covered(span: &Span) -> BTreeSet<Bytes> {
-        let within = |key: &Bytes| *key >= span.0 && reaches(span.1.as_ref(), key);
-        keys().into_iter().filter(within).collect()
+        keys().into_iter().filter(|key| contains(span, key)).collect()
     }
 
     fn built(spans: &[Span]) -> (Ranges, BTreeSet<Bytes>) {
