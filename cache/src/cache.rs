@@ -417,16 +417,22 @@ impl<E: Host, B: Backing> Inner<E, B> {
 
     /// Refuses an operation after the end, and breaks the gate with the flush that it would have
     /// needed, so that a live request can't return what is stale.
+    #[inline]
     pub(crate) fn check_open(self: &Rc<Self>) -> Result<()> {
-        if self.terminal.borrow().is_none() {
-            return Ok(());
+        match self.terminal.borrow().is_none() {
+            true => Ok(()),
+            false => Err(self.refuse()),
         }
+    }
+
+    #[cold]
+    fn refuse(self: &Rc<Self>) -> Error {
         let reason = self.terminal().expect("looked at");
         if self.output.broken_reason().is_none() {
             self.doomed.set(true);
             self.schedule();
         }
-        Err(reason)
+        reason
     }
 
     /// Whether too much of this object is dirty.

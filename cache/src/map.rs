@@ -111,6 +111,14 @@ impl Map {
         }
     }
 
+    /// Shows all, in order.
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
+        match self {
+            Self::Few(few) => few.iter().for_each(|(key, value)| visit(key, value)),
+            Self::Many(many) => many.iter().for_each(|(key, value)| visit(key, value)),
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Bytes, &Bytes)> {
         self.range((std::ops::Bound::Unbounded, std::ops::Bound::Unbounded))
     }
@@ -200,6 +208,11 @@ mod tests {
                 prop_assert_eq!(map.get_key_value(&key), tree.get_key_value(&key));
                 prop_assert_eq!((map.len(), map.is_empty()), (tree.len(), tree.is_empty()));
                 prop_assert!(map.iter().eq(tree.iter()));
+                let mut shown = BTreeMap::new();
+                map.visit(&mut |key, value| {
+                    shown.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+                });
+                prop_assert_eq!(&shown, &tree);
                 if in_order {
                     let (start, end) = (start.map(|key| [key]), end.map(|key| [key]));
                     let bounds: Bounds<'_> = (start.as_ref().map(|key| &key[..]), end.as_ref().map(|key| &key[..]));

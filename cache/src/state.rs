@@ -340,7 +340,8 @@ impl State {
         assert!(!self.dirty.is_empty());
         assert_eq!(self.share.bytes(), self.dirty.bytes);
         let taken = std::mem::take(&mut self.dirty);
-        let mut batch = Batch::new();
+        let keys = taken.keys.len();
+        let mut batch = Batch::with_capacity(keys, taken.bytes - keys * ENTRY_BYTES);
         if self.keys.all().is_none() {
             // No resident says it, and there may be nothing left of the object that does.
             batch = batch.with_origin(self.origin.clone());
@@ -402,8 +403,7 @@ impl Resident for State {
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
-        let all = self.keys.all().expect("only a whole object is shown");
-        all.iter().for_each(|(key, value)| visit(key, value));
+        self.keys.all().expect("only a whole object is shown").visit(visit);
     }
 
     fn origin(&self) -> &Origin {

@@ -241,9 +241,10 @@ impl<E: Env> Appending<'_, E> {
         let mut origin = batch.origin().clone();
         resident.into_iter().for_each(|resident| origin.learn(resident.origin()));
         if let Some(resident) = resident.filter(|resident| self.wants_image(batch, *resident)) {
-            let mut image = Batch::new();
-            resident.visit(&mut |key, value| image = std::mem::take(&mut image).put(key, value));
-            return Some((image.encoded_ops().to_vec(), origin));
+            let (keys, bytes) = resident.size();
+            let mut image = Batch::with_capacity(keys, bytes);
+            resident.visit(&mut |key, value| image.add(key, value));
+            return Some((image.into_encoded_ops(), origin));
         }
         if self.head.is_some() && !batch.deletes_all() {
             return None;
@@ -255,8 +256,9 @@ impl<E: Env> Appending<'_, E> {
                 Op::Delete(key) => drop(map.remove(key)),
             }
         }
-        let image = map.iter().fold(Batch::new(), |image, (key, value)| image.put(key, value));
-        Some((image.encoded_ops().to_vec(), origin))
+        let mut image = Batch::new();
+        map.into_iter().for_each(|(key, value)| image.add(key, value));
+        Some((image.into_encoded_ops(), origin))
     }
 
     /// Whether an image of a resident object is worth its bytes: always when it is hardly larger

@@ -61,6 +61,11 @@ impl Batch {
         Self::default()
     }
 
+    /// An empty batch with room for so many operations of so many bytes of keys and values, before it grows.
+    pub fn with_capacity(ops: usize, bytes: usize) -> Self {
+        Self { ops: Vec::with_capacity(ops * OP_HEADER_BYTES + bytes), ..Self::default() }
+    }
+
     /// Sets `key` to `value`.
     ///
     /// # Panics
@@ -196,6 +201,16 @@ impl Batch {
         &self.ops
     }
 
+    /// The same, kept.
+    pub(crate) fn into_encoded_ops(self) -> Vec<u8> {
+        self.ops
+    }
+
+    /// [`Batch::put`] in place, for many.
+    pub(crate) fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.push(TAG_PUT, key, value);
+    }
+
     /// Bytes of the largest key and of the largest value, for the limits.
     pub(crate) fn largest(&self) -> (usize, usize) {
         (self.largest_key, self.largest_value)
@@ -204,10 +219,10 @@ impl Batch {
     fn push(&mut self, tag: u8, key: &[u8], value: &[u8]) {
         let key_len = u16::try_from(key.len()).expect("keys have at most 65,535 bytes");
         let value_len = u32::try_from(value.len()).expect("values have less than 4 GiB");
+        let ([k0, k1], [v0, v1, v2, v3]) = (key_len.to_le_bytes(), value_len.to_le_bytes());
+        let header: [u8; OP_HEADER_BYTES] = [tag, k0, k1, v0, v1, v2, v3];
         self.ops.reserve(OP_HEADER_BYTES + key.len() + value.len());
-        self.ops.push(tag);
-        self.ops.extend_from_slice(&key_len.to_le_bytes());
-        self.ops.extend_from_slice(&value_len.to_le_bytes());
+        self.ops.extend_from_slice(&header);
         self.ops.extend_from_slice(key);
         self.ops.extend_from_slice(value);
         self.len += 1;

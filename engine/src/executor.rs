@@ -16,9 +16,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::ThreadId;
 
 use crossbeam_queue::SegQueue;
 
@@ -34,7 +33,8 @@ type Future0 = Pin<Box<dyn Future<Output = ()>>>;
 
 /// What other threads may touch.
 struct Remote {
-    owner: ThreadId,
+    /// Of all executors there ever were in the process, which: looked up faster than a thread's id.
+    number: u64,
     /// Tasks woken from other threads.
     woken: SegQueue<usize>,
     park: Park,
@@ -46,9 +46,14 @@ struct TaskWaker {
     remote: Arc<Remote>,
 }
 
+/// The next executor's number.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
 thread_local! {
     /// Tasks of this thread's executor that were woken on this thread.
     static READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
+    /// The number of this thread's executor; 0 for none.
+    static OWN: Cell<u64> = const { Cell::new(0) };
 }
 
 impl Wake for TaskWaker {
@@ -60,7 +65,7 @@ impl Wake for TaskWaker {
         if self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
-        if std::thread::current().id() == self.remote.owner {
+        if OWN.get() == self.remote.number {
             READY.with_borrow_mut(|ready| ready.push_back(self.index));
         } else {
             self.remote.woken.push(self.index);
@@ -104,8 +109,9 @@ impl Executor {
     /// The run queue of the current thread.
     pub fn new() -> Self {
         READY.with_borrow_mut(VecDeque::clear);
-        let owner = std::thread::current().id();
-        let remote = Arc::new(Remote { owner, woken: SegQueue::new(), park: Park::new() });
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        OWN.set(number);
+        let remote = Arc::new(Remote { number, woken: SegQueue::new(), park: Park::new() });
         Self(Rc::new(Inner {
             tasks: RefCell::default(),
             free: RefCell::default(),

@@ -470,21 +470,9 @@ impl Instance {
                     self.reset(Error::reset_by(reason));
                     continue;
                 }
-                let arrived = std::mem::take(&mut *self.inbox.borrow_mut());
-                for (activity, work) in arrived {
-                    let span = of_event(&self.watch, work.why(), &self.id, self.class);
-                    let task = self.clone().work(
-                        object.clone(),
-                        core.topology.class(self.class).clone(),
-                        work,
-                    );
-                    let busy = Busy { instance: self.clone(), activity };
-                    tasks.get_or_insert_with(|| core.spare.take()).push(Event {
-                        busy,
-                        span,
-                        left_over: LeftOver::default(),
-                        task,
-                    });
+                if !self.inbox.borrow().is_empty() {
+                    let tasks = tasks.get_or_insert_with(|| core.spare.take());
+                    self.begin_arrived(core.topology.class(self.class), &object, tasks);
                 }
                 let poll =
                     || tasks.as_mut().map_or(Poll::Ready(None), |all| all.poll_next_unpin(cx));
@@ -517,6 +505,22 @@ impl Instance {
         self.end();
     }
 
+    /// Makes events of what came, in its order; the inbox keeps no room.
+    fn begin_arrived(
+        self: &Rc<Self>,
+        class: &Class,
+        object: &Rc<dyn Any>,
+        tasks: &mut FuturesUnordered<Event>,
+    ) {
+        let arrived = self.inbox.take();
+        for (activity, work) in arrived {
+            let span = of_event(&self.watch, work.why(), &self.id, self.class);
+            let task = self.clone().work(object.clone(), class, work);
+            let busy = Busy { instance: self.clone(), activity };
+            tasks.push(Event { busy, span, left_over: LeftOver::default(), task });
+        }
+    }
+
     fn construct(self: &Rc<Self>, class: &Class) -> Option<Rc<dyn Any>> {
         let event = self.new_event();
         assert!(self.gate.try_enter(event), "nothing was let in before the constructor");
@@ -546,13 +550,13 @@ impl Instance {
     fn work(
         self: Rc<Self>,
         object: Rc<dyn Any>,
-        class: Class,
+        class: &Class,
         work: Work,
     ) -> LocalBoxFuture<'static, ()> {
         match work {
             Work::Call(call) => self.call(object, call).boxed_local(),
-            Work::Alarm(call) => self.alarm(object, class, call).boxed_local(),
-            Work::Socket(call) => self.socket(object, class, call).boxed_local(),
+            Work::Alarm(call) => self.alarm(object, class.clone(), call).boxed_local(),
+            Work::Socket(call) => self.socket(object, class.clone(), call).boxed_local(),
             Work::Task(_, task) => task,
         }
     }

@@ -185,17 +185,9 @@ impl<R> Future for Call<R> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<R>> {
         let this = &mut *self;
-        let mut ready =
-            || this.reply.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())));
-        let reply = match std::mem::replace(&mut this.early, Early::Polled) {
-            Early::NotPolled if this.outside.is_some() => {
-                let Poll::Ready(early) = ready() else { return Poll::Pending };
-                this.early = Early::Kept(early);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            Early::Kept(reply) => Poll::Ready(reply),
-            Early::NotPolled | Early::Polled => ready(),
+        let reply = match this.early {
+            Early::Polled => this.look(cx),
+            Early::NotPolled | Early::Kept(_) => this.look_early(cx),
         };
         if reply.is_ready() && this.outside.take().is_some() {
             let taker = instance::current();
@@ -206,6 +198,25 @@ impl<R> Future for Call<R> {
 }
 
 impl<R> Call<R> {
+    fn look(&mut self, cx: &mut Context<'_>) -> Poll<Result<R>> {
+        self.reply.poll_unpin(cx).map(|reply| reply.unwrap_or_else(|_| Err(closed())))
+    }
+
+    /// The first look, and the one at what that kept.
+    fn look_early(&mut self, cx: &mut Context<'_>) -> Poll<Result<R>> {
+        if let Early::Kept(reply) = std::mem::replace(&mut self.early, Early::Polled) {
+            return Poll::Ready(reply);
+        }
+        match self.look(cx) {
+            Poll::Ready(reply) if self.outside.is_some() => {
+                self.early = Early::Kept(reply);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            reply => reply,
+        }
+    }
+
     #[cfg(feature = "server")]
     pub(crate) fn new(reply: oneshot::Receiver<Result<R>>) -> Self {
         Self { reply, outside: None, early: Early::NotPolled }

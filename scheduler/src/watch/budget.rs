@@ -43,9 +43,12 @@ pub(crate) struct LeftOver(Option<u32>);
 
 impl Budget {
     /// A new turn: those that were left over are ready again.
+    #[inline]
     pub(crate) fn renew(&self) {
         self.polls.set(0);
-        self.wake_left_over();
+        if self.is_used_up() {
+            self.wake_left_over();
+        }
     }
 
     fn wake_left_over(&self) {
@@ -60,7 +63,18 @@ impl Budget {
     }
 
     /// Whether an event may be polled now; if not, it is woken when it may.
+    #[inline]
     pub(crate) fn allows(&self, watch: &Watch, waker: &Waker, event: &mut LeftOver) -> bool {
+        // Nearly always: the first of its turn, and nothing was left over.
+        let is_first = self.polls.get() == 0 && self.ahead.get() == 0 && event.0.is_none();
+        if is_first {
+            self.polls.set(1);
+        }
+        is_first || self.allows_another(watch, waker, event)
+    }
+
+    /// The same of any.
+    fn allows_another(&self, watch: &Watch, waker: &Waker, event: &mut LeftOver) -> bool {
         let next = self.batch.get().wrapping_add(1);
         if event.0 == Some(next) {
             // It was woken once more.
@@ -95,6 +109,7 @@ impl Budget {
     }
 
     /// Whether the object needs another turn at once.
+    #[inline]
     pub(crate) fn is_used_up(&self) -> bool {
         self.left_over.borrow().is_some()
     }
