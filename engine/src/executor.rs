@@ -80,6 +80,13 @@ struct Task {
     waker: Arc<TaskWaker>,
 }
 
+/// One wait for a lull. The other handle is its future's: alone, nobody waits any more.
+#[derive(Default)]
+struct Lull {
+    came: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
 /// One core's tasks. Cheap to clone; one for each thread.
 #[derive(Clone)]
 pub struct Executor(Rc<Inner>);
@@ -88,10 +95,10 @@ struct Inner {
     tasks: RefCell<Vec<Option<Task>>>,
     free: RefCell<Vec<usize>>,
     turn_ends: RefCell<Vec<Waker>>,
-    idle: RefCell<VecDeque<Waker>>,
-    /// Ends of turns, and lulls, that somebody waited for.
+    /// Those who wait for a lull, the first first.
+    idle: RefCell<VecDeque<Rc<Lull>>>,
+    /// Ends of turns that somebody waited for.
     ends: Cell<u64>,
-    idles: Cell<u64>,
     /// Turns since one of `idle` went on.
     busy_turns: Cell<u32>,
     polls: Cell<u64>,
@@ -118,7 +125,6 @@ impl Executor {
             turn_ends: RefCell::default(),
             idle: RefCell::default(),
             ends: Cell::new(0),
-            idles: Cell::new(0),
             busy_turns: Cell::new(0),
             polls: Cell::new(0),
             turns: Cell::new(0),
@@ -145,26 +151,12 @@ impl Executor {
         waker.wake_by_ref();
     }
 
-    /// Returns at the end of this turn.
+    /// Returns at the end of this turn: of all who wait, at the same one. Something else may wake the task before.
     pub fn turn_end(&self) -> impl Future<Output = ()> + 'static {
-        self.woken(|inner| &inner.ends, |inner, waker| inner.turn_ends.borrow_mut().push(waker))
-    }
-
-    /// Returns when nothing else is ready, or after [`BUSY_TURNS`].
-    pub fn idle(&self) -> impl Future<Output = ()> + 'static {
-        self.woken(|inner| &inner.idles, |inner, waker| inner.idle.borrow_mut().push_back(waker))
-    }
-
-    /// Leaves a waker with `wait`, and returns once `count` has grown: something else may wake the task before.
-    fn woken<C, W>(&self, count: C, wait: W) -> impl Future<Output = ()> + use<C, W>
-    where
-        C: Fn(&Inner) -> &Cell<u64> + 'static,
-        W: Fn(&Inner, Waker) + 'static,
-    {
         let inner = self.0.clone();
         let mut waits: Option<(u64, Waker)> = None;
         std::future::poll_fn(move |context| {
-            let now = count(&inner).get();
+            let now = inner.ends.get();
             let (since, known) = match &waits {
                 Some((since, waker)) => (*since, waker.will_wake(context.waker())),
                 None => (now, false),
@@ -173,9 +165,28 @@ impl Executor {
                 return Poll::Ready(());
             }
             if !known {
-                wait(&inner, context.waker().clone());
+                inner.turn_ends.borrow_mut().push(context.waker().clone());
                 waits = Some((since, context.waker().clone()));
             }
+            Poll::Pending
+        })
+    }
+
+    /// Returns when nothing else is ready, or after [`BUSY_TURNS`]. A lull is for one of those who wait; none for
+    /// those that something else woke in it.
+    pub fn idle(&self) -> impl Future<Output = ()> + 'static {
+        let inner = self.0.clone();
+        let mut waits: Option<Rc<Lull>> = None;
+        std::future::poll_fn(move |context| {
+            let lull = waits.get_or_insert_with(|| {
+                let lull = Rc::new(Lull::default());
+                inner.idle.borrow_mut().push_back(lull.clone());
+                lull
+            });
+            if lull.came.get() {
+                return Poll::Ready(());
+            }
+            lull.waker.replace(Some(context.waker().clone()));
             Poll::Pending
         })
     }
@@ -224,9 +235,16 @@ impl Executor {
             return self.0.busy_turns.set(busy_turns);
         }
         self.0.busy_turns.set(0);
-        let next = self.0.idle.borrow_mut().pop_front();
-        self.0.idles.set(self.0.idles.get() + 1);
-        next.into_iter().for_each(Waker::wake);
+        if let Some(lull) = self.next_idle() {
+            lull.came.set(true);
+            lull.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// The first of those who still wait.
+    fn next_idle(&self) -> Option<Rc<Lull>> {
+        let mut idle = self.0.idle.borrow_mut();
+        std::iter::from_fn(|| idle.pop_front()).find(|lull| Rc::strong_count(lull) > 1)
     }
 
     /// Drops all tasks.
@@ -298,5 +316,56 @@ impl Executor {
     async fn park(&self) {
         let park = &self.0.remote.park;
         std::future::poll_fn(|context| park.poll(context.waker(), || self.has_ready())).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::select;
+
+    use super::*;
+
+    type Log = Rc<RefCell<Vec<u8>>>;
+
+    /// A task that notes each lull that it waited for; gives what wakes it.
+    fn waiter(executor: &Executor, name: u8, log: &Log) -> Waker {
+        let waker: Rc<Cell<Option<Waker>>> = Rc::default();
+        let (inside, log, its) = (executor.clone(), log.clone(), waker.clone());
+        executor.spawn("waiter", async move {
+            std::future::poll_fn(|context| Poll::Ready(its.set(Some(context.waker().clone()))))
+                .await;
+            loop {
+                inside.idle().await;
+                log.borrow_mut().push(name);
+            }
+        });
+        executor.turn();
+        waker.take().expect("it was polled")
+    }
+
+    #[test]
+    fn a_lull_is_for_one_of_those_who_wait_whatever_else_wakes_the_others() {
+        let (executor, log) = (Executor::new(), Log::default());
+        let _first = waiter(&executor, 1, &log);
+        let second = waiter(&executor, 2, &log);
+        for expected in [&[1][..], &[1, 2], &[1, 2, 1]] {
+            executor.wake_idle();
+            second.wake_by_ref();
+            executor.turn();
+            assert_eq!(*log.borrow(), expected);
+        }
+    }
+
+    #[test]
+    fn one_who_waits_no_more_takes_no_lull_from_others() {
+        let (executor, log) = (Executor::new(), Log::default());
+        drop(executor.idle());
+        let polled_once = select(executor.idle().boxed_local(), std::future::ready(()));
+        assert!(polled_once.now_or_never().is_some());
+        let _other = waiter(&executor, 1, &log);
+        executor.wake_idle();
+        executor.turn();
+        assert_eq!(*log.borrow(), [1]);
     }
 }
