@@ -1,6 +1,8 @@
 //! How typed values are kept: as MessagePack, structs with the names of their fields, so that a build with
 //! more or fewer fields still reads them, and a tool can show them (decisions/0004).
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use rmp_serde::decode::Error as DecodeError;
 use rmp_serde::{Deserializer, encode};
@@ -9,18 +11,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// What most values fit into.
-const ROOM: usize = 64;
+/// Room that is kept for the next value.
+const ROOM_MAX: usize = 64 << 10;
+
+thread_local! {
+    /// What values are written into, before they are copied to where they just fit.
+    static ROOM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// Lists, maps and the like inside one another that are read, at most: the stack of a core has room for them.
 const DEPTH_MAX: usize = 128;
 
 /// Errors: the type can't be written, such as one that fails in its own `Serialize`.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Bytes> {
-    let mut bytes = Vec::with_capacity(ROOM);
-    encode::write_named(&mut bytes, value).map_err(no_value)?;
+    // Taken: a type may write another value while it is written.
+    let mut room = ROOM.take();
+    room.clear();
+    encode::write_named(&mut room, value).map_err(no_value)?;
     // A value stays in memory for as long as its object: not with room for more.
-    Ok(bytes.into_boxed_slice().into())
+    let bytes = Bytes::copy_from_slice(&room);
+    if room.capacity() <= ROOM_MAX {
+        ROOM.set(room);
+    }
+    Ok(bytes)
 }
 
 /// Errors: the bytes are no value of this type, or not that alone; it lies in itself more than 128 deep.

@@ -16,7 +16,7 @@ use crate::ids::{ObjectId, Version};
 use crate::list::{List, Range};
 
 /// Keys that a walk looks up at a time, of what is in memory.
-const AT_HAND: usize = 64;
+const AT_HAND: usize = 128;
 
 /// One object of a [`Store`]. Cheap to clone; `Send + Sync`. Everything is asked for when the
 /// method returns. Commits and deletes of one thread happen in the order in which they were asked

@@ -271,7 +271,7 @@ impl Inner {
         self.ended.set(true);
     }
 
-    /// Does operations; writes at their end that were not waited for stay in `made`.
+    /// Does operations; writes at their end that were not waited for stay in `made`, and reads ahead of them.
     pub(super) fn run<'a>(
         self: &'a Rc<Self>,
         event: u64,
@@ -281,12 +281,12 @@ impl Inner {
     ) -> LocalBoxFuture<'a, Result<()>> {
         async move {
             for op in ops {
-                let wrote = self.write(event, storage, op, made);
-                self.shared.count(wrote);
+                let begun = self.begin(event, storage, op, made);
+                self.shared.count(begun && !matches!(op, Op::Ahead(_)));
                 if !matches!(op, Op::Say(..) | Op::Shut(..) | Op::Work(Work::Dropped)) {
                     self.unsaid.borrow_mut().retain(|(of, ..)| *of != event);
                 }
-                if !wrote {
+                if !begun {
                     self.finish(event, made).await?;
                     self.other(event, storage, op).await?;
                 }
@@ -296,7 +296,7 @@ impl Inner {
         .boxed_local()
     }
 
-    /// Waits for the writes that were made: until then no other event runs.
+    /// Waits for the writes that were made, and reads ahead of them: until then no other event runs.
     pub(super) async fn finish(
         &self,
         event: u64,
@@ -331,9 +331,9 @@ impl Inner {
         result
     }
 
-    /// Makes the operation if it is a write.
-    fn write(
-        &self,
+    /// Begins the operation if it is a write, or a read that is waited for together with what comes next.
+    fn begin(
+        self: &Rc<Self>,
         event: u64,
         storage: &Storage,
         op: &Op,
@@ -407,6 +407,10 @@ impl Inner {
                 removed(Effect::Alarm(None));
                 storage.delete_alarm().boxed_local()
             }
+            Op::Ahead(read) => match self.read_begun(event, storage, read) {
+                Some(read) => read,
+                None => return false,
+            },
             _ => return false,
         };
         made.push(made_now);
@@ -474,13 +478,24 @@ impl Inner {
         }
     }
 
-    async fn read(&self, event: u64, storage: &Storage, op: &Op) -> Result<()> {
-        match op {
+    /// Asks for keys; what comes must be what they are now, whatever is written before it comes.
+    fn read_begun(
+        self: &Rc<Self>,
+        event: u64,
+        storage: &Storage,
+        op: &Op,
+    ) -> Option<LocalBoxFuture<'static, Result<()>>> {
+        let this = self.clone();
+        Some(match op {
             Op::Get(number) => {
                 let key = key(*number);
                 let read = storage.get_bytes(&key);
                 let wanted = self.on(event, |ghost| ghost.get(&key));
-                self.same(&key, &self.alone(event, read).await?, &wanted);
+                async move {
+                    this.same(&key, &read.await?, &wanted);
+                    Ok(())
+                }
+                .boxed_local()
             }
             Op::GetMany(numbers) => {
                 let mut keys: Vec<_> = numbers.iter().map(|number| key(*number)).collect();
@@ -492,7 +507,11 @@ impl Inner {
                     .iter()
                     .filter_map(|key| Some((key.clone(), self.on(event, |ghost| ghost.get(key))?)))
                     .collect();
-                self.same("several keys", &self.alone(event, read).await?, &wanted);
+                async move {
+                    this.same("several keys", &read.await?, &wanted);
+                    Ok(())
+                }
+                .boxed_local()
             }
             Op::List(from, to, limit, descending) => {
                 let (from, to) = (key(*from), key(*to));
@@ -505,8 +524,21 @@ impl Inner {
                 }
                 let read = storage.list_bytes(&list);
                 let wanted = self.on(event, |ghost| ghost.list(&from, &to, *limit, *descending));
-                self.same("a list", &self.alone(event, read).await?, &wanted);
+                async move {
+                    this.same("a list", &read.await?, &wanted);
+                    Ok(())
+                }
+                .boxed_local()
             }
+            _ => return None,
+        })
+    }
+
+    async fn read(self: &Rc<Self>, event: u64, storage: &Storage, op: &Op) -> Result<()> {
+        if let Some(read) = self.read_begun(event, storage, op) {
+            return self.alone(event, read).await;
+        }
+        match op {
             Op::GetAlarm => {
                 let read = storage.get_alarm();
                 let wanted = self.on(event, |ghost| ghost.alarm());

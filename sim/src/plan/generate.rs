@@ -37,6 +37,7 @@ pub(super) struct Swarm {
     calls: bool,
     unconfirmed: bool,
     beside: bool,
+    ahead: bool,
     pub(super) fates: bool,
     evictions: bool,
     compacts: bool,
@@ -84,6 +85,7 @@ impl Plan {
             calls: flag(2),
             unconfirmed: flag(3),
             beside: flag(4),
+            ahead: flag(2),
             fates: flag(2),
             evictions: flag(2),
             compacts: flag(3),
@@ -343,13 +345,8 @@ impl Swarm {
         let inside = within != Inside::Event;
         let waits = within != Inside::Transaction;
         match self.random.below(32) {
-            0..4 => Op::Get(self.key()),
-            4 => Op::GetMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
-            5..7 => {
-                let (from, to) = (self.key(), self.key());
-                let limit = u8::try_from(self.random.below(9)).expect("small");
-                Op::List(from, to, limit, self.random.one_in(3))
-            }
+            0..7 if self.ahead && self.random.one_in(2) => Op::Ahead(Box::new(self.read())),
+            0..7 => self.read(),
             7 => Op::PutMany((0..self.random.between(1, 5)).map(|_| self.put()).collect()),
             8 => Op::DeleteMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
             9 if self.alarms => Op::GetAlarm,
@@ -381,6 +378,19 @@ impl Swarm {
                 Change::DeleteAll(_) if inside => Op::Get(self.key()),
                 change => Op::Write(change),
             },
+        }
+    }
+
+    /// Reads keys.
+    fn read(&mut self) -> Op {
+        match self.random.below(7) {
+            0..4 => Op::Get(self.key()),
+            4 => Op::GetMany((0..self.random.between(1, 5)).map(|_| self.key()).collect()),
+            _ => {
+                let (from, to) = (self.key(), self.key());
+                let limit = u8::try_from(self.random.below(9)).expect("small");
+                Op::List(from, to, limit, self.random.one_in(3))
+            }
         }
     }
 

@@ -259,6 +259,8 @@ pub enum Op {
     GetMany(Vec<u8>),
     /// Lists keys from one to before another, at most so many; descending if so wished.
     List(u8, u8, u8, bool),
+    /// A read of keys that is waited for together with the writes that follow it.
+    Ahead(Box<Op>),
     /// Reads the alarm.
     GetAlarm,
     /// Waits until all is durable.

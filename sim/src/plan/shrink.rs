@@ -244,6 +244,7 @@ fn lists(ops: &[Op]) -> impl Iterator<Item = Vec<Op>> {
             }
             Op::Section(inner) => lists(inner).map(Op::Section).collect(),
             Op::Beside(inner) => lists(inner).map(Op::Beside).collect(),
+            Op::Ahead(read) => vec![(**read).clone()],
             Op::Call(object, turn) => turns(turn).map(|turn| Op::Call(*object, turn)).collect(),
             _ => Vec::new(),
         };
