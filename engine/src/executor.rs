@@ -333,8 +333,11 @@ mod tests {
         let waker: Rc<Cell<Option<Waker>>> = Rc::default();
         let (inside, log, its) = (executor.clone(), log.clone(), waker.clone());
         executor.spawn("waiter", async move {
-            std::future::poll_fn(|context| Poll::Ready(its.set(Some(context.waker().clone()))))
-                .await;
+            std::future::poll_fn(|context| {
+                its.set(Some(context.waker().clone()));
+                Poll::Ready(())
+            })
+            .await;
             loop {
                 inside.idle().await;
                 log.borrow_mut().push(name);

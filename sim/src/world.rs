@@ -1,7 +1,7 @@
 //! A simulated machine: virtual time, tasks in a seeded order, and a disk, on one thread.
 //!
 //! Every choice comes from one generator, and everything that happens is folded into one hash: a
-//! seed is a whole life. Processes live in the machine, cores in processes, tasks on cores: see [`process`].
+//! seed is a whole life. Processes live in the machine, cores in processes, tasks on cores: see `process`.
 //!
 //! Invariants: time never goes back, and stands still while a task can run; nothing of the world is borrowed while a
 //! task is polled, woken or dropped, for that may use the world.

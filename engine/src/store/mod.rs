@@ -3,7 +3,7 @@
 //! The shards run on threads of their own, one for each core; a [`Store`] and its [`Object`]s send
 //! requests to them through bounded mailboxes. Commits and deletes of one thread for one object take
 //! effect in the order in which they were asked for, and reads see those that were asked for before. Objects that are
-//! read again and again are read where the reader is ([`published`]).
+//! read again and again are read where the reader is (`published`).
 
 mod durability;
 mod memory;
