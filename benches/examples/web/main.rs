@@ -1,5 +1,5 @@
-//! Dormouse's server beside the original one, workerd, in one run: `cargo run --release -p dormouse-benches
-//! --example web -- --help`. docs/performance.md section 5 has the figures and the targets.
+//! Dormouse's server beside the original one, workerd, in one run: `cargo web --help`. docs/performance.md section 5
+//! has the figures and the targets.
 //!
 //! Each server is a child process on CPU 0, the load is this process on CPU 1. In a round each thing is done to
 //! one server after the other before the next thing is done; each round starts with empty directories, and servers
