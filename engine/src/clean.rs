@@ -50,7 +50,7 @@ pub(crate) use moving::{GROUP_BYTES, GROUP_OBJECTS, move_group};
 
 use crate::checkpoint;
 use crate::env::Env;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::io::File;
 use crate::limits::Limits;
 use crate::log::handles;
@@ -478,12 +478,7 @@ async fn let_go<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
         if !inner.state.borrow().slot_needs_unneeded(wall_ms, &inner.limits) || is_over(inner) {
             break;
         }
-        let made = checkpoint::make(inner, false).await;
-        let no_room = made.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
-        // What only the older slot needs can go even so.
-        if !(no_room && checkpoint::repeat(inner).await?) {
-            made?;
-        }
+        checkpoint::make(inner, false).await?;
     }
     checkpoint::remove_unneeded(inner).await;
     Ok(())
