@@ -2,16 +2,19 @@
 //! every order that the seeds find.
 
 mod common;
+#[path = "common/machine.rs"]
+mod machine;
 
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use dormouse_engine::{Host, Limits};
+use dormouse_engine::Host;
 use dormouse_scheduler::Topology;
 use dormouse_scheduler::prelude::*;
-use dormouse_sim::{DiskFaults, Process, SimEnv, World};
+use dormouse_sim::DiskFaults;
 
-const STEPS: u64 = 4_000_000;
+use machine::Machine;
+
 const CHUNKS: u64 = 40;
 
 thread_local! {
@@ -70,32 +73,11 @@ impl DurableObject for Counter {
     }
 }
 
-struct Machine {
-    world: World,
-    env: SimEnv,
-    _process: Process,
-    topology: Topology,
+fn machine(seed: u64) -> Machine {
+    Machine::new(seed, Topology::builder().namespace::<Counter>("counters").build(|| 0))
 }
 
 impl Machine {
-    fn new(seed: u64) -> Self {
-        let world = World::new(seed, DiskFaults::default());
-        let process = world.process();
-        let topology = Topology::builder().namespace::<Counter>("counters").build(|| 0);
-        let machine = Self { env: process.core(), world, _process: process, topology };
-        let (core, topology) = (machine._process.core(), machine.topology.clone());
-        machine.run(async move {
-            common::serve(&core, &topology, 1, Limits::TINY, drop).await;
-        });
-        machine
-    }
-
-    fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
-        let value = self.world.block_on(&self.env, STEPS, future);
-        assert_eq!(self.world.take_panics(), [] as [String; 0]);
-        value.expect("it ends")
-    }
-
     fn fetch(&self, path: &str) -> Body {
         let request = Request::get(path).body(()).unwrap();
         let stub = self.topology.namespace::<Counter>().get_by_name("mice");
@@ -111,7 +93,7 @@ fn number(chunk: &[u8]) -> u64 {
 fn a_chunk_leaves_when_what_was_written_before_it_is_durable() {
     for seed in 0..60 {
         DURABLE.set(0);
-        let machine = Machine::new(seed);
+        let machine = machine(seed);
         let mut body = machine.fetch("/count");
         machine.run(async move {
             for n in 1..=CHUNKS {
@@ -128,7 +110,7 @@ fn a_chunk_leaves_when_what_was_written_before_it_is_durable() {
 fn behind_a_failed_write_a_body_is_cut_off() {
     for seed in 0..60 {
         DURABLE.set(0);
-        let machine = Machine::new(seed);
+        let machine = machine(seed);
         let mut body = machine.fetch("/count");
         machine.run(machine.env.sleep(Duration::from_micros(seed * 30)));
         machine.world.set_faults(DiskFaults { write_error: 1, ..DiskFaults::default() });
@@ -154,7 +136,7 @@ fn behind_a_failed_write_a_body_is_cut_off() {
 /// what it has not finished is something to do.
 #[test]
 fn an_object_that_has_not_finished_a_body_stays_in_memory() {
-    let machine = Machine::new(1);
+    let machine = machine(1);
     let mut body = machine.fetch("/keep");
     machine.run(machine.env.sleep(Duration::from_secs(3600)));
     drop(machine.fetch("/more"));

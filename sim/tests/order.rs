@@ -2,49 +2,29 @@
 //! time for all of them, and where a reply is there before anybody waits for it.
 
 mod common;
+#[path = "common/machine.rs"]
+mod machine;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use dormouse_engine::Limits;
 use dormouse_engine::signal::Signal;
 use dormouse_scheduler::prelude::*;
 use dormouse_scheduler::{Call, StackLimits, Topology};
-use dormouse_sim::{DiskFaults, SimEnv, Step, World};
+use dormouse_sim::Step;
 
-const STEPS: u64 = 2_000_000;
+use machine::Machine;
 
 /// Events of one object that are polled in one turn, as docs/design.md says.
 const TURN_EVENTS: u32 = 64;
 
-/// One core that serves objects of one type.
-struct Machine {
-    world: World,
-    env: SimEnv,
-    topology: Topology,
+fn machine(seed: u64) -> Machine {
+    let topology = Topology::builder().namespace::<Object>("objects");
+    Machine::new(seed, topology.limits(StackLimits::PRODUCTION).build(|| 0))
 }
 
 impl Machine {
-    fn new(seed: u64) -> Self {
-        let world = World::new(seed, DiskFaults::default());
-        let process = world.process();
-        let topology = Topology::builder().namespace::<Object>("objects");
-        let topology = topology.limits(StackLimits::PRODUCTION).build(|| 0);
-        let machine = Self { env: process.core(), world, topology };
-        let (core, topology) = (process.core(), machine.topology.clone());
-        machine.run(async move {
-            common::serve(&core, &topology, 1, Limits::TINY, drop).await;
-        });
-        machine
-    }
-
-    fn run<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> T {
-        let value = self.world.block_on(&self.env, STEPS, future);
-        assert_eq!(self.world.take_panics(), [] as [String; 0]);
-        value.expect("it ends")
-    }
-
     fn stub(&self, name: &str) -> Stub<Object> {
         self.topology.namespace().get_by_name(name)
     }
@@ -154,7 +134,7 @@ impl Handler<Do> for Object {
 /// over, another one becomes ready, as if another core had woken it, and must not overtake them.
 #[test]
 fn what_a_turn_leaves_over_goes_before_what_is_woken_later() {
-    let machine = Machine::new(1);
+    let machine = machine(1);
     let (at_once, all) = (3 * TURN_EVENTS, 3 * TURN_EVENTS + 10);
     let object = machine.stub("object");
     let calls: Vec<Call<()>> = (0..all).map(|number| object.call(Do::Pass(number))).collect();
@@ -177,7 +157,7 @@ fn what_a_turn_leaves_over_goes_before_what_is_woken_later() {
 /// its answer there.
 #[test]
 fn a_reply_that_is_there_at_the_first_look_goes_behind_those_before() {
-    let machine = Machine::new(2);
+    let machine = machine(2);
     OTHER.set(Some(machine.stub("other")));
     let looks = machine.stub("object").call(Do::CallAndLook);
     machine.step_until(|log| log == [CALLED]);
