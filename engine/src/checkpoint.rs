@@ -5,7 +5,9 @@
 //! of the shard's manifest: the older of the two, so that the other one is the truth until this one
 //! is durable. Nothing is removed before: a file goes when neither slot needs it, and nobody reads it; a
 //! segment's may be kept, to be used again. One that fails changes nothing, and another is made after
-//! some more of the log. Runs are merged apart from it ([`crate::merges`]).
+//! some more of the log. Runs are merged apart from it ([`crate::merges`]). Where there is no room for a run, the
+//! younger slot can be said again in the older one's place ([`repeat`]): that takes no room, and what only the
+//! older one needed can go.
 //!
 //! It needs the segments with live bytes ([`crate::live`]), those behind its batch, those in which a
 //! commit began that has not ended, those that recovery kept for a repair, and those of which the newest
@@ -48,7 +50,7 @@ pub(crate) fn manifest_name(shard: u16) -> String {
 }
 
 /// What a slot needs on the disk.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needs {
     /// Segments from this number on.
     pub(crate) replay_from: u32,
@@ -99,6 +101,13 @@ impl<F> Progress<F> {
     pub(crate) fn new_run(&mut self) -> u32 {
         self.next_run += 1;
         self.next_run - 1
+    }
+
+    /// The older slot holds this one now.
+    fn written(&mut self, checkpoint: &Checkpoint) {
+        self.needs[self.next_slot] = vec![Needs::of(checkpoint)];
+        self.generation = checkpoint.generation;
+        self.next_slot = 1 - self.next_slot;
     }
 }
 
@@ -228,6 +237,53 @@ pub(crate) async fn make<E: Env>(inner: &Rc<Inner<E>>, forget: bool) -> Result<(
     finish(inner, begun).await
 }
 
+/// Writes what the younger slot says into the older one as well, so that nothing is needed for that any more; whether
+/// there was such a thing.
+///
+/// Errors: `Retry`, `Poisoned`: the slots are as before, or may be.
+pub(crate) async fn repeat<E: Env>(inner: &Rc<Inner<E>>) -> Result<bool> {
+    let idle = || (!inner.state.borrow().progress.running).then_some(());
+    inner.changed.until(idle).await;
+    {
+        let progress = &mut inner.state.borrow_mut().progress;
+        let [younger, older] = [1 - progress.next_slot, progress.next_slot];
+        if progress.generation == 0 || progress.needs[older] == progress.needs[younger] {
+            return Ok(false);
+        }
+        progress.running = true;
+    }
+    let repeated = write_again(inner).await;
+    if repeated.is_ok() {
+        remove_unneeded(inner).await;
+    }
+    inner.state.borrow_mut().progress.running = false;
+    merges::start_if_due(inner);
+    inner.changed.notify();
+    repeated.map(|()| true)
+}
+
+async fn write_again<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
+    let (manifest, slot, slot_bytes, generation) = {
+        let progress = &inner.state.borrow().progress;
+        let manifest = progress.manifest.clone().expect("opened for writing");
+        (manifest, 1 - progress.next_slot, progress.slot_bytes, progress.generation)
+    };
+    let (block, name) = (inner.superblock.block_bytes, manifest_name(inner.number));
+    let offset = slot as u64 * slot_bytes as u64;
+    let (result, buf) = read_full_at(&manifest, PageBuf::zeroed(slot_bytes), offset, block).await;
+    result.map_err(|source| Error::io(Kind::Retry, format!("reading {name}"), source))?;
+    let said = Checkpoint::decode(&buf, inner.superblock.store, inner.number);
+    let Some(mut checkpoint) = said.ok().filter(|said| said.generation == generation) else {
+        let what = format!("{name}: the younger slot can't be read any more");
+        return Err(Error::new(Kind::Retry, what));
+    };
+    checkpoint.generation += 1;
+    write_slot(inner, &checkpoint).await?;
+    tracing::debug!(shard = inner.number, checkpoint.generation, "the younger slot said again");
+    inner.state.borrow_mut().progress.written(&checkpoint);
+    Ok(())
+}
+
 /// What a checkpoint holds, as of the moment at which it was begun.
 struct Begun<F: File> {
     checkpoint: Checkpoint,
@@ -336,10 +392,7 @@ async fn write<E: Env>(inner: &Rc<Inner<E>>, begun: Begun<FileOf<E>>) -> Result<
     );
     let state = &mut *inner.state.borrow_mut();
     state.directory.install(run, &merged);
-    let progress = &mut state.progress;
-    progress.needs[progress.next_slot] = vec![Needs::of(&checkpoint)];
-    progress.generation = checkpoint.generation;
-    progress.next_slot = 1 - progress.next_slot;
+    state.progress.written(&checkpoint);
     Ok(())
 }
 

@@ -28,8 +28,10 @@
 //! Of a large object only those pages and values move that lie in the victim, and those above them: the keys
 //! in their frames lead to them ([`crate::tree`]). One that is not much larger than an image moves as a whole.
 //!
-//! On a full disk ([`crate::log::reserve`]) it waits for nothing: it empties, of the segments for whose live bytes
-//! there is room, whatever gains a tenth.
+//! On a full disk ([`crate::log::reserve`]) it waits for nothing: it empties, of the segments for whose objects
+//! there is room, whatever gains a tenth. An object that is moved as a whole takes all its bytes, be there only a
+//! delta of it in the victim: so the room is for what is written, not for what is live there, and nothing is begun
+//! that would use the reserve up before the victim is empty.
 //!
 //! A segment stays as long as an object that can't be read needs it: the
 //! others leave it, and it is no victim again until its live bytes change. It stays, too, while its newest
@@ -50,10 +52,11 @@ pub(crate) use moving::{GROUP_BYTES, GROUP_OBJECTS, move_group};
 
 use crate::checkpoint;
 use crate::env::Env;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::io::File;
 use crate::limits::Limits;
 use crate::log::handles;
+use crate::log::reserve::Claim;
 use crate::log::segments::Segment;
 use crate::shard::{Inner, Life, Shard, State};
 
@@ -102,6 +105,13 @@ pub(crate) struct Cleaning {
     credit: u64,
     /// Segments that could not be emptied, and their live bytes then.
     stuck: BTreeMap<u32, u64>,
+    /// On a full disk: their live bytes, and what had to be written to empty them ([`moving::cost`]), of segments for
+    /// which that was too much.
+    dear: BTreeMap<u32, (u64, u64)>,
+    /// Likewise the bytes that are still to be written to empty the victim: what only frees must not take their room.
+    pub(crate) promised: u64,
+    /// Likewise the room that there was when it looked last ([`State::room_to_empty`]).
+    looked_with: u64,
     /// Bytes of frames that it wrote.
     pub(crate) cleaned_bytes: u64,
     /// Whether it waits for commits that were made before, to go on.
@@ -178,6 +188,7 @@ impl Cleaning {
     pub(crate) fn gone(&mut self, segments: &[u32]) {
         self.freed += segments.len() as u64;
         self.stuck.retain(|number, _| !segments.contains(number));
+        self.dear.retain(|number, _| !segments.contains(number));
     }
 }
 
@@ -221,7 +232,9 @@ impl<E: Env> Running<E> {
 
 impl<E: Env> Drop for Running<E> {
     fn drop(&mut self) {
-        self.0.state.borrow_mut().cleaning.running = false;
+        let cleaning = &mut self.0.state.borrow_mut().cleaning;
+        (cleaning.running, cleaning.promised) = (false, 0);
+        self.0.work.notify();
         self.0.changed.notify();
     }
 }
@@ -293,10 +306,11 @@ impl<F: File> State<F> {
     }
 
     /// How long it lasts at least until there is a lull; `None` if there is one, or somebody wants the shard
-    /// compact, or the disk is full.
+    /// compact, or waits for what it was asked, or the disk is full.
     fn until_lull(&self, now: Duration, limits: &Limits) -> Option<Duration> {
-        let left = (self.cleaning.last_busy + limits.lull).saturating_sub(now);
-        let waits = self.cleaning.compacting == 0 && self.reserve.full().is_none();
+        let Cleaning { last_busy, compacting, asked, .. } = self.cleaning;
+        let left = (last_busy + limits.lull).saturating_sub(now);
+        let waits = compacting == 0 && asked == 0 && self.reserve.full().is_none();
         (waits && !left.is_zero()).then_some(left)
     }
 
@@ -320,6 +334,7 @@ impl<F: File> State<F> {
         if self.is_held() || !self.cleaning.wants_to_look() {
             return None;
         }
+        self.cleaning.looked_with = self.room_to_empty();
         let space = self.space(wall_ms, limits);
         let wait = self.until_lull(now, limits).filter(|_| space.bytes <= space.allowed_busy);
         let step = match space {
@@ -379,22 +394,45 @@ impl<F: File> State<F> {
         self.cleaning.look_at = self.cleaning.others_changed + step;
     }
 
-    /// The full segment that is best cleaned now.
-    fn victim(&self, wall_ms: u64, limits: &Limits) -> Option<u32> {
-        let now_s = wall_ms / 1000;
-        // On a full disk one that can be emptied as a whole: nothing goes before it is.
-        let room = match self.reserve.full() {
+    /// Bytes that may be written to empty a segment.
+    fn room_to_empty(&self) -> u64 {
+        match self.reserve.full() {
             Some(_) => {
                 let room = self.room_for_moves().saturating_sub(self.queue.bytes() as u64);
                 room / 100 * FULL_PERCENT
             }
             None => u64::MAX,
-        };
+        }
+    }
+
+    /// Whether a batch of so many bytes, of what only frees, is to wait until the cleaner writes some more, or waits for
+    /// it: else it would take the room that is left for what the cleaner has begun.
+    pub(crate) fn leaves_to_cleaner(&self, bytes: usize) -> bool {
+        let Cleaning { promised, awaits_commits, .. } = self.cleaning;
+        promised > 0
+            && self.reserve.full().is_some()
+            && !awaits_commits
+            && !self.queue.has(Claim::Move)
+            && self.room_for_moves() < promised + 2 * bytes as u64
+    }
+
+    /// Whether there is more room than when it looked last.
+    pub(crate) fn has_more_room_to_empty(&self) -> bool {
+        let looks = self.cleaning.running && self.life == Life::Open && !self.is_held();
+        looks && self.room_to_empty() > self.cleaning.looked_with
+    }
+
+    /// The full segment that is best cleaned now.
+    fn victim(&self, wall_ms: u64, limits: &Limits) -> Option<u32> {
+        let now_s = wall_ms / 1000;
+        // On a full disk one that can be emptied as a whole: nothing goes before it is.
+        let room = self.room_to_empty();
         let candidates = self.full_segments().filter_map(|segment| {
             let number = segment.header.number.0;
             let (live, bytes) = (self.live.bytes(number), u64::from(segment.header.bytes));
+            let dear = self.cleaning.dear.get(&number).filter(|(then, _)| *then == live);
             let taken = live > 0
-                && live <= room
+                && dear.map_or(live, |(_, cost)| *cost) <= room
                 && live * 100 <= bytes * FULL_PERCENT
                 && !segment.kept
                 && self.cleaning.stuck.get(&number) != Some(&live)
@@ -446,7 +484,11 @@ pub(crate) async fn run<E: Env>(shard: Shard<E>, _running: Running<E>) {
                 clean(&shard, victim).await
             }
         };
-        inner.state.borrow_mut().cleaning.victim = None;
+        {
+            let cleaning = &mut inner.state.borrow_mut().cleaning;
+            (cleaning.victim, cleaning.promised) = (None, 0);
+        }
+        inner.work.notify();
         if let Err(error) = done {
             if inner.state.borrow().life == Life::Open {
                 tracing::warn!(shard = inner.number, %error, "cleaning failed; it is tried later");
@@ -478,7 +520,12 @@ async fn let_go<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
         if !inner.state.borrow().slot_needs_unneeded(wall_ms, &inner.limits) || is_over(inner) {
             break;
         }
-        checkpoint::make(inner, false).await?;
+        let made = checkpoint::make(inner, false).await;
+        let no_room = made.as_ref().is_err_and(|error| error.kind() == Kind::NoSpace);
+        // What only the older slot needs can go even so.
+        if !(no_room && checkpoint::repeat(inner).await?) {
+            made?;
+        }
     }
     checkpoint::remove_unneeded(inner).await;
     Ok(())

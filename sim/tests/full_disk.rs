@@ -11,9 +11,18 @@ use dormouse_sim::{DiskFaults, SimEnv, World};
 
 const STEPS: u64 = 4_000_000;
 const LIMITS: Limits = Limits::TINY;
+/// A run is small beside a segment, as it is for most; and segments grow, so that large ones go to the reserve, which is
+/// of as many of them as of small ones.
+const GROWING: Limits = Limits {
+    segment_bytes_min: 64 << 10,
+    segment_bytes_max: 512 << 10,
+    checkpoint_bytes: 48 << 10,
+    replay_bytes_max: 128 << 10,
+    ..LIMITS
+};
 const KEYS: u8 = 6;
 /// What a full disk holds at most.
-const OBJECTS: u16 = 200;
+const OBJECTS: u16 = 2_000;
 
 fn id(number: u16) -> ObjectId {
     let mut bytes = [7; 32];
@@ -26,8 +35,12 @@ fn disk(capacity: u64) -> DiskFaults {
 }
 
 async fn open(env: &SimEnv) -> (StoreLock<SimEnv>, Shard<SimEnv>) {
-    let lock = StoreLock::open_or_create(env, &LIMITS, 1).await.expect("a store");
-    let (shard, _) = Shard::open(env, lock.superblock(), 0, LIMITS).await.expect("a shard");
+    open_with(env, LIMITS).await
+}
+
+async fn open_with(env: &SimEnv, limits: Limits) -> (StoreLock<SimEnv>, Shard<SimEnv>) {
+    let lock = StoreLock::open_or_create(env, &limits, 1).await.expect("a store");
+    let (shard, _) = Shard::open(env, lock.superblock(), 0, limits).await.expect("a shard");
     (lock, shard)
 }
 
@@ -135,8 +148,8 @@ impl Client {
 }
 
 /// Fills the disk, deletes, and fills it again.
-async fn live(env: SimEnv, known: Rc<RefCell<Known>>) {
-    let (_lock, shard) = open(&env).await;
+async fn live(env: SimEnv, limits: Limits, known: Rc<RefCell<Known>>) {
+    let (_lock, shard) = open_with(&env, limits).await;
     let client = Client { env, shard: shard.clone(), known };
     let count = client.fill().await;
     assert!(count > 20, "{count}");
@@ -157,7 +170,7 @@ async fn live(env: SimEnv, known: Rc<RefCell<Known>>) {
     client.env.sleep(Duration::from_secs(1)).await;
     let stats = shard.stats();
     assert!(
-        !stats.full && stats.reserve_bytes >= 4 * u64::from(LIMITS.segment_bytes_min),
+        !stats.full && stats.reserve_bytes >= 4 * u64::from(limits.segment_bytes_min),
         "{stats:?}"
     );
     shard.close().await.expect("closed");
@@ -166,13 +179,23 @@ async fn live(env: SimEnv, known: Rc<RefCell<Known>>) {
 #[test]
 fn a_full_disk_takes_what_frees_and_then_new_data_again() {
     for seed in 0..30 {
-        let capacity = 300_000 + seed * 10_000;
-        let world = World::new(seed, disk(capacity));
-        let env = world.process().core();
-        let done = world.block_on(&env.clone(), STEPS, live(env, Rc::default()));
-        assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
-        done.unwrap_or_else(|| panic!("seed {seed}: not done"));
+        fill_and_empty(seed, 300_000 + seed * 10_000, LIMITS);
     }
+}
+
+#[test]
+fn so_does_one_whose_segments_have_grown() {
+    for seed in 0..20 {
+        fill_and_empty(seed, 2_000_000 + seed * 100_000, GROWING);
+    }
+}
+
+fn fill_and_empty(seed: u64, capacity: u64, limits: Limits) {
+    let world = World::new(seed, disk(capacity));
+    let env = world.process().core();
+    let done = world.block_on(&env.clone(), STEPS, live(env, limits, Rc::default()));
+    assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
+    done.unwrap_or_else(|| panic!("seed {seed}: not done"));
 }
 
 /// Whatever is refused beside it, and whatever it shared a batch with.
@@ -260,7 +283,7 @@ fn a_crash_at_any_point_of_a_full_disk_leaves_one_that_goes_on() {
     let changes = {
         let world = World::new(5, disk(capacity));
         let env = world.process().core();
-        world.block_on(&env.clone(), STEPS, live(env, Rc::default())).expect("done");
+        world.block_on(&env.clone(), STEPS, live(env, LIMITS, Rc::default())).expect("done");
         world.disk_changes()
     };
     let mut tried = 0;
@@ -271,7 +294,7 @@ fn a_crash_at_any_point_of_a_full_disk_leaves_one_that_goes_on() {
         let known = Rc::new(RefCell::new(Known::default()));
         let process = world.process();
         let env = process.core();
-        assert!(world.block_on(&env.clone(), STEPS, live(env, known.clone())).is_none());
+        assert!(world.block_on(&env.clone(), STEPS, live(env, LIMITS, known.clone())).is_none());
         match change % 2 {
             0 => world.power_cut(),
             _ => {

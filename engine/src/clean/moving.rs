@@ -14,11 +14,13 @@ use crate::directory::Entry;
 use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::BatchHeader;
+use crate::format::frame::Share;
 use crate::ids::ObjectId;
 use crate::io::{File, PageBuf, read_full_at};
+use crate::limits::Limits;
 use crate::log::handles;
 use crate::log::reserve::Taker;
-use crate::log::segments::Segment;
+use crate::log::segments::{FileOf, Segment};
 use crate::shard::{Inner, Life, Shard, head};
 use crate::tree::{self, Moving};
 
@@ -39,6 +41,8 @@ const SHARE_PERCENT: u32 = 30;
 pub(super) async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
     let inner = &shard.0;
     let before = inner.state.borrow().live.bytes(victim);
+    let is_full = || inner.state.borrow().reserve.full().is_some();
+    let counted = is_full();
     let mut walk = match handles::opened(inner, victim).await {
         Ok(Some(segment)) => Walk { at: segment.header.block_bytes, segment },
         Ok(None) => return Ok(()),
@@ -48,6 +52,15 @@ pub(super) async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         }
         Err(error) => return Err(error),
     };
+    if counted {
+        let cost = cost(inner, victim, Walk { segment: walk.segment.clone(), ..walk }).await;
+        let state = &mut *inner.state.borrow_mut();
+        if cost > state.room_to_empty() {
+            state.cleaning.dear.insert(victim, (before, cost));
+            return Ok(());
+        }
+        state.cleaning.promised = cost;
+    }
     let (mut damaged, mut large) = (None, BTreeMap::<_, BTreeSet<_>>::new());
     let live = || inner.state.borrow().live.bytes(victim);
     // What left it is paid for, whatever it took to write it elsewhere.
@@ -69,7 +82,8 @@ pub(super) async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         };
         let mut rest: Vec<_> = ids.into_iter().collect();
         while !rest.is_empty() {
-            if !may_go_on(inner).await {
+            // On a disk that became full it is to be counted first whether there is room for all.
+            if !may_go_on(inner).await || is_full() && !counted {
                 return Ok(());
             }
             let group = next_group(inner, victim, &mut rest, &mut large);
@@ -105,6 +119,42 @@ pub(super) async fn clean<E: Env>(shard: &Shard<E>, victim: u32) -> Result<()> {
         tracing::error!(shard, segment = victim, %error, "not all of a segment can be moved; it stays");
     }
     Ok(())
+}
+
+/// Whether an object is written anew as a whole, wherever it lies.
+fn moves_whole(entry: &Entry, limits: &Limits) -> bool {
+    !entry.is_tree() || entry.log_bytes() <= WHOLE_IMAGES * limits.image_bytes_max as u64
+}
+
+/// Bytes that are written to have an object need nothing of the victim. Of a tree of which but a part moves the pages
+/// between that and the root are not counted.
+fn cost_of(entry: &Entry, victim: u32, limits: &Limits) -> u64 {
+    let bytes = |share: Share| u64::from(share.bytes);
+    let here = entry.needs().filter(|share| share.segment == victim).map(bytes).sum();
+    match here {
+        0 => 0,
+        _ if moves_whole(entry, limits) => entry.log_bytes(),
+        _ => here + entry.chain().map(|it| bytes(it.into())).sum::<u64>(),
+    }
+}
+
+/// Bytes that are written to empty a segment, or as many of them as are more than there is room for.
+async fn cost<E: Env>(inner: &Rc<Inner<E>>, victim: u32, mut walk: Walk<FileOf<E>>) -> u64 {
+    let (mut seen, mut cost) = (BTreeSet::new(), 0);
+    // What is damaged moves nowhere.
+    while let Ok(Some(ids)) = walk.next(inner.limits.batch_bytes_max).await {
+        let state = inner.state.borrow();
+        for id in ids.into_keys() {
+            let Ok(Some(entry)) = head(&state, &id) else { continue };
+            if seen.insert(id) {
+                cost += cost_of(&entry, victim, &inner.limits);
+            }
+        }
+        if cost > state.room_to_empty() {
+            break;
+        }
+    }
+    cost
 }
 
 /// Moves what a large object has in a segment, all that these keys lead to, some megabytes at a time. Gives the
@@ -169,7 +219,7 @@ fn next_group<E: Env>(
         let moving = match entry.is_tree() {
             false => Moving::Nothing,
             // Else it would be moved again for each segment that it lies in.
-            true if needs <= WHOLE_IMAGES * inner.limits.image_bytes_max as u64 => {
+            true if moves_whole(&entry, &inner.limits) => {
                 Moving::All(entry.needs().map(|share| share.segment).collect())
             }
             true => {
@@ -240,6 +290,7 @@ pub(crate) async fn move_group<E: Env>(
     {
         let cleaning = &mut inner.state.borrow_mut().cleaning;
         cleaning.cleaned_bytes += moved;
+        cleaning.promised = cleaning.promised.saturating_sub(moved);
     }
     pause(inner, moved, inner.env.now() - began).await;
     Ok(damaged)

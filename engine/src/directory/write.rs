@@ -67,6 +67,8 @@ pub(crate) async fn write_run<E: Env>(
         Err(error) if error.kind() == Kind::NoSpace => error,
         written => return written,
     };
+    // Nobody takes a file while some are made, or cut.
+    inner.changed.until(|| (!inner.state.borrow().reserve.running).then_some(())).await;
     let file = {
         let state = &mut *inner.state.borrow_mut();
         state.found_full(inner.env.now(), error.clone());

@@ -14,12 +14,17 @@
 //!
 //! It takes two checkpoints to let a segment go, but while the log stands still the second one has no run.
 //!
+//! A file that is much larger than a small segment, as one that was a large segment is, is cut: on a full disk too,
+//! for its other blocks are room for the files that are missing, and for new data. While that task runs nobody takes
+//! a file.
+//!
 //! A young shard has none: its reserve is the second half of the segment that it is opened with. The files are
 //! made, off the path of commits, when the log comes near to that.
 //!
 //! | a crash while | leaves |
 //! |---|---|
 //! | a file is made | a file that is too short: the next recovery removes it |
+//! | a file is cut | it, as long as before, or shorter |
 //! | a segment that nobody needs is given to the reserve | it, by one of its two names |
 //! | a file of it is taken | it; or a segment that is not finished, or a run that no slot names: removed |
 
@@ -112,8 +117,9 @@ impl Reserve {
         self.files.len() > taker.leaves()
     }
 
-    /// Takes the smallest file.
+    /// Takes the smallest file. Not while files are made or cut.
     pub(crate) fn take(&mut self, taker: Taker) -> Option<Recycled> {
+        assert!(!self.running);
         if !self.has(taker) {
             return None;
         }
@@ -127,9 +133,24 @@ impl Reserve {
         files.map(|file| u64::from(file.bytes)).sum()
     }
 
-    /// A file that is much larger than it need be.
+    /// A file that is so much larger than it need be that another one fits into the rest.
     fn large(&self, bytes_min: u32) -> Option<usize> {
-        self.files.iter().position(|file| file.bytes > bytes_min.saturating_mul(2))
+        self.files.iter().position(|file| file.bytes >= bytes_min.saturating_mul(2))
+    }
+
+    /// Whether files are to be made, or cut, before anything else is looked for; `tried`: that was done in vain.
+    pub(crate) fn wants_filling(&self, bytes_min: u32, tried: bool) -> bool {
+        !self.is_whole() || !tried && self.large(bytes_min).is_some()
+    }
+
+    /// A file that is to be cut, as long as it will be: by one file, where some are missing, which is made of its
+    /// blocks at once, before anybody else has them; else to the least.
+    fn begin_cut(&mut self, bytes_min: u32) -> Option<Recycled> {
+        let index = self.large(bytes_min)?;
+        let whole = self.is_whole();
+        let file = &mut self.files[index];
+        file.bytes = if whole { bytes_min } else { file.bytes - bytes_min };
+        Some(file.clone())
     }
 
     /// A name for one more file.
@@ -195,8 +216,7 @@ impl<F: File> State<F> {
     pub(crate) fn reserve_is_due(&self, now: Duration, bytes_min: u32) -> bool {
         let Self { reserve, tail, segments, .. } = self;
         let begun = tail.offset >= segments[&tail.segment.0].header.bytes / 4;
-        let wants =
-            !reserve.is_whole() || reserve.full.is_none() && reserve.large(bytes_min).is_some();
+        let wants = reserve.wants_filling(bytes_min, false);
         let idle = self.life == Life::Open && !reserve.running;
         wants && idle && reserve.may_look(now) && (begun || !self.is_young())
     }
@@ -220,7 +240,7 @@ impl<F: File> State<F> {
     }
 }
 
-/// Makes the files that are missing, and smaller ones for those that are large.
+/// Cuts the files that are large, and makes those that are missing.
 pub(crate) fn start_filling<E: Env>(inner: &Rc<Inner<E>>) {
     inner.state.borrow_mut().reserve.running = true;
     let filling = Filling(inner.clone());
@@ -250,32 +270,53 @@ impl<E: Env> Drop for Filling<E> {
 async fn fill<E: Env>(inner: &Rc<Inner<E>>) -> Result<()> {
     let bytes = inner.limits.segment_bytes_min;
     loop {
-        let (name, large) = {
+        let (cut, name) = {
             let state = &mut *inner.state.borrow_mut();
-            let large = state.reserve.large(bytes).filter(|_| state.reserve.is_whole());
-            let done = state.reserve.is_whole() && large.is_none();
             // What waits when the shard is closed is still to be written.
-            if done || state.life == Life::Closed || state.poison.is_some() {
+            if state.life == Life::Closed || state.poison.is_some() {
                 return Ok(());
             }
-            (state.reserve.new_name(inner.number), large.is_some())
+            let cut = state.reserve.begin_cut(bytes);
+            let missing = !state.reserve.is_whole();
+            (cut, missing.then(|| state.reserve.new_name(inner.number)))
         };
-        if let Err(source) = make(inner, &name, bytes).await {
-            // Best effort: what stays is too short, and the next recovery removes it.
-            let _ = inner.env.disk().remove(&name).await;
-            return Err(Error::making(format!("making {name} of {bytes} bytes"), source));
-        }
-        let unneeded = {
-            let reserve = &mut inner.state.borrow_mut().reserve;
-            reserve.files.push(Recycled { name, bytes });
-            let large = reserve.large(bytes).filter(|_| large && reserve.files.len() > FILES);
-            large.map(|index| reserve.files.remove(index))
-        };
-        if let Some(file) = unneeded {
-            // The next recovery finds that there is one too many.
-            let _ = inner.env.disk().remove(&file.name).await;
+        match (cut, name) {
+            (None, None) => return Ok(()),
+            (Some(file), _) => cut_to(inner, &file).await?,
+            (None, Some(name)) => add(inner, name, bytes).await?,
         }
     }
+}
+
+/// Makes one more file.
+async fn add<E: Env>(inner: &Inner<E>, name: String, bytes: u32) -> Result<()> {
+    if let Err(source) = make(inner, &name, bytes).await {
+        // Best effort: what stays is too short, and the next recovery removes it.
+        let _ = inner.env.disk().remove(&name).await;
+        return Err(Error::making(format!("making {name} of {bytes} bytes"), source));
+    }
+    inner.state.borrow_mut().reserve.files.push(Recycled { name, bytes });
+    Ok(())
+}
+
+/// Cuts a file to the length that it is said to have. One that can't be cut is no longer of the reserve: the next
+/// recovery takes it in again.
+async fn cut_to<E: Env>(inner: &Inner<E>, file: &Recycled) -> Result<()> {
+    let Recycled { name, bytes } = file;
+    let lock_wait = Some(inner.limits.lock_wait);
+    let open = Open { create: Create::Never, mode: Mode::Through, lock_wait };
+    let cut = async {
+        let file = inner.env.disk().open(name, open).await?;
+        file.shrink(u64::from(*bytes)).await?;
+        file.sync().await
+    };
+    let cut = cut.await;
+    let reserve = &mut inner.state.borrow_mut().reserve;
+    reserve.freed();
+    cut.map_err(|source| {
+        reserve.files.retain(|other| other.name != *name);
+        Error::making(format!("cutting {name} to {bytes} bytes"), source)
+    })
 }
 
 async fn make<E: Env>(inner: &Inner<E>, name: &str, bytes: u32) -> std::io::Result<()> {

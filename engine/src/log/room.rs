@@ -202,32 +202,29 @@ async fn make_room<E: Env>(inner: &Rc<Inner<E>>, bytes: usize) -> Result<()> {
     let (mut filled, mut made) = (false, false);
     loop {
         settled(inner).await;
-        let whole = {
+        let fill = {
             let state = inner.state.borrow();
             if state.admits(bytes) {
                 return Ok(());
             }
-            let whole = state.reserve.is_whole();
-            let tried = if whole { made } else { filled };
+            let fill = state.reserve.wants_filling(inner.limits.segment_bytes_min, filled);
+            let tried = if fill { filled } else { made };
             if tried || !state.reserve.may_look(inner.env.now()) {
                 return Err(no_room(inner, &state));
             }
-            whole
+            fill
         };
-        if whole {
-            made = true;
-        } else {
-            filled = true;
-        }
-        look(inner, whole);
+        filled |= fill;
+        made |= !fill;
+        look(inner, fill);
     }
 }
 
 /// Looks for room: the reserve comes first.
-fn look<E: Env>(inner: &Rc<Inner<E>>, whole: bool) {
-    match whole {
-        true => start_spare(inner),
-        false => reserve::start_filling(inner),
+fn look<E: Env>(inner: &Rc<Inner<E>>, fill: bool) {
+    match fill {
+        true => reserve::start_filling(inner),
+        false => start_spare(inner),
     }
 }
 
@@ -296,6 +293,12 @@ async fn for_frees<E: Env>(
     bytes: usize,
     tried: &mut Tried,
 ) -> Option<Place<FileOf<E>>> {
+    if inner.state.borrow().leaves_to_cleaner(bytes) {
+        let done = || (!inner.state.borrow().leaves_to_cleaner(bytes)).then_some(());
+        let (moves, changed) = (inner.work.until(done), inner.changed.until(done));
+        select(Box::pin(moves), Box::pin(changed)).await;
+        return None;
+    }
     if let Some(place) = at_hand(inner, bytes) {
         return Some(place);
     }
@@ -308,10 +311,11 @@ async fn for_frees<E: Env>(
     match step {
         Step::Wait => settled(inner).await,
         Step::Look => {
-            let whole = inner.state.borrow().reserve.is_whole();
-            tried.filled |= !whole;
-            tried.made |= whole;
-            look(inner, whole);
+            let bytes_min = inner.limits.segment_bytes_min;
+            let fill = inner.state.borrow().reserve.wants_filling(bytes_min, tried.filled);
+            tried.filled |= fill;
+            tried.made |= !fill;
+            look(inner, fill);
         }
         Step::Take(file) => open_reserved(inner, file).await,
         Step::LetGo => {
@@ -347,7 +351,8 @@ impl<F: File> State<F> {
         if self.reserve.running || matches!(self.spare, Spare::Preparing) {
             return Step::Wait;
         }
-        let looked = if self.reserve.is_whole() { tried.made } else { tried.filled };
+        let fill = self.reserve.wants_filling(limits.segment_bytes_min, tried.filled);
+        let looked = if fill { tried.filled } else { tried.made };
         if !looked && self.reserve.may_look(now) {
             return Step::Look;
         }
@@ -356,7 +361,10 @@ impl<F: File> State<F> {
             None if !tried.let_go && self.has_unneeded(wall_ms, limits) && !self.is_held() => {
                 Step::LetGo
             }
-            None if taker == Taker::Frees && !tried.cleaned => Step::Clean,
+            // A merge may have had a file of the reserve while the cleaner looked.
+            None if taker == Taker::Frees && (!tried.cleaned || self.has_more_room_to_empty()) => {
+                Step::Clean
+            }
             // Nobody is refused for a look that was not taken.
             None if !looked => Step::Look,
             None if moves => Step::Refuse(Claim::Move),
@@ -432,9 +440,20 @@ pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
         let inner = task_inner;
         let limits = &inner.limits;
         let (env, superblock) = (&inner.env, &inner.superblock);
-        let blocks = recycled.as_ref().map_or(Blocks::New(zeros), Blocks::Again);
-        let prepared =
-            segments::prepare(env, superblock, inner.number, number, bytes, blocks, limits).await;
+        let mut blocks = recycled.as_ref().map_or(Blocks::New(zeros), Blocks::Again);
+        let mut bytes = bytes;
+        let prepared = loop {
+            let prepared =
+                segments::prepare(env, superblock, inner.number, number, bytes, blocks, limits);
+            match prepared.await {
+                // A smaller one may find room yet.
+                Err(error) if error.kind() == Kind::NoSpace && bytes > limits.segment_bytes_min => {
+                    bytes = (bytes / 2).max(limits.segment_bytes_min);
+                    blocks = Blocks::New(zeros);
+                }
+                prepared => break prepared,
+            }
+        };
         {
             let state = &mut *inner.state.borrow_mut();
             state.cleaning.recycled += u64::from(recycled.is_some() && prepared.is_ok());

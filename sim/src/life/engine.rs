@@ -220,7 +220,7 @@ impl Life<'_> {
 }
 
 /// Bytes of a disk on which what only frees is never refused: twelve segments, and some.
-const FREES_MIN: u64 = 200_000;
+const FREES_MIN: u64 = 160_000;
 
 /// Nothing is left behind of what nobody needs: full segments have a bounded size. Where commits are tiny,
 /// most of a batch is padding, and most of a segment may be left over; and what is moved of a large object has its
