@@ -172,14 +172,13 @@ impl<E: Env> Shard<E> {
             }
         };
         room::start_spare(inner);
-        let next = inner.state.borrow().next_segment;
         let made = || (!matches!(inner.state.borrow().spare, Spare::Preparing)).then_some(());
         inner.changed.until(made).await;
         let unneeded = {
             let state = &mut *inner.state.borrow_mut();
             match &state.spare {
-                // Its number is not behind the log's end unless that has gone on meanwhile.
-                Spare::Failed(_) | Spare::None if state.next_segment == next => {
+                // The log never goes back: it may be in the new one already.
+                Spare::Failed(_) | Spare::None if large.header.number > state.tail.segment => {
                     state.spare = Spare::Ready(large);
                     None
                 }

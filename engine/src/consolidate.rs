@@ -24,8 +24,6 @@ use crate::tree::{self, Change, Draft, Moving, Root, Updated};
 
 /// Segments that a tree lies in before some of it is moved, or twice as many as it needs.
 const SEGMENTS_MAX: u64 = 64;
-/// Batches of pages and values that are written of a tree at a time: the core and the queue are others' too.
-const REWRITE_BATCHES: usize = 16;
 
 /// A commit to an object that is being read to be rewritten.
 pub(crate) struct Meanwhile {
@@ -123,7 +121,7 @@ impl<E: Env> Shard<E> {
             }
         }
         let changes: Vec<_> = changes.into_iter().collect();
-        let bytes_max = REWRITE_BATCHES * self.0.limits.batch_bytes_max;
+        let bytes_max = self.0.limits.rewrite_bytes_max;
         let updated = tree::update(&self.0, id, root, &changes, &moving, bytes_max).await?;
         let Updated { draft, freed, undone } = updated;
         if into_pages {

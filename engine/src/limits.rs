@@ -30,6 +30,8 @@ pub struct Limits {
     pub page_bytes: usize,
     /// Bytes of operations that wait in the root of a tree before they go into its pages.
     pub root_ops_bytes: usize,
+    /// Bytes of pages and values of a tree that are written anew at a time, and what is begun: core and queue are others' too.
+    pub rewrite_bytes_max: usize,
     /// Bytes of frames that wait for the device; above it commits are refused (`Overloaded`).
     pub queue_bytes_max: usize,
     /// Bytes of the first segments of a shard.
@@ -90,6 +92,7 @@ impl Limits {
         image_bytes_max: 128 << 10,
         page_bytes: 4 << 10,
         root_ops_bytes: 32 << 10,
+        rewrite_bytes_max: 8 << 20,
         queue_bytes_max: 128 << 20,
         // With two shards, of two segments each, an empty store stays below 4 MiB.
         segment_bytes_min: 896 << 10,
@@ -123,6 +126,7 @@ impl Limits {
         image_bytes_max: 1 << 10,
         page_bytes: 256,
         root_ops_bytes: 512,
+        rewrite_bytes_max: 4 << 10,
         queue_bytes_max: 256 << 10,
         segment_bytes_min: 16 << 10,
         segment_bytes_max: 64 << 10,
@@ -175,6 +179,7 @@ impl Limits {
         let root = self.page_bytes + 2 * self.key_bytes_max + 2 * self.root_ops_bytes;
         assert!(root + FRAME_BYTES_MAX <= self.batch_bytes_max);
         assert!(self.page_bytes >= 256 && self.page_bytes <= self.image_bytes_max);
+        assert!(self.rewrite_bytes_max > 0);
         assert!(self.checkpoint_bytes <= self.replay_bytes_max);
         assert!(self.manifest_slot_bytes.is_multiple_of(4096) && self.manifest_slot_bytes > 0);
         assert!(self.merge_runs > 1 && self.runs_max > 2 && self.open_segments_max > 0);

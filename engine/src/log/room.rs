@@ -24,6 +24,8 @@ use crate::io::File;
 use crate::limits::Limits;
 use crate::shard::{Inner, Life, State};
 
+/// How long what only frees leaves the room that is left to the cleaner, at most.
+const CLEANER_FIRST: Duration = Duration::from_millis(20);
 /// Steps of the cleaner for each segment that there is.
 const STEPS: usize = 2;
 
@@ -117,6 +119,8 @@ impl<F: File> State<F> {
 
     /// Goes on in another segment.
     fn open_segment(&mut self, segment: &Segment<F>, reserved: bool, limits: &Limits) {
+        // Replay goes by the numbers, and what a slot needs too.
+        assert!(segment.header.number > self.tail.segment, "the log goes back");
         let offset = crate::format::len_u32(segment.header.block_bytes);
         self.tail.segment = segment.header.number;
         self.tail.offset = offset;
@@ -270,6 +274,8 @@ struct Tried {
     made: bool,
     let_go: bool,
     cleaned: bool,
+    /// To leave the room to the cleaner.
+    waited: bool,
 }
 
 /// What brings such a batch nearer to its room.
@@ -293,10 +299,14 @@ async fn for_frees<E: Env>(
     bytes: usize,
     tried: &mut Tried,
 ) -> Option<Place<FileOf<E>>> {
-    if inner.state.borrow().leaves_to_cleaner(bytes) {
+    if !tried.waited && inner.state.borrow().leaves_to_cleaner(bytes) {
         let done = || (!inner.state.borrow().leaves_to_cleaner(bytes)).then_some(());
         let (moves, changed) = (inner.work.until(done), inner.changed.until(done));
-        select(Box::pin(moves), Box::pin(changed)).await;
+        let cleaner = select(Box::pin(moves), Box::pin(changed));
+        // Not for ever: what the cleaner reads may wait for a commit that came meanwhile.
+        select(cleaner, Box::pin(inner.env.sleep(CLEANER_FIRST))).await;
+        tried.waited = true;
+        // The batch may have grown.
         return None;
     }
     if let Some(place) = at_hand(inner, bytes) {

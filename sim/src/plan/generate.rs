@@ -106,6 +106,12 @@ impl Plan {
             bytes_max: [8, 100, 512][random.index(3)],
             random: random.fork(),
         };
+        // Trees of which the cleaner moves a part at a time.
+        if level == Level::Engine && random.one_in(3) && !faults.is_only_small() {
+            swarm.objects = random.between(1, 3);
+            swarm.keys = random.between(24, 80);
+            (swarm.bytes_max, swarm.delete_all) = (512, false);
+        }
         let count = random.between(4, 10);
         let mut sessions: Vec<Session> = (0..count).map(|_| swarm.session()).collect();
         sessions.push(swarm.last_session());
