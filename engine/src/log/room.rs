@@ -466,7 +466,8 @@ pub(crate) fn start_spare<E: Env>(inner: &Rc<Inner<E>>) {
         };
         {
             let state = &mut *inner.state.borrow_mut();
-            state.cleaning.recycled += u64::from(recycled.is_some() && prepared.is_ok());
+            let again = matches!(blocks, Blocks::Again(_));
+            state.cleaning.recycled += u64::from(again && prepared.is_ok());
             state.spare = match prepared {
                 Ok(segment) => Spare::Ready(segment),
                 Err(error) => {
