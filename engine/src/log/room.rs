@@ -5,7 +5,7 @@
 //! tried a moment ago; and if there is none, the new data that waits is refused, all of it, for so it stays a prefix of each
 //! object's commits. What only frees, and what moves, goes on in what is left of the segment, in the one that is
 //! ready, and then in files of the reserve, as far as they may; then it waits for the cleaner, and is refused
-//! only when that can do no more.
+//! only when that can do no more. What the cleaner has begun has the room that is left for some milliseconds first.
 
 use std::rc::Rc;
 use std::time::Duration;
