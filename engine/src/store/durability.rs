@@ -55,12 +55,12 @@ pub enum Durability {
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) shard: u16,
-    /// Counts those of the shard, from 1.
+    /// It is about this commit and some before it: how many the shard had answered with it.
     number: u64,
     pub(super) error: Error,
 }
 
-/// For each shard, the number of the last failure that somebody was told. Whoever asked says so
+/// For each shard, up to which of its commits somebody was told of failures. Whoever asked says so
 /// himself once he has the answer: one that is lost on its way has told nobody.
 #[derive(Clone)]
 pub(super) struct Told(Arc<[AtomicU64]>);
@@ -86,22 +86,24 @@ pub(super) struct Answered {
     told: Told,
     /// How the newest commit of each claim will end: of one claim, all that wait behind one that is refused
     /// are refused too.
-    last: [Option<Rc<Outcome>>; CLAIMS],
-    failures: u64,
-    /// The newest failure, until somebody was told.
-    failed: Option<Error>,
+    last: [Option<(Rc<Outcome>, u64)>; CLAIMS],
+    /// How many commits were answered.
+    count: u64,
+    /// The newest failure, and the last commit that it is about, until somebody was told.
+    failed: Option<(u64, Error)>,
 }
 
 impl Answered {
     pub(super) fn new(shard: u16, durability: Durability, told: Told) -> Self {
-        Self { shard, durability, told, last: Default::default(), failures: 0, failed: None }
+        Self { shard, durability, told, last: Default::default(), count: 0, failed: None }
     }
 
     /// A commit was taken.
     pub(super) fn note(&mut self, ticket: &Ticket) {
-        let last = &mut self.last[ticket.claim as usize];
-        if last.as_ref().is_none_or(|last| !Rc::ptr_eq(last, &ticket.outcome)) {
-            *last = Some(ticket.outcome.clone());
+        self.count += 1;
+        match &mut self.last[ticket.claim as usize] {
+            Some((last, number)) if Rc::ptr_eq(last, &ticket.outcome) => *number = self.count,
+            last => *last = Some((ticket.outcome.clone(), self.count)),
         }
     }
 
@@ -124,22 +126,24 @@ impl Answered {
     pub(super) fn failure(&mut self) -> Option<Failure> {
         let mut failed = None;
         for last in &mut self.last {
-            if let Some(ended) = last.as_ref().and_then(|last| last.result()) {
+            let Some((outcome, number)) = last else { continue };
+            let (ended, number) = (outcome.result(), *number);
+            if ended.is_some() {
                 *last = None;
-                failed = failed.or(ended.err());
+            }
+            if let Some(Err(error)) = ended {
+                failed = Some(newest(failed, (number, error)));
             }
         }
         // Who waits for a commit until it is durable was answered with the failure.
-        if let Some(error) = failed.filter(|_| self.durability == Durability::OnFlush) {
-            self.failures += 1;
-            tracing::error!(shard = self.shard, %error, "failed after it was answered");
-            self.failed = Some(error);
+        if let Some(failed) = failed.filter(|_| self.durability == Durability::OnFlush) {
+            tracing::error!(shard = self.shard, error = %failed.1, "failed after it was answered");
+            self.failed = Some(newest(self.failed.take(), failed));
         }
-        if self.told.is_told(self.shard, self.failures) {
-            self.failed = None;
-        }
-        let (shard, number) = (self.shard, self.failures);
-        self.failed.clone().map(|error| Failure { shard, number, error })
+        // Who was told of one commit knows nothing of those that were answered later.
+        self.failed.take_if(|(number, _)| self.told.is_told(self.shard, *number));
+        let (number, error) = self.failed.clone()?;
+        Some(Failure { shard: self.shard, number, error })
     }
 
     /// What a flush that begins now has to wait for.
@@ -147,14 +151,18 @@ impl Answered {
         match self.failure() {
             Some(failure) => Flush::Failed(failure),
             None => Flush::Waiting {
-                last: self.last.clone(),
+                last: self.last.clone().map(|last| last.map(|(outcome, _)| outcome)),
                 shard: self.shard,
-                // The next failure is the one that takes `last`, if any does.
-                number: self.failures + 1,
+                number: self.count,
                 early: self.durability == Durability::OnFlush,
             },
         }
     }
+}
+
+/// The first of two failures, as one that is about the commits of both.
+fn newest(before: Option<(u64, Error)>, (number, error): (u64, Error)) -> (u64, Error) {
+    before.map_or((number, error), |(of_it, first)| (of_it.max(number), first))
 }
 
 /// One shard's part of a flush.
@@ -177,5 +185,40 @@ impl Flush {
         }
         let error = failed.err().filter(|_| early)?;
         Some(Failure { shard, number, error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::ids::{ObjectId, Version};
+    use crate::log::reserve::Claim;
+
+    /// A flush tells of what was answered before it; what comes behind and is refused with it is for the next one.
+    #[test]
+    fn who_flushed_before_a_commit_is_not_told_of_it() {
+        let told = Told::new(1);
+        let mut answered = Answered::new(0, Durability::OnFlush, told.clone());
+        let outcome = Rc::<Outcome>::default();
+        let ticket = |version| Ticket {
+            id: ObjectId::from_bytes([1; 32]),
+            version: Version(version),
+            claim: Claim::New,
+            lowered: false,
+            outcome: outcome.clone(),
+        };
+        answered.note(&ticket(1));
+        let flush = answered.begin();
+        answered.note(&ticket(2));
+        outcome.resolve(Err(Error::new(Kind::NoSpace, "full")));
+        let first = flush.done().now_or_never().expect("it has ended").expect("refused");
+        told.tell(&first);
+        assert!(answered.check().is_err(), "nobody knows of the second one");
+        let Flush::Failed(second) = answered.begin() else { panic!("it is not durable") };
+        told.tell(&second);
+        assert!(answered.check().is_ok());
+        assert!(matches!(answered.begin(), Flush::Waiting { .. }));
     }
 }

@@ -56,6 +56,7 @@ impl ShardStats {
             cleaned_bytes,
             segments_cleaned,
             moves_overtaken,
+            trees_searched,
             trees_updated,
             segments_freed,
             segments_recycled,
@@ -75,6 +76,7 @@ impl ShardStats {
         self.cleaned_bytes += cleaned_bytes;
         self.segments_cleaned += segments_cleaned;
         self.moves_overtaken += moves_overtaken;
+        self.trees_searched += trees_searched;
         self.trees_updated += trees_updated;
         self.segments_freed += segments_freed;
         self.segments_recycled += segments_recycled;

@@ -354,7 +354,8 @@ fn an_opening_that_fails_to_write_can_be_tried_again() {
             }
             (failed, writes) = (failed + 1, writes + 1);
         }
-        assert!(failed > 3, "zeros, header, fence, what is written again: {failed}");
+        // Zeros are written beside the others, and where those alone fail it opens: so it is not one for each write.
+        assert!(failed >= 3, "header, fence, what is written again: {failed}");
         let here = Here::open(&env, Durability::Always, 0).await;
         assert_eq!(here.count(None).await, 5);
         here.close().await.expect("closed");
