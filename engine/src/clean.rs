@@ -114,12 +114,14 @@ pub(crate) struct Cleaning {
     looked_with: u64,
     /// Bytes of frames that it wrote.
     pub(crate) cleaned_bytes: u64,
-    /// Whether it waits for commits that were made before, to go on.
-    pub(crate) awaits_commits: bool,
+    /// Reads of what is to be moved that wait for commits which were made before.
+    pub(crate) awaits_commits: u32,
     /// Segments that it emptied.
     pub(crate) victims: u64,
     /// Objects that were committed to while it moved them.
     pub(crate) overtaken: u64,
+    /// Large objects of which all pages were read, for keys led to but some of what was to be moved.
+    pub(crate) searched: u64,
     /// Segments that went.
     pub(crate) freed: u64,
     /// Of these, segments whose files were taken for new ones.
@@ -411,7 +413,7 @@ impl<F: File> State<F> {
         let Cleaning { promised, awaits_commits, .. } = self.cleaning;
         promised > 0
             && self.reserve.full().is_some()
-            && !awaits_commits
+            && awaits_commits == 0
             && !self.queue.has(Claim::Move)
             && self.room_for_moves() < promised + 2 * bytes as u64
     }
@@ -588,5 +590,23 @@ async fn may_go_on<E: Env>(inner: &Rc<Inner<E>>) -> bool {
             None => return true,
             Some(time) => wait_for_lull(inner, time).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An object that is moved to and fro takes again what it freed: else the cleaner would move it for ever.
+    #[test]
+    fn what_a_rewrite_frees_counts_but_once() {
+        let mut cleaning = Cleaning::default();
+        for _ in 0..100 {
+            cleaning.rewritten(1000, 900);
+            cleaning.rewritten(900, 1000);
+        }
+        assert_eq!(cleaning.credit, 100 * CREDIT);
+        cleaning.rewritten(1000, 700);
+        assert_eq!(cleaning.credit, 300 * CREDIT);
     }
 }

@@ -235,6 +235,8 @@ fn image_bytes(contents: &Contents) -> usize {
 /// What a tree that lies in too many segments is to leave: those with the least of it, half of all. As with
 /// runs of the directory, what is moved is soon too much to be moved again.
 fn gathered(root: &Root, segment_bytes_max: u32) -> Moving {
+    let rises = root.kept.is_sorted_by(|one, other| one.segment < other.segment);
+    assert!(rises, "each segment is named once: {:?}", root.kept);
     let least = root.bytes() / u64::from(segment_bytes_max);
     if root.kept.len() as u64 <= SEGMENTS_MAX.max((2 * least).min(least + SEGMENTS_MAX)) {
         return Moving::Nothing;

@@ -181,6 +181,9 @@ pub struct ShardStats {
     pub segments_cleaned: u64,
     /// Objects that were committed to while it moved them.
     pub moves_overtaken: u64,
+    /// Large objects that it read as a whole to move a part of them: where batches can't be read, what they say does
+    /// not lead to all that lies in a segment.
+    pub trees_searched: u64,
     /// How often changes of a large object went into the pages of its tree since the shard was opened.
     pub trees_updated: u64,
     /// Segments that went since the shard was opened, for nobody needed them.
@@ -508,10 +511,20 @@ impl<E: Env> Shard<E> {
     ///
     /// Errors: `Poisoned`.
     pub(crate) async fn settled(&self, id: &ObjectId) -> Result<()> {
-        let pending = self.0.state.borrow().pending.get(id).map(|pending| pending.outcome.clone());
-        if let Some(outcome) = pending {
-            // How it ended is for whoever made it; the directory says what is there now.
-            let _ended = outcome.settled().await;
+        let waiting = {
+            let state = self.0.state.borrow();
+            let newest = state.pending.get(id);
+            newest.map(|newest| {
+                let others = state.queue.outcomes_beyond(newest.claim, id);
+                (newest.outcome.clone(), others)
+            })
+        };
+        if let Some((newest, others)) = waiting {
+            // How they ended is for whoever made them; the directory says what is there now. Where the newest is
+            // refused, what has a greater claim is still on its way.
+            for outcome in std::iter::once(newest).chain(others) {
+                let _ended = outcome.settled().await;
+            }
         }
         self.check_healthy()
     }
@@ -650,6 +663,7 @@ impl<E: Env> Shard<E> {
             cleaned_bytes: state.cleaning.cleaned_bytes,
             segments_cleaned: state.cleaning.victims,
             moves_overtaken: state.cleaning.overtaken,
+            trees_searched: state.cleaning.searched,
             trees_updated: state.trees_updated,
             segments_freed: state.cleaning.freed,
             segments_recycled: state.cleaning.recycled,

@@ -1,13 +1,14 @@
 //! A full disk (docs/design.md, 3.5): new data is refused by `NoSpace` and nothing else, what only frees is
 //! never refused, and with what it freed new data fits again, on the same handle and after any crash.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use dormouse_engine::{Batch, Host, Kind, Limits, ObjectId, Shard, StoreLock};
 use dormouse_sim::{DiskFaults, SimEnv, World};
+use futures_util::future::join3;
 
 const STEPS: u64 = 4_000_000;
 const LIMITS: Limits = Limits::TINY;
@@ -239,6 +240,85 @@ fn what_frees_is_not_refused_with_what_it_shares_a_batch_with() {
             assert_eq!(keys(0).await, (2..KEYS).map(before).collect::<Vec<_>>());
             assert_eq!(keys(1).await, (0..KEYS).map(before).collect::<Vec<_>>());
         });
+        done.unwrap_or_else(|| panic!("seed {seed}: not done"));
+    }
+}
+
+/// Of an object that is read after commits of which the last was refused, those before it are part: else what is put
+/// together of it, be it to be written anew, would lack one that is acknowledged.
+#[test]
+fn a_read_waits_for_what_stays_before_what_is_refused() {
+    for seed in 0..20 {
+        let world = World::new(seed, disk(300_000));
+        let env = world.process().core();
+        let done = world.block_on(&env.clone(), STEPS, async move {
+            let (_lock, shard) = open(&env).await;
+            let client = Client { env, shard: shard.clone(), known: Rc::default() };
+            client.fill().await;
+            let commit = |batch: Batch| shard.commit(&id(0), &batch, None).expect("accepted");
+            let freed = commit(Batch::new().delete([0]));
+            let refused = commit(filled(3));
+            let (read, refused, freed) = join3(shard.load(&id(0)), refused, freed).await;
+            assert_eq!(refused.expect_err("no room").kind(), Kind::NoSpace);
+            let (read, freed) = (read.expect("readable"), freed.expect("it only frees"));
+            assert_eq!(read.version, freed, "seed {seed}");
+            assert_eq!(read.map.len(), usize::from(KEYS) - 1, "seed {seed}");
+        });
+        assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
+        done.unwrap_or_else(|| panic!("seed {seed}: not done"));
+    }
+}
+
+/// New data that comes all the time, for the objects that the cleaner moves too, is refused, and holds nobody up: what
+/// only frees waits for the cleaner, which must not wait for what waits behind that.
+#[test]
+fn new_data_that_keeps_coming_holds_nobody_up() {
+    // Trees, each moved by itself.
+    let keys = 56;
+    for seed in 0..60 {
+        let world = World::new(seed, disk(320_000 + seed * 4_000));
+        let env = world.process().core();
+        let done = world.block_on(&env.clone(), STEPS, async move {
+            let (_lock, shard) = open(&env).await;
+            let mut count = 0;
+            'full: for number in 0..OBJECTS {
+                for key in 0..keys {
+                    let put = Batch::new().put([key], [1; 400]);
+                    let put = shard.commit(&id(number), &put, None).expect("accepted");
+                    if put.await.is_err() {
+                        break 'full;
+                    }
+                }
+                count = number + 1;
+            }
+            assert!(count > 0, "none finds room");
+            let over = Rc::new(Cell::new(false));
+            let (puts, others, is_over) = (shard.clone(), env.clone(), over.clone());
+            env.spawn("others", async move {
+                let mut tickets = VecDeque::new();
+                while !is_over.get() {
+                    others.sleep(Duration::from_micros(1 + others.random() % 100)).await;
+                    let number = u16::try_from(others.random() % u64::from(count)).expect("small");
+                    let key = u8::try_from(others.random() % u64::from(keys)).expect("small");
+                    let put = Batch::new().put([key], [2; 300]);
+                    tickets.extend(puts.commit(&id(number), &put, None).ok());
+                    if tickets.len() > 4 {
+                        drop(tickets.pop_front().expect("some").await);
+                    }
+                }
+            });
+            for key in 0..keys {
+                for number in 0..count {
+                    let delete = Batch::new().delete([key]);
+                    let ended = shard.commit(&id(number), &delete, None).expect("accepted").await;
+                    // On a disk of so few segments, each of which costs half of one to let it go, it may be refused.
+                    let kind = ended.err().map(|error| error.kind());
+                    assert!(matches!(kind, None | Some(Kind::NoSpace)), "{number}: {kind:?}");
+                }
+            }
+            over.set(true);
+        });
+        assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
         done.unwrap_or_else(|| panic!("seed {seed}: not done"));
     }
 }

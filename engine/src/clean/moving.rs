@@ -15,11 +15,11 @@ use crate::env::Env;
 use crate::error::{Error, Kind, Result};
 use crate::format::batch::BatchHeader;
 use crate::format::frame::Share;
-use crate::ids::ObjectId;
+use crate::ids::{ObjectId, Version};
 use crate::io::{File, PageBuf, read_full_at};
 use crate::limits::Limits;
 use crate::log::handles;
-use crate::log::reserve::Taker;
+use crate::log::reserve::{Claim, Taker};
 use crate::log::segments::{FileOf, Segment};
 use crate::shard::{Inner, Life, Shard, head};
 use crate::tree::{self, Moving};
@@ -32,6 +32,8 @@ const BUSY_GROUP_OBJECTS: usize = 8;
 pub(crate) const GROUP_BYTES: u64 = 128 << 10;
 /// A large object up to so many times as large as an image may be is moved as a whole.
 const WHOLE_IMAGES: u64 = 4;
+/// Rewrites of a large object, one after the other, that may move nothing for what was committed meanwhile.
+const VAIN_MAX: u32 = 8;
 /// The share of the bytes, or of the time, that the cleaner takes at most while there is room, in percent.
 const SHARE_PERCENT: u32 = 30;
 
@@ -168,28 +170,37 @@ async fn move_large<E: Env>(
     keys: BTreeSet<Bytes>,
 ) -> Result<Option<Error>> {
     let inner = &shard.0;
-    let needs = || {
+    let left = || {
         let entry = head(&inner.state.borrow(), &id).ok().flatten();
-        let of_it = |entry: Entry| entry.needs().filter(|share| share.segment == victim).collect();
-        entry.map_or(Vec::new(), of_it)
+        let of_it = |entry: Entry| {
+            let shares = entry.needs().filter(|share| share.segment == victim);
+            (shares.collect(), entry.delta_bytes, entry.version)
+        };
+        entry.map_or((Vec::new(), 0, Version::NONE), of_it)
     };
-    let mut moving = Moving::Segment(victim, keys);
+    let (mut moving, mut vain) = (Moving::Segment(victim, keys), 0);
     loop {
-        let before = needs();
+        let (before, waited, version) = left();
         if before.is_empty() || !may_go_on(inner).await {
             return Ok(None);
         }
         if let Some(error) = move_group(shard, vec![(id, moving.clone())]).await? {
             return Ok(Some(error));
         }
-        if needs() == before {
-            let by_keys = matches!(moving, Moving::Segment(..));
-            if !by_keys {
-                return Ok(None);
-            }
-            // Where a frame that nobody needs can't be read, those behind it were not seen.
-            moving = Moving::All([victim].into());
+        let (after, waits, now) = left();
+        // Of what is written at a time commits that go into its pages take their part, and may take all.
+        vain = if after == before { vain + 1 } else { 0 };
+        let others = waits < waited || now != version;
+        if vain == 0 || others && vain < VAIN_MAX {
+            continue;
         }
+        let by_keys = matches!(moving, Moving::Segment(..));
+        if !by_keys {
+            return Ok(None);
+        }
+        // Where a frame that nobody needs can't be read, those behind it were not seen.
+        inner.state.borrow_mut().cleaning.searched += 1;
+        (moving, vain) = (Moving::All([victim].into()), 0);
     }
 }
 
@@ -240,8 +251,8 @@ fn next_group<E: Env>(
     group
 }
 
-/// Reads some objects, appends all of them in one turn, and waits until they are durable, and then for
-/// as long as others are to have the device. Gives the error of one that can't be read.
+/// Moves some objects, and then leaves the device to others for as long as they are to have it. Gives the error of
+/// one that can't be read.
 ///
 /// Errors: nothing can be moved now.
 pub(crate) async fn move_group<E: Env>(
@@ -250,30 +261,7 @@ pub(crate) async fn move_group<E: Env>(
 ) -> Result<Option<Error>> {
     let inner = &shard.0;
     let began = inner.env.now();
-    await_commits(inner, &group)?;
-    let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
-    let read = join_all(read).await;
-    inner.state.borrow_mut().cleaning.awaits_commits = false;
-    let (mut tickets, mut damaged) = (Vec::new(), None);
-    let (mut moved, mut skipped) = (0, Vec::new());
-    for (rewrite, (id, moving)) in read.into_iter().zip(group) {
-        match rewrite {
-            Ok(Some(rewrite)) => {
-                let overtaken = rewrite.is_overtaken();
-                inner.state.borrow_mut().cleaning.overtaken += u64::from(overtaken);
-                if let Some((ticket, bytes)) = shard.append_rewrite(rewrite)? {
-                    tickets.push(ticket);
-                    moved += bytes;
-                }
-            }
-            Ok(None) => skipped.push((id, moving)),
-            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    for ticket in tickets {
-        ticket.await?;
-    }
+    let Moved { mut bytes, mut damaged, skipped } = move_once(shard, group).await?;
     for (id, moving) in skipped {
         // Others rewrite it; that may not be all that is to be done. On a full disk they wait for room.
         let free = || {
@@ -282,35 +270,95 @@ pub(crate) async fn move_group<E: Env>(
             (is_full || !state.rewriting.contains_key(&id)).then_some(())
         };
         inner.changed.until(free).await;
-        match shard.rewrite(&id, moving).await {
-            Err(error) if error.kind() == Kind::Corrupt => damaged = Some(error),
-            done => drop(done?),
-        }
+        let again = move_once(shard, vec![(id, moving)]).await?;
+        bytes += again.bytes;
+        damaged = again.damaged.or(damaged);
     }
-    {
-        let cleaning = &mut inner.state.borrow_mut().cleaning;
-        cleaning.cleaned_bytes += moved;
-        cleaning.promised = cleaning.promised.saturating_sub(moved);
-    }
-    pause(inner, moved, inner.env.now() - began).await;
+    pause(inner, bytes, inner.env.now() - began).await;
     Ok(damaged)
 }
 
-/// Reading an object waits for its commits in flight: on a full disk these may wait for what the cleaner frees,
-/// and are to be written first.
+/// What came of moving some objects.
+#[derive(Default)]
+struct Moved {
+    /// Bytes that were written.
+    bytes: u64,
+    /// Why one can't be read.
+    damaged: Option<Error>,
+    /// Those that others were rewriting, or committed to in a way that was refused.
+    skipped: Vec<(ObjectId, Moving)>,
+}
+
+/// Reads some objects, appends all of them in one turn, and waits until they are durable.
+///
+/// Errors: nothing can be moved now.
+async fn move_once<E: Env>(shard: &Shard<E>, group: Vec<(ObjectId, Moving)>) -> Result<Moved> {
+    let inner = &shard.0;
+    let awaiting = await_commits(inner, &group)?;
+    let read = group.iter().map(|(id, moving)| shard.begin_rewrite(id, moving.clone()));
+    let read = join_all(read).await;
+    drop(awaiting);
+    let (mut tickets, mut moved) = (Vec::new(), Moved::default());
+    for (rewrite, (id, moving)) in read.into_iter().zip(group) {
+        match rewrite {
+            Ok(Some(rewrite)) => {
+                let overtaken = rewrite.is_overtaken();
+                inner.state.borrow_mut().cleaning.overtaken += u64::from(overtaken);
+                match shard.append_rewrite(rewrite)? {
+                    Some((ticket, bytes)) => tickets.push((ticket, bytes, moving)),
+                    None if overtaken => moved.skipped.push((id, moving)),
+                    None => {}
+                }
+            }
+            Ok(None) => moved.skipped.push((id, moving)),
+            Err(error) if error.kind() == Kind::Corrupt => moved.damaged = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    for (ticket, bytes, moving) in tickets {
+        let (id, claim) = (ticket.id, ticket.claim);
+        match ticket.await {
+            Ok(_) => moved.bytes += bytes,
+            // It built on new data, for which there is no room.
+            Err(error) if claim == Claim::New && error.kind() != Kind::Unknown => {
+                moved.skipped.push((id, moving));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let cleaning = &mut inner.state.borrow_mut().cleaning;
+    cleaning.cleaned_bytes += moved.bytes;
+    cleaning.promised = cleaning.promised.saturating_sub(moved.bytes);
+    Ok(moved)
+}
+
+/// Somebody reads what is to be moved, and waits for its commits in flight: on a full disk these may wait for what
+/// the cleaner frees, and are to be written first.
+struct Awaiting<E: Env>(Rc<Inner<E>>);
+
+impl<E: Env> Drop for Awaiting<E> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().cleaning.awaits_commits -= 1;
+    }
+}
+
+/// To be held while these objects are read, if they have commits in flight.
 ///
 /// Errors: `NoSpace`: there is no room for them.
-fn await_commits<E: Env>(inner: &Inner<E>, group: &[(ObjectId, Moving)]) -> Result<()> {
+fn await_commits<E: Env>(
+    inner: &Rc<Inner<E>>,
+    group: &[(ObjectId, Moving)],
+) -> Result<Option<Awaiting<E>>> {
     let state = &mut *inner.state.borrow_mut();
-    let awaits = group.iter().any(|(id, _)| state.pending.contains_key(id));
-    if awaits && state.reserve.full().is_some() && !state.reserve.has(Taker::Moves) {
+    if !group.iter().any(|(id, _)| state.pending.contains_key(id)) {
+        return Ok(None);
+    }
+    if state.reserve.full().is_some() && !state.reserve.has(Taker::Moves) {
         return Err(Error::new(Kind::NoSpace, "commits to what is to be moved wait for room"));
     }
-    state.cleaning.awaits_commits = awaits;
-    if awaits {
-        inner.work.notify();
-    }
-    Ok(())
+    state.cleaning.awaits_commits += 1;
+    inner.work.notify();
+    Ok(Some(Awaiting(inner.clone())))
 }
 
 /// Leaves the device to others for as long as their share is: until they have written it, or had the time

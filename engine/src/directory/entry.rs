@@ -210,7 +210,8 @@ impl Entry {
         assert!(stamp.version > self.version);
         assert!(nested || parts.is_empty());
         let mut entry = self.clone().stamped(stamp);
-        entry.delta_bytes = entry.delta_bytes.saturating_add(address.bytes);
+        let frames = parts.iter().chain([&address]);
+        entry.delta_bytes = frames.fold(entry.delta_bytes, |sum, it| sum.saturating_add(it.bytes));
         if nested {
             entry.nest(self.chain().chain(parts.iter().copied()).map(Share::from));
             entry.chain = [Some(address), None, None, None];

@@ -161,9 +161,9 @@ impl Outcomes {
         self.0[claim as usize].take()
     }
 
-    /// Whether there is one of this claim.
-    fn has(&self, claim: Claim) -> bool {
-        self.0[claim as usize].is_some()
+    /// That of this claim.
+    fn get(&self, claim: Claim) -> Option<&Rc<Outcome>> {
+        self.0[claim as usize].as_ref()
     }
 }
 
@@ -290,7 +290,20 @@ impl Queue {
 
     /// Whether commits of this claim wait.
     pub(crate) fn has(&self, claim: Claim) -> bool {
-        self.batches.iter().any(|batch| batch.outcomes.has(claim))
+        self.batches.iter().any(|batch| batch.outcomes.get(claim).is_some())
+    }
+
+    /// How the commits to an object that wait and have a greater claim will end.
+    pub(crate) fn outcomes_beyond(&self, claim: Claim, id: &ObjectId) -> Vec<Rc<Outcome>> {
+        if !Claim::ALL.into_iter().any(|greater| greater > claim && self.has(greater)) {
+            return Vec::new();
+        }
+        let outcomes = self.batches.iter().flat_map(|batch| {
+            let of_it =
+                batch.updates.iter().filter(|update| update.claim > claim && update.id == *id);
+            of_it.filter_map(|update| batch.outcomes.get(update.claim).cloned())
+        });
+        outcomes.collect()
     }
 
     /// Whether the batch of this ordinal waits.

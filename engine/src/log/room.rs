@@ -336,8 +336,7 @@ async fn for_frees<E: Env>(
             };
         }
         Step::Clean => {
-            refuse(inner, Claim::New, &why);
-            let cleaned = !cleaned(inner).await;
+            let cleaned = !cleaned(inner, &why).await;
             *tried = Tried { cleaned, ..Tried::default() };
         }
         Step::Refuse(claim) => refuse(inner, claim, &why),
@@ -354,7 +353,7 @@ impl<F: File> State<F> {
         limits: &Limits,
     ) -> Step {
         let moves = self.queue.has(Claim::Move);
-        let taker = match moves || self.cleaning.awaits_commits {
+        let taker = match moves || self.cleaning.awaits_commits > 0 {
             true => Taker::Moves,
             false => Taker::Frees,
         };
@@ -408,8 +407,9 @@ async fn open_reserved<E: Env>(inner: &Rc<Inner<E>>, file: Recycled) {
     }
 }
 
-/// Has the cleaner free what it can; whether there may be room now, or more of the reserve may be used.
-async fn cleaned<E: Env>(inner: &Rc<Inner<E>>) -> bool {
+/// Has the cleaner free what it can; whether there may be room now, or more of the reserve may be used. New data is
+/// refused meanwhile, for `why`: what the cleaner moves may build on some, and would wait for who waits for it.
+async fn cleaned<E: Env>(inner: &Rc<Inner<E>>, why: &Error) -> bool {
     let before = {
         let state = &mut *inner.state.borrow_mut();
         let (all, segments) = (state.live.total(), state.segments.len());
@@ -420,7 +420,7 @@ async fn cleaned<E: Env>(inner: &Rc<Inner<E>>) -> bool {
         let state = inner.state.borrow();
         let cleaning = &state.cleaning;
         let over = state.life != Life::Open || state.poison.is_some();
-        let moves = state.queue.has(Claim::Move) || cleaning.awaits_commits;
+        let moves = state.queue.has(Claim::Move) || cleaning.awaits_commits > 0;
         if over || !cleaning.running || state.is_held() {
             return Some(false);
         }
@@ -429,8 +429,17 @@ async fn cleaned<E: Env>(inner: &Rc<Inner<E>>) -> bool {
             false => (cleaning.answered > before).then_some(false),
         }
     };
-    let (moves, changed) = (inner.work.until(ended), inner.changed.until(ended));
-    select(Box::pin(moves), Box::pin(changed)).await.factor_first().0
+    loop {
+        refuse(inner, Claim::New, why);
+        let next = || {
+            let refuses = inner.state.borrow().queue.has(Claim::New).then_some(None);
+            ended().map(Some).or(refuses)
+        };
+        let (moves, changed) = (inner.work.until(next), inner.changed.until(next));
+        if let Some(ended) = select(Box::pin(moves), Box::pin(changed)).await.factor_first().0 {
+            return ended;
+        }
+    }
 }
 
 /// Begins to make the next segment, off the path of commits.

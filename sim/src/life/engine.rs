@@ -194,6 +194,11 @@ impl Life<'_> {
         let shards = running.shards.borrow().clone();
         for shard in shards.iter().flat_map(|shards| shards.iter()) {
             let stats = shard.stats();
+            let searched = stats.trees_searched;
+            if searched > 0 && !self.shared.lenient.get() {
+                let what = "large objects were read as a whole, for keys did not lead to all that was to be moved";
+                self.shared.fail(format!("{searched} {what}"));
+            }
             let marks = [
                 (stats.segments_cleaned > 0, Mark::SegmentCleaned),
                 (stats.trees_updated > 0, Mark::TreeUpdated),

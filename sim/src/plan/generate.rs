@@ -45,7 +45,7 @@ pub(super) struct Swarm {
     deletions: bool,
     bodies: bool,
     blocking: bool,
-    sockets: bool,
+    pub(super) sockets: bool,
     /// Sockets that their objects read themselves, too.
     pub(super) live_sockets: bool,
     /// Clients that wait for minutes: retries of alarms come to their end.
@@ -106,9 +106,10 @@ impl Plan {
             bytes_max: [8, 100, 512][random.index(3)],
             random: random.fork(),
         };
-        // Trees of which the cleaner moves a part at a time.
-        if level == Level::Engine && random.one_in(3) && !faults.is_only_small() {
-            swarm.objects = random.between(1, 3);
+        // Trees of which the cleaner moves a part at a time; or more data than a small disk holds.
+        if level == Level::Engine && random.one_in(if faults.is_only_small() { 2 } else { 3 }) {
+            let few = if faults.is_only_small() { 6 } else { 3 };
+            swarm.objects = random.between(1, few);
             swarm.keys = random.between(24, 80);
             (swarm.bytes_max, swarm.delete_all) = (512, false);
         }
@@ -280,7 +281,7 @@ impl Swarm {
         (0..count).map(|_| self.change()).collect()
     }
 
-    fn change(&mut self) -> Change {
+    pub(super) fn change(&mut self) -> Change {
         if self.alarms && self.eager && self.random.one_in(3) {
             return match self.random.below(3) {
                 0 => Change::NoAlarm,
@@ -336,14 +337,14 @@ impl Swarm {
 
     pub(super) fn turn(&mut self, depth: u32) -> Turn {
         let count = self.random.between(1, 8);
-        let ops = (0..count).map(|_| self.op(depth, Inside::Event)).collect();
+        let ops: Vec<_> = (0..count).map(|_| self.op(depth, Inside::Event)).collect();
         let fate = match self.random.below(12) {
             0 if self.fates => Fate::Error,
             1 if self.fates => Fate::Abort,
             2 if self.fates => Fate::Panic,
             _ => Fate::Fine,
         };
-        Turn { ops, fate }
+        self.ending(ops, fate)
     }
 
     /// `depth`: how many calls to others may be nested.

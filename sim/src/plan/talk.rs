@@ -94,6 +94,17 @@ impl Swarm {
             3 if self.fates => Fate::Panic,
             _ => Fate::Fine,
         };
+        self.ending(ops, fate)
+    }
+
+    /// A turn that ends so. Some that reset their object say something before, of which one part may leave and
+    /// the other must not: what waits for a write goes on as the turn does that waits for it, too.
+    pub(super) fn ending(&mut self, mut ops: Vec<Op>, fate: Fate) -> Turn {
+        if self.sockets && matches!(fate, Fate::Abort | Fate::Panic) && self.random.one_in(2) {
+            let write = Op::Write(self.change());
+            let (before, after) = (self.say(To::All), self.say(To::All));
+            ops.extend([write, before, Op::Sync, after]);
+        }
         Turn { ops, fate }
     }
 
