@@ -199,16 +199,26 @@ fn fill_and_empty(seed: u64, capacity: u64, limits: Limits) {
     done.unwrap_or_else(|| panic!("seed {seed}: not done"));
 }
 
+/// What comes after a disk was filled with so many objects.
+fn on_full_disk(seed: u64, then: impl AsyncFnOnce(Shard<SimEnv>, u16) + 'static) -> World {
+    let world = World::new(seed, disk(300_000));
+    let env = world.process().core();
+    let done = world.block_on(&env.clone(), STEPS, async move {
+        let (_lock, shard) = open(&env).await;
+        let client = Client { env, shard: shard.clone(), known: Rc::default() };
+        let count = client.fill().await;
+        then(shard, count).await;
+    });
+    assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
+    done.unwrap_or_else(|| panic!("seed {seed}: not done"));
+    world
+}
+
 /// Whatever is refused beside it, and whatever it shared a batch with.
 #[test]
 fn what_frees_is_not_refused_with_what_it_shares_a_batch_with() {
     for seed in 0..20 {
-        let world = World::new(seed, disk(300_000));
-        let env = world.process().core();
-        let done = world.block_on(&env.clone(), STEPS, async move {
-            let (_lock, shard) = open(&env).await;
-            let client = Client { env, shard: shard.clone(), known: Rc::default() };
-            let count = client.fill().await;
+        let world = on_full_disk(seed, async move |shard, count| {
             // All in one turn: new data, what frees another object, what frees behind new data of its own, and
             // what builds on what frees.
             let commit =
@@ -226,8 +236,6 @@ fn what_frees_is_not_refused_with_what_it_shares_a_batch_with() {
                 assert_eq!(error.kind(), Kind::NoSpace, "{error}");
             }
         });
-        assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
-        done.unwrap_or_else(|| panic!("seed {seed}: not done"));
         world.power_cut();
         let env = world.process().core();
         let done = world.block_on(&env.clone(), STEPS, async move {
@@ -249,12 +257,7 @@ fn what_frees_is_not_refused_with_what_it_shares_a_batch_with() {
 #[test]
 fn a_read_waits_for_what_stays_before_what_is_refused() {
     for seed in 0..20 {
-        let world = World::new(seed, disk(300_000));
-        let env = world.process().core();
-        let done = world.block_on(&env.clone(), STEPS, async move {
-            let (_lock, shard) = open(&env).await;
-            let client = Client { env, shard: shard.clone(), known: Rc::default() };
-            client.fill().await;
+        on_full_disk(seed, async move |shard, _count| {
             let commit = |batch: Batch| shard.commit(&id(0), &batch, None).expect("accepted");
             let freed = commit(Batch::new().delete([0]));
             let refused = commit(filled(3));
@@ -264,8 +267,6 @@ fn a_read_waits_for_what_stays_before_what_is_refused() {
             assert_eq!(read.version, freed, "seed {seed}");
             assert_eq!(read.map.len(), usize::from(KEYS) - 1, "seed {seed}");
         });
-        assert_eq!(world.take_panics(), [] as [String; 0], "seed {seed}");
-        done.unwrap_or_else(|| panic!("seed {seed}: not done"));
     }
 }
 
