@@ -85,7 +85,7 @@ pub(super) struct Answered {
     durability: Durability,
     told: Told,
     /// How the newest commit of each claim will end: of one claim, all that wait behind one that is refused
-    /// are refused too.
+    /// are refused too. With how many were answered by then.
     last: [Option<(Rc<Outcome>, u64)>; CLAIMS],
     /// How many commits were answered.
     count: u64,
@@ -132,13 +132,13 @@ impl Answered {
                 *last = None;
             }
             if let Some(Err(error)) = ended {
-                failed = Some(newest(failed, (number, error)));
+                failed = Some(both(failed, (number, error)));
             }
         }
         // Who waits for a commit until it is durable was answered with the failure.
         if let Some(failed) = failed.filter(|_| self.durability == Durability::OnFlush) {
             tracing::error!(shard = self.shard, error = %failed.1, "failed after it was answered");
-            self.failed = Some(newest(self.failed.take(), failed));
+            self.failed = Some(both(self.failed.take(), failed));
         }
         // Who was told of one commit knows nothing of those that were answered later.
         self.failed.take_if(|(number, _)| self.told.is_told(self.shard, *number));
@@ -160,8 +160,8 @@ impl Answered {
     }
 }
 
-/// The first of two failures, as one that is about the commits of both.
-fn newest(before: Option<(u64, Error)>, (number, error): (u64, Error)) -> (u64, Error) {
+/// Two failures as one: what the first says, about the commits of both.
+fn both(before: Option<(u64, Error)>, (number, error): (u64, Error)) -> (u64, Error) {
     before.map_or((number, error), |(of_it, first)| (of_it.max(number), first))
 }
 
