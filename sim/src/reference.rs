@@ -29,6 +29,8 @@ pub struct Reference {
     unsettled: BTreeMap<ObjectId, Unsettled>,
 }
 
+const SELECT_PAIRS: &str = "SELECT key, value FROM pair WHERE object = ? ORDER BY key";
+
 /// An empty database in memory, for one thread at a time.
 pub(crate) fn in_memory() -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -49,7 +51,8 @@ impl Reference {
         sqlite.execute_batch(
             "CREATE TABLE pair (object BLOB, key BLOB, value BLOB, PRIMARY KEY (object, key))
              WITHOUT ROWID;
-             CREATE TABLE alarm (object BLOB PRIMARY KEY, at INTEGER) WITHOUT ROWID;",
+             CREATE TABLE alarm (object BLOB PRIMARY KEY, at INTEGER) WITHOUT ROWID;
+             PRAGMA journal_mode = OFF;",
         )?;
         Ok(Self { sqlite, unsettled: BTreeMap::new() })
     }
@@ -120,28 +123,33 @@ impl Reference {
             contents.alarm,
             unsettled.commits.len(),
             unsettled.acknowledged,
-            self.pairs(id)?.len(),
+            self.count(id)?,
             self.alarm(id)?,
         )
     }
 
     fn equals(&self, id: &ObjectId, contents: &Contents) -> Result<bool> {
-        let pairs = self.pairs(id)?;
-        let same = pairs.len() == contents.map.len()
-            && pairs
-                .iter()
-                .zip(&contents.map)
-                .all(|((key, value), (found, bytes))| key == found && value == bytes);
+        let mut select = self.sqlite.prepare_cached(SELECT_PAIRS)?;
+        let mut rows = select.query([&id.as_bytes()[..]])?;
+        let mut found = contents.map.iter();
+        let same = loop {
+            match (rows.next()?, found.next()) {
+                (None, None) => break true,
+                (Some(row), Some((key, value)))
+                    if row.get_ref(0)?.as_blob()? == &key[..]
+                        && row.get_ref(1)?.as_blob()? == &value[..] => {}
+                _ => break false,
+            }
+        };
         let exists = contents.version != Version::NONE;
         ensure!(exists || contents.map.is_empty(), "an object without a version has keys");
         Ok(same && self.alarm(id)? == contents.alarm)
     }
 
-    fn pairs(&self, id: &ObjectId) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let sql = "SELECT key, value FROM pair WHERE object = ? ORDER BY key";
-        let mut select = self.sqlite.prepare_cached(sql)?;
-        let rows = select.query_map([&id.as_bytes()[..]], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    fn count(&self, id: &ObjectId) -> Result<u64> {
+        let mut select = self.sqlite.prepare_cached(SELECT_PAIRS)?;
+        let rows = select.query_map([&id.as_bytes()[..]], |_| Ok(()))?;
+        Ok(rows.count() as u64)
     }
 
     fn alarm(&self, id: &ObjectId) -> Result<Option<u64>> {

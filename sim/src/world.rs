@@ -9,7 +9,8 @@
 mod process;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -40,6 +41,32 @@ pub(crate) enum Event {
     Net(SimNet),
 }
 
+/// An event, and its moment: the time in nanoseconds, and a number that no other has. The greatest comes first.
+struct Due {
+    moment: Reverse<(u64, u64)>,
+    event: Event,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.moment == other.moment
+    }
+}
+
+impl Eq for Due {}
+
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.moment.cmp(&other.moment)
+    }
+}
+
 /// What one step of a world did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -60,7 +87,7 @@ pub(crate) struct Inner {
     runnable: RefCell<Vec<u64>>,
     tasks: RefCell<BTreeMap<u64, Spawned>>,
     next_id: Cell<u64>,
-    events: RefCell<BTreeMap<(u64, u64), Event>>,
+    events: RefCell<BinaryHeap<Due>>,
     /// Each with whether it is over.
     turn_ends: RefCell<Vec<(Rc<Cell<bool>>, Waker)>>,
     panics: RefCell<Vec<String>>,
@@ -83,8 +110,8 @@ impl Inner {
     }
 
     pub(crate) fn after(&self, delay_ns: u64, event: Event) {
-        let key = (self.now_ns.get() + delay_ns, self.next_id());
-        self.events.borrow_mut().insert(key, event);
+        let moment = Reverse((self.now_ns.get() + delay_ns, self.next_id()));
+        self.events.borrow_mut().push(Due { moment, event });
     }
 }
 
@@ -241,39 +268,45 @@ impl World {
     }
 
     fn poll(&self, id: u64) -> Step {
-        let Some(mut task) = self.0.tasks.borrow_mut().remove(&id) else { return Step::Advanced };
-        if let Some(ready) = self.0.stalled.borrow_mut().get_mut(&task.core) {
-            ready.push(id);
-            self.0.tasks.borrow_mut().insert(id, task);
-            return Step::Advanced;
-        }
-        self.stall(task.core);
-        self.0.polled_core.set(task.core);
+        let (core, mut future, queued) = {
+            let mut tasks = self.0.tasks.borrow_mut();
+            let Some(task) = tasks.get_mut(&id) else { return Step::Advanced };
+            if let Some(ready) = self.0.stalled.borrow_mut().get_mut(&task.core) {
+                ready.push(id);
+                return Step::Advanced;
+            }
+            let future = task.future.take().expect("only this takes it, and puts it back");
+            (task.core, future, task.waker.clone())
+        };
+        self.stall(core);
+        self.0.polled_core.set(core);
         {
             let mut trace = self.0.trace.borrow_mut();
             trace.number(self.0.now_ns.get());
             trace.number(id);
         }
-        task.waker.queued.store(false, Ordering::Relaxed);
-        let waker = Waker::from(task.waker.clone());
+        queued.queued.store(false, Ordering::Relaxed);
+        let waker = Waker::from(queued);
         let mut context = Context::from_waker(&waker);
         let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            task.future.as_mut().poll(&mut context)
+            future.as_mut().poll(&mut context)
         }));
-        match polled {
-            Ok(Poll::Pending) => {
-                self.0.tasks.borrow_mut().insert(id, task);
-            }
-            Ok(Poll::Ready(())) => drop(task),
-            Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                self.0.panics.borrow_mut().push(text.unwrap_or_else(|| "a panic".to_owned()));
-                drop(task);
-            }
+        if let Ok(Poll::Pending) = polled {
+            // Nobody drops tasks while one is polled.
+            let mut tasks = self.0.tasks.borrow_mut();
+            tasks.get_mut(&id).expect("it is polled").future = Some(future);
+            return Step::Polled;
         }
+        if let Err(panic) = polled {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            self.0.panics.borrow_mut().push(text.unwrap_or_else(|| "a panic".to_owned()));
+        }
+        let ended = self.0.tasks.borrow_mut().remove(&id);
+        // Which may wake others and close files, so nothing is borrowed here.
+        drop((future, ended));
         Step::Polled
     }
 
@@ -287,9 +320,8 @@ impl World {
     }
 
     fn advance(&self) -> Step {
-        let Some(((at, _), event)) = self.0.events.borrow_mut().pop_first() else {
-            return Step::Idle;
-        };
+        let Some(due) = self.0.events.borrow_mut().pop() else { return Step::Idle };
+        let Due { moment: Reverse((at, _)), event } = due;
         assert!(at >= self.0.now_ns.get());
         self.0.now_ns.set(at);
         match event {
@@ -368,10 +400,11 @@ impl World {
         self.0.late_wakes.set(one_in);
     }
 
-    /// The names of the tasks that a core has.
+    /// The names of the tasks that a core has, without the one that is polled.
     pub fn tasks_of(&self, core: &SimEnv) -> Vec<&'static str> {
         let tasks = self.0.tasks.borrow();
-        tasks.values().filter(|task| task.core == core.core).map(|task| task.name).collect()
+        let there = tasks.values().filter(|task| task.core == core.core && task.future.is_some());
+        there.map(|task| task.name).collect()
     }
 
     /// From now on the disk remembers what each sector held before, for [`Damage::Stale`].

@@ -53,7 +53,8 @@ pub(super) struct Spawned {
     process: u64,
     pub(super) core: u64,
     pub(super) waker: Arc<TaskWaker>,
-    pub(super) future: Task,
+    /// Not there while it is polled.
+    pub(super) future: Option<Task>,
 }
 
 /// A simulated process.
@@ -154,7 +155,8 @@ impl Host for SimEnv {
         let ready = inner.ready.clone();
         let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), ready });
         waker.wake_by_ref();
-        let (process, core, future) = (self.process, self.core, Box::pin(task));
+        let (process, core) = (self.process, self.core);
+        let future: Option<Task> = Some(Box::pin(task));
         let spawned = Spawned { name, process, core, waker, future };
         inner.tasks.borrow_mut().insert(id, spawned);
     }
