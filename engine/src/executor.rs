@@ -52,6 +52,8 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 thread_local! {
     /// Tasks of this thread's executor that were woken on this thread.
     static READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
+    /// Who made way for others until the next turn of this thread's executor.
+    static NEXT_TURN: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
     /// The number of this thread's executor; 0 for none.
     static OWN: Cell<u64> = const { Cell::new(0) };
 }
@@ -87,6 +89,15 @@ struct Lull {
     waker: RefCell<Option<Waker>>,
 }
 
+/// Has a task of this thread's core make way until its next turn, so that the core looks for I/O before: a task that
+/// only wakes itself goes on in this one. Of a thread that is no core it is woken at once.
+pub fn wake_next_turn(waker: &Waker) {
+    match OWN.get() {
+        0 => waker.wake_by_ref(),
+        _ => NEXT_TURN.with_borrow_mut(|next| next.push(waker.clone())),
+    }
+}
+
 /// One core's tasks. Cheap to clone; one for each thread.
 #[derive(Clone)]
 pub struct Executor(Rc<Inner>);
@@ -116,6 +127,7 @@ impl Executor {
     /// The run queue of the current thread.
     pub fn new() -> Self {
         READY.with_borrow_mut(VecDeque::clear);
+        NEXT_TURN.with_borrow_mut(Vec::clear);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         OWN.set(number);
         let remote = Arc::new(Remote { number, woken: SegQueue::new(), park: Park::new() });
@@ -256,6 +268,7 @@ impl Executor {
 
     fn turn(&self) {
         self.0.turns.set(self.0.turns.get() + 1);
+        NEXT_TURN.take().into_iter().for_each(Waker::wake);
         self.poll_ready(TURN_POLLS);
         let waiting = std::mem::take(&mut *self.0.turn_ends.borrow_mut());
         if !waiting.is_empty() {
@@ -310,6 +323,7 @@ impl Executor {
         READY.with_borrow(|ready| !ready.is_empty())
             || !self.0.remote.woken.is_empty()
             || !self.0.turn_ends.borrow().is_empty()
+            || NEXT_TURN.with_borrow(|next| !next.is_empty())
     }
 
     /// Sleeps until a waker runs.
@@ -357,6 +371,25 @@ mod tests {
             second.wake_by_ref();
             executor.turn();
             assert_eq!(*log.borrow(), expected);
+        }
+    }
+
+    #[test]
+    fn who_makes_way_goes_on_in_the_next_turn() {
+        let (executor, polls) = (Executor::new(), Rc::new(Cell::new(0)));
+        let counted = polls.clone();
+        executor.spawn("busy", async move {
+            std::future::poll_fn(|context| {
+                counted.set(counted.get() + 1);
+                wake_next_turn(context.waker());
+                Poll::<()>::Pending
+            })
+            .await;
+        });
+        for turn in 1..4 {
+            executor.turn();
+            assert_eq!(polls.get(), turn);
+            assert!(executor.has_ready(), "the core does not sleep on it");
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_channel::oneshot;
 use tokio::net::UnixStream;
+use tokio::task::unconstrained;
 
 use crate::blocking::BlockingPool;
 use crate::clock::{Clock, CoreClock};
@@ -286,7 +287,7 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
                     disk.drain().await;
                     Ok(value)
                 };
-                return runtime.block_on(as_task(core));
+                return runtime.block_on(as_task(unconstrained(core)));
             }
             Err(error) if options.disk == DiskChoice::Uring => return Err(error),
             Err(error) => tracing::warn!(%error, "no io_uring here: using blocking threads"),
@@ -297,13 +298,14 @@ fn run<T: 'static, F: Future<Output = T> + 'static>(
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let disk = PosixDisk::new(&options.dir)?;
-    runtime.block_on(turns(RealDisk::Posix(disk), clock, main))
+    runtime.block_on(unconstrained(turns(RealDisk::Posix(disk), clock, main)))
 }
 
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
 use crate::io::uring::{as_task, runtime as tokio_uring_runtime};
 
-/// The one task of the runtime: the core's run queue.
+/// The one task of the runtime: the core's run queue. It runs without tokio's budget for tasks: beyond it, connections of
+/// all tasks would claim to have nothing, and a turn ends in time by itself.
 async fn turns<T: 'static, F: Future<Output = T> + 'static>(
     disk: RealDisk,
     clock: Clock,

@@ -19,11 +19,15 @@ use dormouse_engine::signal::Signal;
 use dormouse_engine::{Contents, Env, Host, Limits, ObjectId, Superblock};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
+#[cfg(feature = "server")]
+use futures_util::future::join;
 use futures_util::future::select;
 
 use crate::alarm::Alarms;
 use crate::deletion::{self, Deletion};
 use crate::error::{Error, Overload, Result};
+#[cfg(feature = "server")]
+use crate::guests::Guests;
 use crate::host::{AnyShard, CoreHost, Home};
 use crate::id::Id;
 use crate::instance::{Cache, Event, Instance, Work};
@@ -92,6 +96,8 @@ pub(crate) struct Inner {
     draining: Cell<bool>,
     /// An object became live, or left.
     pub(crate) moved: Signal,
+    #[cfg(feature = "server")]
+    guests: Guests,
 }
 
 /// One core's objects and shards.
@@ -130,6 +136,8 @@ impl Core {
             spare: Spare::default(),
             draining: Cell::default(),
             moved: Signal::default(),
+            #[cfg(feature = "server")]
+            guests: Guests::default(),
         });
         Ok(Self { inner, mail })
     }
@@ -152,7 +160,10 @@ impl Core {
         inner.alarms.stop();
         inner.residency.stop();
         inner.drain().await;
-        inner.shards.close().await
+        let closed = inner.shards.close();
+        #[cfg(feature = "server")]
+        let closed = join(closed, inner.guests.leave(&inner.host)).map(|(closed, ())| closed);
+        closed.await
     }
 }
 
@@ -186,6 +197,8 @@ impl Inner {
             Mail::Residents { after, max, reply } => {
                 let _nobody_waits = reply.send(self.residents(after, max));
             }
+            #[cfg(feature = "server")]
+            Mail::Guest(guest) => self.guests.take_in(&self.host, guest),
             Mail::Evict { id, done } => self.end_with(id, done, Instance::evict),
             Mail::Abort { id, reason, done } => {
                 self.end_with(id, done, |instance| drop(instance.reset(Error::aborted(reason))));

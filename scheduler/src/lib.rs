@@ -36,6 +36,8 @@ mod core;
 mod deletion;
 mod error;
 mod event;
+#[cfg(feature = "server")]
+mod guests;
 mod host;
 mod http;
 mod id;

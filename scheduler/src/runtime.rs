@@ -21,7 +21,7 @@ use crate::options::NamespaceOptions;
 #[cfg(feature = "server")]
 use crate::outside::{OutsideLimits, TokioNetwork};
 #[cfg(feature = "server")]
-use crate::server::{self, Drained, Router, Server, ServerOptions};
+use crate::server::{self, Router, Server, ServerOptions};
 #[cfg(feature = "server")]
 use crate::stub::Call;
 use crate::stub::Namespace;
@@ -212,9 +212,11 @@ impl Runtime {
     #[cfg(feature = "server")]
     pub fn serve_router(&self, address: impl ToSocketAddrs, router: Router) -> Call<SocketAddr> {
         let (listening, address_is) = oneshot::channel();
-        if let Some(server) = server::start(address, router, listening) {
+        let started = server::start(address, router).map(|(server, address)| {
             self.servers.lock().expect("no code panics under it").push(server);
-        }
+            address
+        });
+        let _it_is_there = listening.send(started);
         Call::new(address_is)
     }
 
@@ -269,16 +271,14 @@ impl Runtime {
 
     fn end(&mut self) -> Result<()> {
         #[cfg(feature = "server")]
-        let servers: Vec<_> = {
+        {
             let servers = std::mem::take(self.servers.get_mut().expect("no panic under it"));
-            servers.into_iter().map(Server::drain).collect()
-        };
+            servers.into_iter().for_each(Server::drain);
+        }
         self.topology.shutdown();
         let threads = std::mem::take(&mut self.threads).into_iter();
         let ended: Vec<_> = threads.map(CoreThread::join).collect();
         self.watch.take().into_iter().for_each(WatchThread::join);
-        #[cfg(feature = "server")]
-        servers.into_iter().for_each(Drained::join);
         ended.into_iter().try_for_each(|end| end.map_err(io)?)
     }
 

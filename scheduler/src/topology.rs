@@ -19,6 +19,8 @@ use crate::error::{Error, Overload, Result};
 use crate::event::Fetch;
 use crate::event::{Deliver, Reply, closed};
 #[cfg(feature = "server")]
+use crate::guests::Guest;
+#[cfg(feature = "server")]
 use crate::http::{Request, Response};
 use crate::id::{Id, NamespaceKey};
 use crate::object::{AlarmInfo, DurableObject};
@@ -167,6 +169,9 @@ pub(crate) enum Mail {
         max: usize,
         reply: oneshot::Sender<Vec<Resident>>,
     },
+    /// To have a task of a server.
+    #[cfg(feature = "server")]
+    Guest(Guest),
 }
 
 impl Mail {
@@ -181,6 +186,9 @@ impl Mail {
             | Self::Settle { .. }
             | Self::Resident { .. }
             | Self::Residents { .. } => {}
+            // Its connections are cut.
+            #[cfg(feature = "server")]
+            Self::Guest(_) => {}
         }
     }
 }
@@ -489,6 +497,25 @@ impl Topology {
             mail.refuse(error);
         }
         Call::new(receiver)
+    }
+
+    /// Has a core take in a task of a server.
+    ///
+    /// Errors: `Overloaded` (its mailbox is full), `Closed`.
+    #[cfg(feature = "server")]
+    pub(crate) fn send_guest(&self, core: usize, guest: Guest) -> Result<()> {
+        self.send_to(core, Mail::Guest(guest)).map_err(|(_, error)| error)
+    }
+
+    /// Has the core of an object take in a task of a server.
+    ///
+    /// Errors: the task, and why: `Overloaded` (its mailbox is full), `Closed`.
+    #[cfg(feature = "server")]
+    pub(crate) fn send_guest_to(&self, id: &Id, guest: Guest) -> Result<(), (Guest, Error)> {
+        self.send(id.object(), Mail::Guest(guest)).map_err(|(mail, error)| match mail {
+            Mail::Guest(guest) => (guest, error),
+            _ => unreachable!("it gives back what it was given"),
+        })
     }
 
     pub(crate) fn entropy(&self) -> [u8; 16] {

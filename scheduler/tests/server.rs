@@ -284,6 +284,37 @@ fn a_ping_is_answered_while_the_object_sleeps() {
 }
 
 /// A peer that is gone without a word is found out; one that only has nothing to say is not.
+/// Nothing is waited for on the way of a pong: only its connection itself can make way for others, on the same core.
+#[test]
+fn who_never_stops_sending_keeps_the_core_from_nobody() {
+    let rig = Rig::with_cores(1);
+    let mut others: Vec<_> = (0..4).map(|_| rig.connect("other")).collect();
+    let ended = Instant::now() + Duration::from_secs(2);
+    let floods: Vec<_> = (0..3)
+        .map(|_| {
+            let mut stream = rig.connect("flooded").get_ref().try_clone().unwrap();
+            std::thread::spawn(move || {
+                let pongs = masked(0x8a, b"").repeat(20_000);
+                while Instant::now() < ended {
+                    stream.write_all(&pongs).unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut longest = Duration::ZERO;
+    while Instant::now() < ended {
+        for socket in &mut others {
+            let asked = Instant::now();
+            socket.send(Message::text("well")).unwrap();
+            assert_eq!(socket.read().unwrap(), Message::text("well"));
+            longest = longest.max(asked.elapsed());
+        }
+    }
+    floods.into_iter().for_each(|flood| flood.join().unwrap());
+    println!("an answer took {longest:?} at most");
+    assert!(longest < Duration::from_secs(1), "an answer took {longest:?}");
+}
+
 #[test]
 fn a_silent_client_is_pinged_and_lost_if_it_does_not_answer() {
     let silence_time = Duration::from_millis(200);
@@ -353,6 +384,51 @@ fn closing_answers_what_was_asked_and_tells_sockets_that_it_goes_away() {
     assert_eq!(rig::read_answer(&mut stream), "200 slept");
     assert_eq!(close_frame(socket.read().unwrap()).0, 1001);
     assert!(rig.try_stream().is_err(), "nobody listens any more");
+}
+
+/// A connection that becomes a socket moves to its object's core, with what was read of it ahead.
+#[test]
+fn frames_that_come_with_the_handshake_move_with_their_socket() {
+    let mut rig = Rig::new();
+    let mut streams: Vec<_> = (0..12)
+        .map(|name| {
+            let mut stream = rig.stream();
+            let mut bytes = format!(
+                "GET /rooms/{name}/ HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            .into_bytes();
+            // The last one comes in two parts.
+            bytes.extend(masked(0x81, b"one"));
+            bytes.extend(masked(0x82, &[7; 300]));
+            let last = masked(0x81, b"three");
+            bytes.extend(&last[..4]);
+            stream.write_all(&bytes).unwrap();
+            (stream, last[4..].to_vec())
+        })
+        .collect();
+    for (stream, rest) in &mut streams {
+        assert!(rig::read_answer(stream).starts_with("101"));
+        stream.write_all(rest).unwrap();
+        let expected = [
+            &b"\x81\x03one"[..],
+            &[0x82, 126, 300_u16.to_be_bytes()[0], 44],
+            &[7; 300],
+            b"\x81\x05three",
+        ]
+        .concat();
+        let mut echoed = vec![0; expected.len()];
+        stream.read_exact(&mut echoed).unwrap();
+        assert_eq!(echoed, expected);
+    }
+    // On whichever core they are, they are told of the end.
+    rig.close();
+    for (stream, _) in &mut streams {
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest[..1], [0x88], "{rest:?}");
+        assert_eq!(rest[2..4], 1001_u16.to_be_bytes(), "{rest:?}");
+    }
 }
 
 #[test]

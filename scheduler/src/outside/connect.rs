@@ -82,7 +82,7 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
             let [a, b, c, d, ..] = random.random().to_ne_bytes();
             [a, b, c, d]
         });
-        carry(TokioNet, TokioIo::new(upgraded), client, bounds, side, || false).await;
+        carry(TokioNet::new(), TokioIo::new(upgraded), client, bounds, side, || false).await;
         drop(counted);
     });
     Ok(LiveSocket::new(instance, connection))

@@ -5,6 +5,8 @@ use std::io;
 use futures_util::future::{FutureExt, LocalBoxFuture};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::server::Fair;
+
 /// Opens connections, from any core.
 pub trait Network: Send + Sync + 'static {
     /// A connection to `host`, a name or an address, on `port`. Dropped before, it is given up.
@@ -34,7 +36,7 @@ impl Network for TokioNetwork {
             let stream = tokio::net::TcpStream::connect((&*host, port)).await?;
             // Small frames are not held back for larger ones.
             stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            Ok(Box::new(Fair::new(stream)) as Box<dyn Stream>)
         }
         .boxed_local()
     }

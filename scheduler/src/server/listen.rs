@@ -1,19 +1,24 @@
-//! The thread of a server: accepts connections, and ends in order.
+//! A server: accepts connections on every core, where they then live, and ends in order.
+//!
+//! The cores share one listening socket; who comes to it first has the connection. Its requests go to the cores of their
+//! objects by mail, its own among them.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::pin::pin;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dormouse_engine as engine;
+use dormouse_engine::Host;
 use futures_channel::oneshot;
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
@@ -21,92 +26,89 @@ use super::patience::Patient;
 use super::tokio_net::within;
 use super::{ClientAddress, Router, ServerOptions};
 use crate::error::{Error, Result};
+use crate::guests::{Guest, Stay};
+use crate::host::CoreHost;
 
 /// How long is waited after an accept that failed, as when there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a shutdown waits for sockets whose objects have hung up.
-const SOCKETS_TIME: Duration = Duration::from_secs(2);
+/// Connections that the system holds until they are accepted.
+const BACKLOG: u32 = 1024;
 
 /// A server that runs.
 pub(crate) struct Server {
     stop: watch::Sender<bool>,
     /// Resolves when no request is being answered any more.
     drained: oneshot::Receiver<()>,
-    /// Sent when the cores have ended.
-    cores_ended: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
 }
 
 impl Server {
     /// Accepts nothing more; blocks until what was asked is answered, or has had its time. Sockets
-    /// stay open.
-    pub(crate) fn drain(self) -> Drained {
+    /// stay open until their cores hang up.
+    pub(crate) fn drain(self) {
         self.stop.send_replace(true);
-        let _it_ended = engine::call::wait(self.drained);
-        Drained { cores_ended: self.cores_ended, thread: self.thread }
+        let _its_core_ended = engine::call::wait(self.drained);
     }
 }
 
-/// A server that has only sockets left.
-pub(crate) struct Drained {
-    cores_ended: oneshot::Sender<()>,
-    thread: JoinHandle<()>,
-}
-
-impl Drained {
-    /// Ends it; call it when the cores have hung up all sockets.
-    pub(crate) fn join(self) {
-        let _it_ended = self.cores_ended.send(());
-        if self.thread.join().is_err() {
-            tracing::error!("the server's thread panicked");
-        }
-    }
-}
-
-/// Starts a server; the address it listens on comes by `listening`.
-#[expect(clippy::disallowed_methods, reason = "the server has a thread of its own")]
-pub(crate) fn start(
-    address: impl ToSocketAddrs,
-    router: Router,
-    listening: oneshot::Sender<Result<SocketAddr>>,
-) -> Option<Server> {
+/// Starts a server; gives the address it listens on.
+///
+/// Errors: `Retry`: the address can't be had; `Overloaded`, `Closed`: a core takes no mail.
+pub(crate) fn start(address: impl ToSocketAddrs, router: Router) -> Result<(Server, SocketAddr)> {
+    let failed = |error| engine::Error::io(engine::Kind::Retry, "the server's address", error);
+    // Only for what listens to be made with: the cores' own have it then.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = runtime.map_err(failed)?;
+    let listener = {
+        let _inside = runtime.enter();
+        listen(address).and_then(TcpListener::into_std).map_err(failed)?
+    };
+    let local = listener.local_addr().map_err(failed)?;
     let (stop, stopped) = watch::channel(false);
     let (drained_sender, drained) = oneshot::channel();
-    let (cores_ended, ended) = oneshot::channel();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("dormouse-server")
-        .enable_all()
-        .build();
-    let bound = address.to_socket_addrs().and_then(|addresses| {
-        let addresses: Vec<_> = addresses.collect();
-        let runtime = runtime?;
-        let listener = runtime.block_on(TcpListener::bind(&*addresses))?;
-        Ok((runtime, listener.local_addr()?, listener))
-    });
-    let (runtime, local, listener) = match bound {
-        Ok(bound) => bound,
-        Err(error) => {
-            let error = engine::Error::io(engine::Kind::Retry, "the server's address", error);
-            let _nobody_waits = listening.send(Err(error.into()));
-            return None;
+    let mut drained_sender = Some(drained_sender);
+    let (topology, options) = (router.topology().clone(), router.options());
+    let room = Arc::new(Semaphore::new(options.connections));
+    let connections = Connections { router, options, stopped, room };
+    for core in 0..topology.cores() {
+        let listener = listener.try_clone().map_err(failed)?;
+        let (connections, drained) = (connections.clone(), drained_sender.take());
+        let accepting = async move |host: CoreHost, stay: Stay| {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => connections.accept_all(listener, &host).await,
+                Err(error) => tracing::error!(core, %error, "this core accepts no connections"),
+            }
+            // One of the cores tells.
+            if let Some(drained) = drained {
+                connections.drain().await;
+                let _nobody_waits = drained.send(());
+            }
+            drop(stay);
+        };
+        let start = |host: &CoreHost, stay| accepting(host.clone(), stay).boxed_local();
+        topology.send_guest(core, Guest::new("accept", start))?;
+    }
+    Ok((Server { stop, drained }, local))
+}
+
+/// Listens on the first of these addresses that can be had.
+fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
+    let mut last = None;
+    for address in address.to_socket_addrs()? {
+        let one = || {
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        match one() {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = Some(error),
         }
-    };
-    let serving = async move {
-        let options = router.options();
-        let connections = Connections { router: router.clone(), options, stopped };
-        connections.serve(listener).await;
-        router.go_away();
-        let _nobody_waits = drained_sender.send(());
-        let _the_runtime_is_gone = ended.await;
-        within(SOCKETS_TIME, router.sockets_closed()).await;
-    };
-    let thread = std::thread::spawn(move || {
-        runtime.block_on(serving);
-        runtime.shutdown_timeout(SOCKETS_TIME);
-    });
-    let _nobody_waits = listening.send(Ok(local));
-    Some(Server { stop, drained, cores_ended, thread })
+    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "there is no address")))
 }
 
 #[derive(Clone)]
@@ -114,32 +116,42 @@ struct Connections {
     router: Router,
     options: ServerOptions,
     stopped: watch::Receiver<bool>,
+    /// A permit for each connection of all cores.
+    room: Arc<Semaphore>,
 }
 
 impl Connections {
-    /// Until it is stopped, and then until nothing is being answered.
-    async fn serve(&self, listener: TcpListener) {
-        let room = Arc::new(Semaphore::new(self.options.connections));
+    /// Until the server is stopped.
+    async fn accept_all(&self, listener: TcpListener, host: &CoreHost) {
         let mut stopped = self.stopped.clone();
         loop {
-            let next = pin!(self.accept(&listener, &room));
+            let next = pin!(self.accept(&listener));
             let stop = pin!(stop(&mut stopped));
             match select(stop, next).await {
-                Either::Left(_) => break,
-                Either::Right(((stream, from, permit), _)) => self.spawn(stream, from, permit),
+                Either::Left(_) => return,
+                Either::Right(((stream, from, permit), _)) => {
+                    let this = self.clone();
+                    host.spawn("connection", async move {
+                        this.connection(stream, from).await;
+                        drop(permit);
+                    });
+                }
             }
         }
-        drop(listener);
+    }
+
+    /// Waits until nothing is being answered on any core; the sockets are left.
+    async fn drain(&self) {
         let all = u32::try_from(self.options.connections).unwrap_or(u32::MAX);
-        within(self.options.drain_time, room.acquire_many(all)).await;
+        within(self.options.drain_time, self.room.acquire_many(all)).await;
+        self.router.go_away();
     }
 
     async fn accept(
         &self,
         listener: &TcpListener,
-        room: &Arc<Semaphore>,
     ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-        let permit = room.clone().acquire_owned().await.expect("it is never closed");
+        let permit = self.room.clone().acquire_owned().await.expect("it is never closed");
         loop {
             match listener.accept().await {
                 Ok((stream, from)) => return (stream, from, permit),
@@ -149,15 +161,6 @@ impl Connections {
                 }
             }
         }
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "the server's tasks live on tokio")]
-    fn spawn(&self, stream: TcpStream, from: SocketAddr, permit: OwnedSemaphorePermit) {
-        let this = self.clone();
-        tokio::spawn(async move {
-            this.connection(stream, from).await;
-            drop(permit);
-        });
     }
 
     async fn connection(mut self, stream: TcpStream, from: SocketAddr) {

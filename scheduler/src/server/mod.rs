@@ -1,9 +1,8 @@
-//! HTTP and WebSockets from outside (feature `server`): hyper over tokio's net, on a thread of its
-//! own, in front of the cores.
+//! HTTP and WebSockets from outside (feature `server`): hyper over tokio's net, on the cores' own runtimes.
 //!
 //! [`Router`] brings a request to the object that its path names, and is a `tower` service, so that
-//! it can stand behind another server too. A WebSocket's frames go between the client's connection
-//! and the object's core by [`net::carry`](crate::net::carry).
+//! it can stand behind another server too. With its upgrade to a WebSocket a connection moves to its object's core,
+//! where [`net::carry`](crate::net::carry) brings its frames to and fro; behind another server it stays where it is.
 //!
 //! TLS is the proxy's in front of it.
 //!
@@ -12,6 +11,7 @@
 //! asked for, and no longer than [`ServerOptions::drain_time`].
 
 mod body;
+mod fair;
 mod handshake;
 mod hostile;
 mod listen;
@@ -23,9 +23,10 @@ mod upload;
 
 use std::time::Duration;
 
+pub(crate) use fair::Fair;
 pub use hostile::hostile;
 pub use listen::until_signal;
-pub(crate) use listen::{Drained, Server, start};
+pub(crate) use listen::{Server, start};
 pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
 pub use router::{ClientAddress, Route, Router};
 pub(crate) use tokio_net::TokioNet;

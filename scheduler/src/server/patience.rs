@@ -5,14 +5,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::upgrade::{Parts, Upgraded};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 
+use super::Fair;
+
 /// A stream whose writes fail once the client has taken nothing for `limit`. While it takes what it is
 /// sent this costs nothing.
 pub(super) struct Patient {
-    stream: TcpStream,
+    stream: Fair<TcpStream>,
     limit: Duration,
     /// Runs while a write waits.
     waits: Option<Pin<Box<Sleep>>>,
@@ -20,13 +25,18 @@ pub(super) struct Patient {
 
 impl Patient {
     pub(super) fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, waits: None }
+        Self { stream: Fair::new(stream), limit, waits: None }
     }
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the server's tasks live on tokio, not on a core"
-    )]
+    /// The stream of a connection that HTTP has let go, and what was read of it ahead.
+    ///
+    /// Errors: the connection, of another kind.
+    pub(super) fn of(upgraded: Upgraded) -> Result<(TcpStream, Bytes), Upgraded> {
+        let Parts { io, read_buf, .. } = upgraded.downcast::<TokioIo<Self>>()?;
+        Ok((io.into_inner().stream.into_inner(), read_buf))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "as in tokio_net")]
     fn within<T>(
         &mut self,
         polled: Poll<io::Result<T>>,

@@ -8,20 +8,26 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use bytes::Bytes;
 use dormouse_engine as engine;
+use futures_util::FutureExt;
 use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
-use tokio::sync::Notify;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
-use super::tokio_net::{TokioNet, within};
+use super::patience::Patient;
+use super::tokio_net::{ReadAhead, TokioNet, within};
 use super::upload::Progress;
 use super::{ServerOptions, handshake, upload};
 use crate::error::{Error, Kind};
+use crate::guests::Guest;
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
 use crate::net::{self, Bounds, CarryLimits, carry};
@@ -29,6 +35,9 @@ use crate::object::DurableObject;
 use crate::socket::{ClientSocket, UpgradeResponse};
 use crate::stub::{Call, Stub};
 use crate::topology::Topology;
+
+/// How long a connection waits that its object's core has no room for.
+const ROOM_PAUSE: Duration = Duration::from_millis(20);
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 type Own = Arc<dyn Fn(&mut Parts) -> Option<Route> + Send + Sync>;
@@ -95,7 +104,6 @@ pub struct Router {
 struct Bridges {
     open: AtomicUsize,
     closing: AtomicBool,
-    one_less: Notify,
 }
 
 impl Router {
@@ -122,6 +130,10 @@ impl Router {
         self
     }
 
+    pub(super) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
     pub(super) fn options(&self) -> ServerOptions {
         *self.options
     }
@@ -129,17 +141,6 @@ impl Router {
     /// From now on a client whose object hangs up is told that the server goes away.
     pub(super) fn go_away(&self) {
         self.sockets.closing.store(true, Ordering::Release);
-    }
-
-    /// Waits until no WebSocket is open.
-    pub(super) async fn sockets_closed(&self) {
-        loop {
-            let one_less = self.sockets.one_less.notified();
-            if self.sockets.open.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            one_less.await;
-        }
     }
 
     async fn answer<B>(self, request: http::Request<B>) -> Result<Response, StatusCode>
@@ -166,7 +167,7 @@ impl Router {
         let progress = Arc::default();
         let body = upload::receive(body, &self.options, &progress).await?;
         let Target { topology, class, id } = target;
-        let call = topology.fetch(class, id, Request::from_parts(parts, body));
+        let call = topology.fetch(class, id.clone(), Request::from_parts(parts, body));
         let answer = self.in_time(call, &progress).await.ok_or(StatusCode::GATEWAY_TIMEOUT)?;
         // What the client did wrong comes before what its object made of it.
         let mut response =
@@ -176,7 +177,7 @@ impl Router {
             let (accept, upgrade) = upgrade.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
             let client = client.ok_or(StatusCode::INTERNAL_SERVER_ERROR)?;
             response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
-            self.bridge(upgrade, client);
+            self.bridge(upgrade, client, id);
         }
         Ok(response)
     }
@@ -220,23 +221,61 @@ impl Router {
         }
     }
 
-    /// Carries the socket's frames once hyper has sent the response.
+    /// Carries the socket's frames once hyper has sent the response: on the object's core, if the connection can go there.
     #[expect(clippy::disallowed_methods, reason = "on tokio, beside the request's own task")]
-    fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket) {
-        let bounds = self.bounds.clone();
+    fn bridge(&self, upgrade: hyper::upgrade::OnUpgrade, client: ClientSocket, id: Id) {
+        let (topology, bounds) = (self.topology.clone(), self.bounds.clone());
         let open = Open::new(self.sockets.clone());
         tokio::spawn(async move {
-            let carried = match upgrade.await {
-                Ok(upgraded) => {
-                    let going_away = move || open.0.closing.load(Ordering::Acquire);
-                    let io = TokioIo::new(upgraded);
-                    carry(TokioNet, io, client, bounds, net::Server, going_away)
-                }
-                // The client has gone, and its end is dropped here.
-                Err(_) => return,
-            };
-            carried.await;
+            // Else the client has gone, and its end is dropped here.
+            let Ok(upgraded) = upgrade.await else { return };
+            let carried = (client, bounds, open);
+            match Patient::of(upgraded) {
+                Ok((stream, ahead)) => bring(&topology, &id, (stream, ahead), carried).await,
+                Err(upgraded) => carrying(TokioIo::new(upgraded), carried, ()).await,
+            }
         });
+    }
+}
+
+/// The object's end of a WebSocket, and what its server knows of it.
+type Carried = (ClientSocket, Arc<Bounds>, Open);
+
+/// The task of one WebSocket of a server's; it keeps `stay` until its end.
+fn carrying<S: AsyncRead + AsyncWrite, T>(
+    io: S,
+    (client, bounds, open): Carried,
+    stay: T,
+) -> impl Future<Output = ()> + use<S, T> {
+    let going_away = move || {
+        let _until_then = &stay;
+        open.0.closing.load(Ordering::Acquire)
+    };
+    carry(TokioNet::new(), io, client, bounds, net::Server, going_away)
+}
+
+/// Brings a connection, and what was read of it ahead, to the core of an object, which carries its frames from then on.
+async fn bring(
+    topology: &Topology,
+    id: &Id,
+    (stream, ahead): (TcpStream, Bytes),
+    carried: Carried,
+) {
+    // It leaves the poll of the runtime that it is on.
+    let Ok(stream) = stream.into_std() else { return };
+    let mut guest = Guest::new("socket", |_, stay| match TcpStream::from_std(stream) {
+        Ok(stream) => carrying(ReadAhead::new(ahead, stream), carried, stay).boxed_local(),
+        Err(error) => {
+            tracing::warn!(%error, "a connection could not be moved to its object's core");
+            std::future::ready(()).boxed_local()
+        }
+    });
+    while let Err((refused, error)) = topology.send_guest_to(id, guest) {
+        if !error.is_overloaded() {
+            return;
+        }
+        guest = refused;
+        within(ROOM_PAUSE, std::future::pending::<()>()).await;
     }
 }
 
@@ -253,7 +292,6 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
-        self.0.one_less.notify_waiters();
     }
 }
 

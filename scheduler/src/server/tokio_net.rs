@@ -1,20 +1,32 @@
-//! [`TokioNet`]: the network of a server, and of what objects open to the outside.
+//! [`TokioNet`]: the network of a server, and of what objects open to the outside; and what is left of a connection
+//! when HTTP has let it go.
 
 use std::future::Future;
+use std::io;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
+use super::Fair;
 use crate::net::Net;
 
-/// Connections that hyper has let go, and tokio's clock.
-#[derive(Clone, Copy)]
-pub(crate) struct TokioNet;
+/// Connections of some type, and tokio's clock.
+pub(crate) struct TokioNet<S>(PhantomData<fn() -> S>);
 
-impl Net for TokioNet {
-    type Stream = TokioIo<Upgraded>;
+impl<S> TokioNet<S> {
+    pub(crate) const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> Net for TokioNet<S> {
+    type Stream = S;
 
     fn within<F: Future>(
         &self,
@@ -34,4 +46,60 @@ pub(super) fn within<F: Future>(
     future: F,
 ) -> impl Future<Output = Option<F::Output>> {
     tokio::time::timeout(limit, future).map(Result::ok)
+}
+
+/// A connection of which some was read ahead.
+pub(super) struct ReadAhead {
+    ahead: Bytes,
+    stream: Fair<TcpStream>,
+}
+
+impl ReadAhead {
+    pub(super) fn new(ahead: Bytes, stream: TcpStream) -> Self {
+        let mut this = Self { ahead, stream: Fair::new(stream) };
+        this.let_go();
+        this
+    }
+
+    /// Empty bytes, too, keep the buffer that they are of.
+    fn let_go(&mut self) {
+        if self.ahead.is_empty() {
+            self.ahead = Bytes::new();
+        }
+    }
+}
+
+impl AsyncRead for ReadAhead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let some = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..some]);
+        self.ahead.advance(some);
+        self.let_go();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ReadAhead {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

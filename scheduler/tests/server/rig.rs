@@ -126,9 +126,18 @@ impl Rig {
         Self::with(ServerOptions::PRODUCTION)
     }
 
+    /// With connections of either core that have to do with objects of both.
     pub(crate) fn with(options: ServerOptions) -> Self {
+        Self::start(options, 2)
+    }
+
+    pub(crate) fn with_cores(cores: usize) -> Self {
+        Self::start(ServerOptions::PRODUCTION, cores)
+    }
+
+    fn start(options: ServerOptions, cores: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let builder = Runtime::builder(&dir).cores(1);
+        let builder = Runtime::builder(&dir).cores(cores);
         let runtime = builder.namespace::<Room>("rooms").start().unwrap();
         let rooms = runtime.namespace::<Room>();
         let router = runtime.router(options).before(move |request| match request.uri.path() {
