@@ -2,9 +2,9 @@
 //! runtime.
 //!
 //! A *turn* polls ready tasks until none is ready or [`TURN_POLLS`] are done; then whoever waits
-//! for the turn's end goes on, and the core parks. It parks in every turn, also when tasks are
-//! always ready, because tokio-uring submits only when its thread parks: then the park ends at
-//! once. While nothing is ready the core sleeps until a waker runs, on this thread or another.
+//! for the turn's end goes on, once more if all that there was is done ([`TURN_ENDS`]), and the core parks. It parks in
+//! every turn, also when tasks are always ready, because tokio-uring submits only when its thread parks: then the park
+//! ends at once. While nothing is ready the core sleeps until a waker runs, on this thread or another.
 //!
 //! Work that nobody waits for is done while there is no other: one task goes on in each turn after
 //! which nothing is ready, also after a park that looked what the disk has answered; or in every
@@ -25,6 +25,10 @@ use crate::park::Park;
 
 /// Polls in one turn at most.
 pub const TURN_POLLS: usize = 256;
+
+/// How often a turn ends that leaves nothing to do: who waits for its end commits, and then waits who writes that. The
+/// disk has it a park earlier, some five system calls.
+const TURN_ENDS: usize = 2;
 
 /// Turns after which a task that waits for the core to be idle goes on in spite of others.
 pub const BUSY_TURNS: u32 = 16;
@@ -270,13 +274,19 @@ impl Executor {
         self.0.turns.set(self.0.turns.get() + 1);
         NEXT_TURN.take().into_iter().for_each(Waker::wake);
         self.poll_ready(TURN_POLLS);
-        let waiting = std::mem::take(&mut *self.0.turn_ends.borrow_mut());
-        if !waiting.is_empty() {
+        for _ in 0..TURN_ENDS {
+            let waiting = std::mem::take(&mut *self.0.turn_ends.borrow_mut());
+            if waiting.is_empty() {
+                return;
+            }
             let count = waiting.len();
             self.0.ends.set(self.0.ends.get() + 1);
             waiting.into_iter().for_each(Waker::wake);
             // They do their work now, so that its I/O leaves with this park.
             self.poll_ready(count + TURN_POLLS);
+            if self.has_woken() {
+                return;
+            }
         }
     }
 
@@ -318,10 +328,13 @@ impl Executor {
         self.0.free.borrow_mut().push(index);
     }
 
+    fn has_woken(&self) -> bool {
+        READY.with_borrow(|ready| !ready.is_empty()) || !self.0.remote.woken.is_empty()
+    }
+
     fn has_ready(&self) -> bool {
         // Who began to wait for a turn's end while the last one ended gets one of its own.
-        READY.with_borrow(|ready| !ready.is_empty())
-            || !self.0.remote.woken.is_empty()
+        self.has_woken()
             || !self.0.turn_ends.borrow().is_empty()
             || NEXT_TURN.with_borrow(|next| !next.is_empty())
     }
@@ -371,6 +384,23 @@ mod tests {
             second.wake_by_ref();
             executor.turn();
             assert_eq!(*log.borrow(), expected);
+        }
+    }
+
+    #[test]
+    fn a_turn_ends_twice_if_nothing_else_is_to_be_done() {
+        let (executor, ends) = (Executor::new(), Rc::new(Cell::new(0)));
+        let (inside, counted) = (executor.clone(), ends.clone());
+        executor.spawn("waiter", async move {
+            loop {
+                inside.turn_end().await;
+                counted.set(counted.get() + 1);
+            }
+        });
+        for turn in 1..4 {
+            executor.turn();
+            assert_eq!(ends.get(), turn * TURN_ENDS);
+            assert!(executor.has_ready(), "one gets its end in the next turn");
         }
     }
 

@@ -120,15 +120,25 @@ fn keys_of<'a>(keys: &'a [&'a str]) -> Vec<&'a [u8]> {
 
 /// Keys came in as text; one that a tool wrote otherwise is shown as near as can be.
 fn text(key: &[u8]) -> String {
-    String::from_utf8_lossy(key).into_owned()
+    match str::from_utf8(key) {
+        Ok(text) => text.to_owned(),
+        Err(_) => String::from_utf8_lossy(key).into_owned(),
+    }
 }
 
 fn texts(pairs: Vec<(Bytes, Bytes)>) -> Result<Vec<(String, Bytes)>> {
     Ok(pairs.into_iter().map(|(key, value)| (text(&key), value)).collect())
 }
 
-fn decoded<T: DeserializeOwned>(pairs: Vec<(Bytes, Bytes)>) -> Result<Vec<(String, T)>> {
-    pairs.into_iter().map(|(key, value)| Ok((text(&key), decode(&value)?))).collect()
+fn decoded<T: DeserializeOwned>(
+    pairs: impl ExactSizeIterator<Item = (impl AsRef<[u8]>, impl AsRef<[u8]>)>,
+) -> Result<Vec<(String, T)>> {
+    // With room for all of them at once: what is collected to a result may end early, and grows as it goes.
+    let mut all = Vec::with_capacity(pairs.len());
+    for (key, value) in pairs {
+        all.push((text(key.as_ref()), decode(value.as_ref())?));
+    }
+    Ok(all)
 }
 
 impl Storage {
@@ -216,7 +226,8 @@ impl Storage {
 
     /// The keys that exist, ascending, each once; at most 128.
     pub fn get_many<T: DeserializeOwned + 'static>(&self, keys: &[&str]) -> Op<Vec<(String, T)>> {
-        self.op(on!(self, get_many(&keys_of(keys), Read::default())), false, decoded)
+        let answer = on!(self, get_many(&keys_of(keys), Read::default()));
+        self.op(answer, false, |pairs| decoded(pairs.into_iter()))
     }
 
     /// See [`Storage::get_many`].
@@ -226,9 +237,7 @@ impl Storage {
 
     /// The keys of a range and their values, as of this call.
     pub fn list<T: DeserializeOwned + 'static>(&self, list: &List) -> Op<Vec<(String, T)>> {
-        self.op(on!(self, list(list, Read::default())), false, |entries| {
-            entries.iter().map(|(key, value)| Ok((text(key), decode(value)?))).collect()
-        })
+        self.op(on!(self, list(list, Read::default())), false, |entries| decoded(entries.iter()))
     }
 
     /// See [`Storage::list`]. Small values are slices of one buffer: one that is kept keeps it.
