@@ -58,6 +58,8 @@ thread_local! {
     static READY: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
     /// Who made way for others until the next turn of this thread's executor.
     static NEXT_TURN: RefCell<Vec<Waker>> = const { RefCell::new(Vec::new()) };
+    /// Whether this thread's executor polls tasks now.
+    static IN_TURN: Cell<bool> = const { Cell::new(false) };
     /// The number of this thread's executor; 0 for none.
     static OWN: Cell<u64> = const { Cell::new(0) };
 }
@@ -94,11 +96,11 @@ struct Lull {
 }
 
 /// Has a task of this thread's core make way until its next turn, so that the core looks for I/O before: a task that
-/// only wakes itself goes on in this one. Of a thread that is no core it is woken at once.
+/// only wakes itself goes on in this one. Outside of a core's turn it is woken at once.
 pub fn wake_next_turn(waker: &Waker) {
-    match OWN.get() {
-        0 => waker.wake_by_ref(),
-        _ => NEXT_TURN.with_borrow_mut(|next| next.push(waker.clone())),
+    match IN_TURN.get() {
+        false => waker.wake_by_ref(),
+        true => NEXT_TURN.with_borrow_mut(|next| next.push(waker.clone())),
     }
 }
 
@@ -272,6 +274,12 @@ impl Executor {
 
     fn turn(&self) {
         self.0.turns.set(self.0.turns.get() + 1);
+        IN_TURN.set(true);
+        self.turn_inside();
+        IN_TURN.set(false);
+    }
+
+    fn turn_inside(&self) {
         NEXT_TURN.take().into_iter().for_each(Waker::wake);
         self.poll_ready(TURN_POLLS);
         for _ in 0..TURN_ENDS {
@@ -319,10 +327,11 @@ impl Executor {
             tasks[index].as_mut().expect("only this ends a task").future = Some(future);
             return;
         }
-        if polled.is_err() {
+        // What it leaves behind may panic too.
+        let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(future)));
+        if polled.is_err() || dropped.is_err() {
             tracing::error!(task = name, "a task panicked");
         }
-        drop(future);
         // A waker that is still about finds the next task of this index at worst: a vain poll.
         self.0.tasks.borrow_mut()[index] = None;
         self.0.free.borrow_mut().push(index);
@@ -385,6 +394,28 @@ mod tests {
             executor.turn();
             assert_eq!(*log.borrow(), expected);
         }
+    }
+
+    #[test]
+    fn what_panics_while_it_is_dropped_ends_its_task_alone() {
+        struct Panics;
+        impl Future for Panics {
+            type Output = ();
+            fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+                Poll::Ready(())
+            }
+        }
+        impl Drop for Panics {
+            fn drop(&mut self) {
+                std::panic::resume_unwind(Box::new("as planned"));
+            }
+        }
+        let (executor, other) = (Executor::new(), Rc::new(Cell::new(false)));
+        let set = other.clone();
+        executor.spawn("panics", Panics);
+        executor.spawn("other", async move { set.set(true) });
+        executor.turn();
+        assert!(other.get());
     }
 
     #[test]

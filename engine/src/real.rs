@@ -326,10 +326,18 @@ async fn turns<T: 'static, F: Future<Output = T> + 'static>(
         // Completions may wait for a kernel thread on this very CPU.
         std::thread::yield_now();
     };
-    let value = executor.run(main, park_at_once).await;
-    // Tasks hold the environment, and it holds them.
-    executor.clear();
-    Ok(value)
+    let cleared = Cleared(executor);
+    Ok(cleared.0.run(main, park_at_once).await)
+}
+
+/// Drops the core's tasks, which hold the environment, as it holds them; also when the main one panicked: who waits for
+/// another of them is told.
+struct Cleared(Executor);
+
+impl Drop for Cleared {
+    fn drop(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// Runs one future to its end on a core of its own, and waits for it: for tools and tests.

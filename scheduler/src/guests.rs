@@ -3,7 +3,7 @@
 //! A guest is started by mail. A core that ends waits for its guests once its objects have left, so that clients are
 //! told what these said last; but not for long.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::{LocalBoxFuture, select};
 
 use crate::host::CoreHost;
+use crate::server::Resting;
 
 /// How long the end of a core waits for its guests.
 const GUESTS_TIME: Duration = Duration::from_secs(2);
@@ -45,10 +46,16 @@ pub(crate) struct Guests(Rc<There>);
 struct There {
     count: Cell<usize>,
     left: Signal,
+    /// Where connections rest, once there was one; none where that can't be.
+    resting: OnceCell<Option<Rc<Resting>>>,
 }
 
 impl Guests {
     pub(crate) fn take_in(&self, host: &CoreHost, guest: Guest) {
+        self.0.resting.get_or_init(|| {
+            let started = Resting::start(host);
+            started.inspect_err(|error| tracing::warn!(%error, "connections don't rest")).ok()
+        });
         let task = (guest.start)(host, Stay::new(self.0.clone()));
         host.spawn_boxed(guest.name, task);
     }
@@ -67,6 +74,17 @@ impl Stay {
     fn new(there: Rc<There>) -> Self {
         there.count.set(there.count.get() + 1);
         Self(there)
+    }
+
+    /// Where the core's connections rest.
+    pub(crate) fn resting(&self) -> Option<Rc<Resting>> {
+        self.0.resting.get().cloned().flatten()
+    }
+}
+
+impl Clone for Stay {
+    fn clone(&self) -> Self {
+        Self::new(self.0.clone())
     }
 }
 

@@ -202,7 +202,7 @@ impl Runtime {
     /// name, which sees the rest of the path. Gives the address, for a port that was left to the
     /// system; it is served until [`close`](Self::close). Blocks while the address is resolved.
     ///
-    /// Errors: `Retry`: the address can't be had.
+    /// Errors: `Retry`: the address can't be had; `Overloaded`: a core's mailbox is full; `Closed`.
     #[cfg(feature = "server")]
     pub fn serve(&self, address: impl ToSocketAddrs) -> Call<SocketAddr> {
         self.serve_router(address, self.router(ServerOptions::PRODUCTION))
@@ -273,6 +273,7 @@ impl Runtime {
         #[cfg(feature = "server")]
         {
             let servers = std::mem::take(self.servers.get_mut().expect("no panic under it"));
+            servers.iter().for_each(Server::stop);
             servers.into_iter().for_each(Server::drain);
         }
         self.topology.shutdown();

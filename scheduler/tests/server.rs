@@ -355,6 +355,57 @@ fn handshakes_that_are_none_are_refused() {
     assert_eq!(any.handshake(&[key, version, "origin: http://evil.example"]), "101");
 }
 
+/// What happens to a connection while it rests, from both ends.
+#[test]
+fn a_connection_that_rests_goes_on_where_it_was() {
+    let rig = Rig::new();
+    let mut sockets: Vec<_> = (0..50).map(|_| rig.connect("a")).collect();
+    for round in 0..5 {
+        // Some have gone to rest by then, some go just now, some are woken by what others do.
+        sleep_ms(round * 3);
+        for (number, socket) in sockets.iter_mut().enumerate() {
+            socket.send(Message::text(format!("number:{number} {round}"))).unwrap();
+        }
+        for (number, socket) in sockets.iter_mut().enumerate() {
+            assert_eq!(socket.read().unwrap(), Message::text(number.to_string()));
+        }
+        rig.evict("a");
+    }
+    sleep_ms(30);
+    // Half of them vanish while they rest; each is told of once.
+    let vanished = sockets.split_off(25).len();
+    let log = rig.log("a", vanished);
+    assert_eq!(log, ["close 1006 false"].repeat(vanished));
+    // A frame in two parts, with a rest in the middle of it if there could be one.
+    let frame = masked(0x81, b"halves");
+    for socket in &mut sockets {
+        socket.get_mut().write_all(&frame[..7]).unwrap();
+    }
+    sleep_ms(20);
+    for socket in &mut sockets {
+        socket.get_mut().write_all(&frame[7..]).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("halves"));
+    }
+    // And so a message of two fragments, without a byte of it yet.
+    for socket in &mut sockets {
+        socket.get_mut().write_all(&masked(0x01, b"")).unwrap();
+    }
+    sleep_ms(20);
+    for socket in &mut sockets {
+        socket.get_mut().write_all(&masked(0x80, b"whole")).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::text("whole"));
+    }
+    sleep_ms(20);
+    // The object ends all of them.
+    sockets[0].send(Message::text("abort")).unwrap();
+    for socket in &mut sockets {
+        match socket.read() {
+            Err(Error::Protocol(_) | Error::Io(_)) => {}
+            other => panic!("{other:?} is no lost connection"),
+        }
+    }
+}
+
 /// no close frame, just the end.
 #[test]
 fn a_reset_cuts_its_clients_off() {
@@ -429,6 +480,14 @@ fn frames_that_come_with_the_handshake_move_with_their_socket() {
         assert_eq!(rest[..1], [0x88], "{rest:?}");
         assert_eq!(rest[2..4], 1001_u16.to_be_bytes(), "{rest:?}");
     }
+}
+
+#[test]
+fn a_server_is_started_from_a_task_of_tokios() {
+    let rig = Rig::new();
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let address = tokio.block_on(async { rig.serve_at("127.0.0.1:0".parse().unwrap()).await });
+    assert!(std::net::TcpStream::connect(address.unwrap()).is_ok());
 }
 
 #[test]

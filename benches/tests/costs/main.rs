@@ -21,16 +21,16 @@ use report::{Report, What};
 /// figure falls.
 #[rustfmt::skip]
 const BOUNDS: [(What, [f64; Op::ALL.len()]); 10] = [
-    (What::Allocations,    [    30.0,     17.0,     35.0,    12.0,   0.0,     8.5]),
-    (What::AllocatedBytes, [14_200.0, 10_000.0, 29_000.0,  9_500.0,  0.0,   820.0]),
+    (What::Allocations,    [    30.0,     17.0,     31.0,    12.0,   0.0,     8.5]),
+    (What::AllocatedBytes, [14_200.0, 10_000.0, 27_000.0,  9_500.0,  0.0,   820.0]),
     (What::BatchBytes,     [ 4_096.0,    350.0,  6_300.0,     0.0,   0.0,     0.0]),
     (What::BatchWrites,    [     1.0,     0.02,      1.0,     0.0,   0.0,     0.0]),
     (What::WrittenBytes,   [ 5_000.0,    550.0,  7_200.0,     0.0,   0.0,     0.0]),
     (What::Reads,          [     0.4,      1.3,      0.0,     1.0,   0.0,     0.0]),
     (What::ReadBytes,      [ 4_500.0,  5_400.0,      0.0, 4_700.0,   0.0,     0.0]),
     (What::Sleeps,         [     2.0,      0.1,      2.0,     1.5,  0.01,    0.01]),
-    (What::SystemCalls,    [    10.0,     0.25,     17.0,     6.0,  0.05,     0.2]),
-    (What::Instructions,   [46_500.0, 21_000.0, 85_000.0, 23_000.0, 493.0, 11_100.0]),
+    (What::SystemCalls,    [    10.0,     0.25,      7.0,     6.0,  0.05,     0.2]),
+    (What::Instructions,   [46_500.0, 21_000.0, 80_000.0, 23_000.0, 493.0, 11_100.0]),
 ];
 
 fn main() -> ExitCode {

@@ -22,6 +22,8 @@ pub mod conformance;
 pub mod posix;
 #[cfg(all(target_os = "linux", not(dormouse_loom)))]
 pub mod uring;
+#[cfg(all(target_os = "linux", not(dormouse_loom)))]
+pub mod watched;
 
 use std::future::Future;
 use std::io;

@@ -68,6 +68,12 @@ impl Bounds {
     pub fn new(limits: CarryLimits) -> Self {
         Self { limits, partial: AtomicUsize::new(0) }
     }
+
+    /// How long the client of a connection that rests may be silent still, before it is pinged.
+    #[cfg(feature = "server")]
+    pub(crate) fn rest_silence(&self) -> Duration {
+        self.limits.silence_time.saturating_sub(self.limits.rest_time)
+    }
 }
 
 /// One connection's part of [`Bounds::partial`].
@@ -104,27 +110,51 @@ struct Carried<N, S> {
     client: ClientSocket,
     bounds: Arc<Bounds>,
     side: S,
+    rest: Rest,
     shared: Shared,
 }
 
-/// Carries a WebSocket's frames between a connection and its object, until one side ends. It is
+/// Whether a connection rests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// Never.
+    Never,
+    /// When nothing was said for [`CarryLimits::rest_time`].
+    May,
+    /// It may again; and it did, for the rest of its silence: the client is pinged, and lost if it says nothing.
+    Over,
+}
+
+/// A connection on which nothing is said, and of which nothing is on its way: between two frames of either side.
+pub struct Resting<I> {
+    /// The connection.
+    pub io: I,
+    /// The other end of it.
+    pub client: ClientSocket,
+}
+
+/// Carries a WebSocket's frames between a connection and its object, until one side ends, or it rests:
+/// then it gives back what it was given. The connection is
 /// past its opening handshake, in which this was the `side`. `going_away` says that the server is
 /// being shut down: then a client whose object hangs up is told so (1001), instead of nothing
 ///
 ///
 /// Cancel: the connection is cut, and the object is told that it is lost.
-pub fn carry<N: Net, S: Side, G: Fn() -> bool>(
+pub fn carry<N: Net<Stream: Unpin>, S: Side, G: Fn() -> bool>(
     net: N,
     io: N::Stream,
     client: ClientSocket,
     bounds: Arc<Bounds>,
     side: S,
+    rest: Rest,
     going_away: G,
-) -> impl Future<Output = ()> + use<N, S, G> {
+) -> impl Future<Output = Option<Resting<N::Stream>>> + use<N, S, G> {
     // Not an `async fn`, which would keep room for what it is given beside what it makes of it: most of
     // what a silent connection holds is this.
     let (mut input, mut output) = tokio::io::split(io);
-    let carried = Carried { net, client, bounds, side, shared: Shared::default() };
+    let shared = Shared::default();
+    Shared::set(&shared.ping, rest == Rest::Over);
+    let carried = Carried { net, client, bounds, side, rest, shared };
     async move {
         let ended = {
             let reading = pin!(carried.read(&mut input));
@@ -134,8 +164,13 @@ pub fn carry<N: Net, S: Side, G: Fn() -> bool>(
                 Either::Right(((), _)) => Ended::Gone,
             }
         };
-        if let Ended::Broken(violation) = ended {
-            Box::pin(carried.refuse(input, output, violation)).await;
+        match ended {
+            Ended::Gone => None,
+            Ended::Resting => Some(Resting { io: input.unsplit(output), client: carried.client }),
+            Ended::Broken(violation) => {
+                Box::pin(carried.refuse(input, output, violation)).await;
+                None
+            }
         }
     }
 }
@@ -143,7 +178,20 @@ pub fn carry<N: Net, S: Side, G: Fn() -> bool>(
 enum Ended {
     /// The client, or its object.
     Gone,
+    /// Nothing is said.
+    Resting,
     Broken(Violation),
+}
+
+/// What a client that says nothing is in for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// Its connection rests.
+    Rest,
+    /// It is pinged.
+    Ping,
+    /// It was, and is lost.
+    Loss,
 }
 
 /// What is there to be taken, or why nothing follows; `None` if more is to be read.
@@ -161,14 +209,35 @@ impl<N: Net, S: Side> Carried<N, S> {
         &self.bounds.limits
     }
 
+    /// What a client is in for that has just said something.
+    fn at_first(&self) -> Silence {
+        if self.rest == Rest::Never { Silence::Ping } else { Silence::Rest }
+    }
+
+    /// How long it may say nothing before that comes.
+    fn silence_time(&self, next: Silence) -> Duration {
+        let CarryLimits { silence_time, rest_time, .. } = self.limits();
+        match next {
+            Silence::Rest => *rest_time,
+            Silence::Ping if self.rest == Rest::Never => *silence_time,
+            Silence::Ping => silence_time.saturating_sub(*rest_time),
+            Silence::Loss => *silence_time,
+        }
+    }
+
     async fn read(&self, input: &mut (impl AsyncRead + Unpin)) -> Ended {
         let mut decoder = Decoder::new(self.limits().message_bytes, &self.side);
         let mut held = Held { bounds: &self.bounds, bytes: 0 };
+        let mut next = match self.rest {
+            Rest::Over => Silence::Loss,
+            Rest::Never | Rest::May => self.at_first(),
+        };
         loop {
-            let inbound = match self.next(input, &mut decoder, &mut held).await {
+            let inbound = match self.next(input, &mut decoder, &mut held, next).await {
                 Ok(inbound) => inbound,
                 Err(ended) => return ended,
             };
+            next = self.at_first();
             // Apart, so that a connection on which nothing happens holds nothing for it.
             match Box::pin(self.take(inbound, input)).await {
                 None => {}
@@ -177,34 +246,41 @@ impl<N: Net, S: Side> Carried<N, S> {
         }
     }
 
-    /// The next thing that the client sends; why there is none if it is gone, or silent for too long,
-    /// ping and all.
+    /// The next thing that the client sends; why there is none if it is gone, or silent for too long.
     async fn next(
         &self,
         input: &mut (impl AsyncRead + Unpin),
         decoder: &mut Decoder,
         held: &mut Held<'_>,
+        mut next: Silence,
     ) -> Result<Inbound, Ended> {
-        let Shared { ping, close_sent, .. } = &self.shared;
-        let mut waited = false;
+        let Shared { ping, close_sent, cut } = &self.shared;
         loop {
             if let Some(found) = look(decoder, held) {
                 return found;
             }
             let closing = Shared::is(close_sent);
-            let limits = self.limits();
-            let limit = if closing { limits.close_time } else { limits.silence_time };
+            let limit = if closing { self.limits().close_time } else { self.silence_time(next) };
             let read = poll_fn(|cx| decoder.poll_fill(input, cx));
-            match self.net.within(limit, read).await {
-                Some(Ok(0) | Err(_)) => return Err(Ended::Gone),
-                Some(Ok(_)) => waited = false,
-                None if waited || closing => return Err(Ended::Gone),
-                None => {
-                    waited = true;
+            match (self.net.within(limit, read).await, next) {
+                (Some(Ok(0) | Err(_)), _) => return Err(Ended::Gone),
+                (Some(Ok(_)), _) => next = self.at_first(),
+                (None, _) if closing => return Err(Ended::Gone),
+                (None, Silence::Rest) => {
+                    // What the object said lately may be on its way, or its close frame sent: that has its time.
+                    let idle = [cut, close_sent].iter().all(|flag| !Shared::is(flag));
+                    if idle && decoder.is_idle() {
+                        return Err(Ended::Resting);
+                    }
+                    next = Silence::Ping;
+                }
+                (None, Silence::Ping) => {
+                    next = Silence::Loss;
                     // A close frame may have been sent meanwhile: its answer has its time, and nothing
                     // follows it, a ping neither.
                     Shared::set(ping, !Shared::is(close_sent));
                 }
+                (None, Silence::Loss) => return Err(Ended::Gone),
             }
         }
     }
@@ -301,7 +377,7 @@ impl<N: Net, S: Side> Carried<N, S> {
         mut output: impl AsyncWrite + Unpin,
         violation: Violation,
     ) {
-        let Self { net, client, bounds, side, shared } = self;
+        let Self { net, client, bounds, side, shared, .. } = self;
         let error = engine::Error::coded(engine::Kind::Invalid, "socket-protocol", violation.text);
         client.fail(Error::from(error));
         drop(client);

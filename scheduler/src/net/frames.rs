@@ -144,6 +144,11 @@ impl Decoder {
         self.buffer.capacity() + partial
     }
 
+    /// Whether it holds nothing, of a frame or of a message.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.buffer.is_empty() && self.partial.is_none()
+    }
+
     /// The next thing that is complete; `None` if more bytes are needed.
     pub(crate) fn next(&mut self) -> Result<Option<Inbound>, Violation> {
         loop {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use bridge::{Bounds, carry};
+pub use bridge::{Bounds, Rest, Resting, carry};
 pub use frames::{Client, Server, Side};
 
 /// A network, and the clock of those who wait for it.
@@ -37,6 +37,8 @@ pub struct CarryLimits {
     /// A client that was silent for so long is pinged, and lost after as long again; one that takes
     /// nothing for twice as long is lost as well.
     pub silence_time: Duration,
+    /// A connection that may rest does so when its client has been silent for so long.
+    pub rest_time: Duration,
     /// How long one side waits for the other's close frame.
     pub close_time: Duration,
     /// Bytes of a message from a client.

@@ -24,7 +24,7 @@ use super::target::Target;
 use crate::error::{Error, Result};
 use crate::http::{Body, Request};
 use crate::instance::{Instance, Work};
-use crate::net::{Bounds, CarryLimits, Client, carry};
+use crate::net::{Bounds, CarryLimits, Client, Rest, carry};
 use crate::server::{ServerOptions, TokioNet};
 use crate::socket::{LiveSocket, UpgradeRequest, names, wire};
 use crate::state::State;
@@ -71,6 +71,7 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
     instance.push(Work::Task(Awake::Socket, over.boxed_local()));
     let bounds = Arc::new(Bounds::new(CarryLimits {
         silence_time: outside.limits.silence_time,
+        rest_time: outside.limits.silence_time,
         close_time: ServerOptions::PRODUCTION.close_time,
         message_bytes: sockets.limits().message_bytes,
         partial_bytes: ServerOptions::PRODUCTION.partial_bytes,
@@ -82,7 +83,8 @@ async fn open(instance: Rc<Instance>, way: Way, mut request: Request<()>) -> Res
             let [a, b, c, d, ..] = random.random().to_ne_bytes();
             [a, b, c, d]
         });
-        carry(TokioNet::new(), TokioIo::new(upgraded), client, bounds, side, || false).await;
+        carry(TokioNet::new(), TokioIo::new(upgraded), client, bounds, side, Rest::Never, || false)
+            .await;
         drop(counted);
     });
     Ok(LiveSocket::new(instance, connection))

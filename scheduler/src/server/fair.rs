@@ -1,5 +1,6 @@
 //! A connection that lets others have their turn.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,6 +17,19 @@ const ROW_MAX: u8 = 8;
 pub(crate) struct Fair<S> {
     stream: S,
     row: u8,
+}
+
+/// Waits for the core's next turn.
+pub(super) async fn next_turn() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        wake_next_turn(cx.waker());
+        Poll::Pending
+    })
+    .await;
 }
 
 impl<S> Fair<S> {

@@ -18,10 +18,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower_service::Service as _;
 
+use super::fair::next_turn;
 use super::patience::Patient;
 use super::tokio_net::within;
 use super::{ClientAddress, Router, ServerOptions};
@@ -32,7 +33,9 @@ use crate::host::CoreHost;
 /// How long is waited after an accept that failed, as when there are no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections that the system holds until they are accepted.
-const BACKLOG: u32 = 1024;
+const BACKLOG: i32 = 1024;
+/// Connections that are accepted before the core does something else.
+const ROW_MAX: u64 = 16;
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -42,10 +45,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Accepts nothing more; blocks until what was asked is answered, or has had its time. Sockets
-    /// stay open until their cores hang up.
-    pub(crate) fn drain(self) {
+    /// Accepts nothing more, and lets connections end when what was asked on them is answered.
+    pub(crate) fn stop(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// After [`stop`](Self::stop): blocks until what was asked is answered, or has had its time. Sockets stay open until
+    /// their cores hang up.
+    pub(crate) fn drain(self) {
         let _its_core_ended = engine::call::wait(self.drained);
     }
 }
@@ -55,14 +62,7 @@ impl Server {
 /// Errors: `Retry`: the address can't be had; `Overloaded`, `Closed`: a core takes no mail.
 pub(crate) fn start(address: impl ToSocketAddrs, router: Router) -> Result<(Server, SocketAddr)> {
     let failed = |error| engine::Error::io(engine::Kind::Retry, "the server's address", error);
-    // Only for what listens to be made with: the cores' own have it then.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
-    let runtime = runtime.map_err(failed)?;
-    let listener = {
-        let _inside = runtime.enter();
-        listen(address).and_then(TcpListener::into_std).map_err(failed)?
-    };
-    let local = listener.local_addr().map_err(failed)?;
+    let (listener, local) = listen(address).map_err(failed)?;
     let (stop, stopped) = watch::channel(false);
     let (drained_sender, drained) = oneshot::channel();
     let mut drained_sender = Some(drained_sender);
@@ -74,8 +74,11 @@ pub(crate) fn start(address: impl ToSocketAddrs, router: Router) -> Result<(Serv
         let (connections, drained) = (connections.clone(), drained_sender.take());
         let accepting = async move |host: CoreHost, stay: Stay| {
             match TcpListener::from_std(listener) {
-                Ok(listener) => connections.accept_all(listener, &host).await,
-                Err(error) => tracing::error!(core, %error, "this core accepts no connections"),
+                Ok(listener) => connections.accept_all(listener, &host, &stay).await,
+                Err(error) => {
+                    tracing::error!(core, %error, "this core accepts no connections");
+                    until_stopped(&mut connections.stopped.clone()).await;
+                }
             }
             // One of the cores tells.
             if let Some(drained) = drained {
@@ -91,24 +94,14 @@ pub(crate) fn start(address: impl ToSocketAddrs, router: Router) -> Result<(Serv
 }
 
 /// Listens on the first of these addresses that can be had.
-fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
-    let mut last = None;
-    for address in address.to_socket_addrs()? {
-        let one = || {
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                SocketAddr::V6(_) => TcpSocket::new_v6()?,
-            };
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            socket.listen(BACKLOG)
-        };
-        match one() {
-            Ok(listener) => return Ok(listener),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "there is no address")))
+#[expect(clippy::disallowed_types, reason = "the cores' runtimes have it then")]
+fn listen(address: impl ToSocketAddrs) -> io::Result<(std::net::TcpListener, SocketAddr)> {
+    let listener = std::net::TcpListener::bind(address)?;
+    // With a longer queue than std's.
+    rustix::net::listen(&listener, BACKLOG)?;
+    listener.set_nonblocking(true)?;
+    let local = listener.local_addr()?;
+    Ok((listener, local))
 }
 
 #[derive(Clone)]
@@ -122,18 +115,21 @@ struct Connections {
 
 impl Connections {
     /// Until the server is stopped.
-    async fn accept_all(&self, listener: TcpListener, host: &CoreHost) {
+    async fn accept_all(&self, listener: TcpListener, host: &CoreHost, stay: &Stay) {
         let mut stopped = self.stopped.clone();
-        loop {
+        for row in 1_u64.. {
+            if row % ROW_MAX == 0 {
+                next_turn().await;
+            }
             let next = pin!(self.accept(&listener));
-            let stop = pin!(stop(&mut stopped));
+            let stop = pin!(until_stopped(&mut stopped));
             match select(stop, next).await {
                 Either::Left(_) => return,
                 Either::Right(((stream, from, permit), _)) => {
-                    let this = self.clone();
+                    let (this, held) = (self.clone(), (permit, stay.clone()));
                     host.spawn("connection", async move {
                         this.connection(stream, from).await;
-                        drop(permit);
+                        drop(held);
                     });
                 }
             }
@@ -144,7 +140,10 @@ impl Connections {
     async fn drain(&self) {
         let all = u32::try_from(self.options.connections).unwrap_or(u32::MAX);
         within(self.options.drain_time, self.room.acquire_many(all)).await;
-        self.router.go_away();
+        // If it is the end, and not a start that failed.
+        if *self.stopped.borrow() {
+            self.router.go_away();
+        }
     }
 
     async fn accept(
@@ -180,7 +179,7 @@ impl Connections {
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = pin!(connection);
-        let stop = pin!(stop(&mut self.stopped));
+        let stop = pin!(until_stopped(&mut self.stopped));
         let ended = match select(connection.as_mut(), stop).await {
             Either::Left((ended, _)) => ended,
             Either::Right(_) => {
@@ -195,7 +194,7 @@ impl Connections {
 }
 
 /// Waits until the server is to stop.
-async fn stop(stopped: &mut watch::Receiver<bool>) {
+async fn until_stopped(stopped: &mut watch::Receiver<bool>) {
     let _its_sender_is_gone = stopped.wait_for(|stopped| *stopped).await.is_err();
 }
 

@@ -17,6 +17,32 @@ mod hostile;
 mod listen;
 mod metrics;
 mod patience;
+#[cfg(target_os = "linux")]
+mod resting;
+/// Only Linux has what connections rest beneath.
+#[cfg(not(target_os = "linux"))]
+mod resting {
+    use std::io;
+    use std::os::fd::OwnedFd;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::router::Carried;
+    use crate::guests::Stay;
+    use crate::host::CoreHost;
+
+    pub(crate) enum Resting {}
+
+    impl Resting {
+        pub(crate) fn start(_host: &CoreHost) -> io::Result<Rc<Self>> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(super) fn rest(&self, _: OwnedFd, _: Carried, _: Stay, _: Duration) {
+            match *self {}
+        }
+    }
+}
 mod router;
 mod tokio_net;
 mod upload;
@@ -28,6 +54,7 @@ pub use hostile::hostile;
 pub use listen::until_signal;
 pub(crate) use listen::{Server, start};
 pub(crate) use metrics::{router as metrics_router, upkeep as metrics_upkeep};
+pub(crate) use resting::Resting;
 pub use router::{ClientAddress, Route, Router};
 pub(crate) use tokio_net::TokioNet;
 
@@ -55,6 +82,9 @@ pub struct ServerOptions {
     /// A client of a WebSocket that was silent for so long is pinged, and lost after as long again;
     /// any client that takes nothing of what it is sent for twice as long is lost as well.
     pub silence_time: Duration,
+    /// The connection of a WebSocket whose client is silent for so long rests: it takes little memory then, and some
+    /// microseconds to go on.
+    pub rest_time: Duration,
     /// How long one side of a WebSocket waits for the other's close frame.
     pub close_time: Duration,
     /// How long a shutdown waits for requests that are being answered.
@@ -84,6 +114,7 @@ impl ServerOptions {
         body_time: Duration::from_secs(30),
         answer_time: Duration::from_secs(60),
         silence_time: Duration::from_secs(30),
+        rest_time: Duration::from_secs(2),
         close_time: Duration::from_secs(30),
         drain_time: Duration::from_secs(10),
         origins: Origins::Same,

@@ -12,14 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormouse_engine as engine;
-use futures_util::FutureExt;
+use futures_util::future::{FutureExt, LocalBoxFuture};
 use http::header::{SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, StatusCode, Uri};
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use percent_encoding::percent_decode_str;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::patience::Patient;
@@ -27,10 +27,10 @@ use super::tokio_net::{ReadAhead, TokioNet, within};
 use super::upload::Progress;
 use super::{ServerOptions, handshake, upload};
 use crate::error::{Error, Kind};
-use crate::guests::Guest;
+use crate::guests::{Guest, Stay};
 use crate::http::{Body, Request, Response};
 use crate::id::Id;
-use crate::net::{self, Bounds, CarryLimits, carry};
+use crate::net::{self, Bounds, CarryLimits, Rest, carry};
 use crate::object::DurableObject;
 use crate::socket::{ClientSocket, UpgradeResponse};
 use crate::stub::{Call, Stub};
@@ -110,6 +110,7 @@ impl Router {
     pub(crate) fn new(topology: Topology, options: ServerOptions) -> Self {
         let bounds = Bounds::new(CarryLimits {
             silence_time: options.silence_time,
+            rest_time: options.rest_time,
             close_time: options.close_time,
             message_bytes: topology.limits().sockets.message_bytes,
             partial_bytes: options.partial_bytes,
@@ -120,7 +121,7 @@ impl Router {
 
     /// Asks `own` first, with a request's method, path and headers, which it may change. It answers by
     /// itself (a page, say, or a refusal of who asks), or names the object that does (one without a
-    /// name, say); with `None` the path decides.
+    /// name, say); with `None` the path decides. It runs on the core that has the connection, which stands still meanwhile.
     #[must_use]
     pub fn before(
         mut self,
@@ -229,29 +230,52 @@ impl Router {
         tokio::spawn(async move {
             // Else the client has gone, and its end is dropped here.
             let Ok(upgraded) = upgrade.await else { return };
-            let carried = (client, bounds, open);
+            let carried = Carried { client, bounds, open };
             match Patient::of(upgraded) {
-                Ok((stream, ahead)) => bring(&topology, &id, (stream, ahead), carried).await,
-                Err(upgraded) => carrying(TokioIo::new(upgraded), carried, ()).await,
+                Ok(connection) => bring(&topology, &id, connection, carried).await,
+                Err(upgraded) => carry_here(TokioIo::new(upgraded), carried).await,
             }
         });
     }
 }
 
 /// The object's end of a WebSocket, and what its server knows of it.
-type Carried = (ClientSocket, Arc<Bounds>, Open);
+pub(super) struct Carried {
+    pub(super) client: ClientSocket,
+    bounds: Arc<Bounds>,
+    open: Open,
+}
 
-/// The task of one WebSocket of a server's; it keeps `stay` until its end.
-fn carrying<S: AsyncRead + AsyncWrite, T>(
-    io: S,
-    (client, bounds, open): Carried,
-    stay: T,
-) -> impl Future<Output = ()> + use<S, T> {
-    let going_away = move || {
-        let _until_then = &stay;
-        open.0.closing.load(Ordering::Acquire)
+/// The task of a connection that stays where it is.
+async fn carry_here(io: TokioIo<Upgraded>, carried: Carried) {
+    let Carried { client, bounds, open } = carried;
+    let going_away = move || open.0.closing.load(Ordering::Acquire);
+    carry(TokioNet::new(), io, client, bounds, net::Server, Rest::Never, going_away).await;
+}
+
+/// The task of a connection that is on its object's core: until its end, or until it rests.
+pub(super) fn carry_on(
+    io: ReadAhead,
+    carried: Carried,
+    stay: Stay,
+    rest: Rest,
+) -> LocalBoxFuture<'static, ()> {
+    let Carried { client, bounds, open } = carried;
+    let may_rest = if stay.resting().is_some() { rest } else { Rest::Never };
+    let server = open.0.clone();
+    let going_away = move || server.closing.load(Ordering::Acquire);
+    let carrying =
+        carry(TokioNet::new(), io, client, bounds.clone(), net::Server, may_rest, going_away);
+    // Not an `async` block, which would keep room for the task twice.
+    let rested = move |rested: Option<net::Resting<ReadAhead>>| {
+        let Some(net::Resting { io, client }) = rested else { return };
+        let (resting, stream) = (stay.resting(), io.into_stream().into_std());
+        if let (Some(resting), Ok(stream)) = (resting, stream) {
+            let silence = bounds.rest_silence();
+            resting.rest(stream.into(), Carried { client, bounds, open }, stay, silence);
+        }
     };
-    carry(TokioNet::new(), io, client, bounds, net::Server, going_away)
+    carrying.map(rested).boxed_local()
 }
 
 /// Brings a connection, and what was read of it ahead, to the core of an object, which carries its frames from then on.
@@ -264,7 +288,7 @@ async fn bring(
     // It leaves the poll of the runtime that it is on.
     let Ok(stream) = stream.into_std() else { return };
     let mut guest = Guest::new("socket", |_, stay| match TcpStream::from_std(stream) {
-        Ok(stream) => carrying(ReadAhead::new(ahead, stream), carried, stay).boxed_local(),
+        Ok(stream) => carry_on(ReadAhead::new(ahead, stream), carried, stay, Rest::May),
         Err(error) => {
             tracing::warn!(%error, "a connection could not be moved to its object's core");
             std::future::ready(()).boxed_local()

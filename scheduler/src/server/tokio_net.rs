@@ -61,6 +61,12 @@ impl ReadAhead {
         this
     }
 
+    /// The connection, of which what was read ahead is taken.
+    pub(super) fn into_stream(self) -> TcpStream {
+        assert!(self.ahead.is_empty(), "nothing that came is lost");
+        self.stream.into_inner()
+    }
+
     /// Empty bytes, too, keep the buffer that they are of.
     fn let_go(&mut self) {
         if self.ahead.is_empty() {

@@ -302,6 +302,17 @@ impl ClientSocket {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
+    /// Waits until there is something for [`recv`](Self::recv), and takes nothing.
+    #[cfg(feature = "server")]
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.0);
+        if state.core_gone || !state.outgoing.frames.is_empty() {
+            return Poll::Ready(());
+        }
+        state.client_reads = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// See [`recv`](Self::recv).
     pub fn poll_recv(&self, cx: &mut Context<'_>) -> Poll<Option<Received>> {
         let mut state = lock(&self.0);

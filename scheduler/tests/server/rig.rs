@@ -136,6 +136,8 @@ impl Rig {
     }
 
     fn start(options: ServerOptions, cores: usize) -> Self {
+        // Whatever they wait for, connections rest meanwhile.
+        let options = ServerOptions { rest_time: Duration::from_millis(1), ..options };
         let dir = tempfile::tempdir().unwrap();
         let builder = Runtime::builder(&dir).cores(cores);
         let runtime = builder.namespace::<Room>("rooms").start().unwrap();
@@ -166,7 +168,11 @@ impl Rig {
     }
 
     pub(crate) fn serve_again(&self) -> Result<SocketAddr> {
-        self.runtime().serve(self.address).wait()
+        self.serve_at(self.address).wait()
+    }
+
+    pub(crate) fn serve_at(&self, address: SocketAddr) -> dormouse_scheduler::Call<SocketAddr> {
+        self.runtime().serve(address)
     }
 
     fn room(&self, name: &str) -> Stub<Room> {

@@ -90,13 +90,14 @@ pub enum Mark {
     WorkPanicked,
     WorkLeftAlone,
     WorkBesideOthers,
+    ConnectionRested,
     WorkOfAResetObject,
     FreedOnAFullDisk,
 }
 
 impl Mark {
     /// All of them.
-    pub const ALL: [Self; 72] = [
+    pub const ALL: [Self; 73] = [
         Self::LostUnacknowledged,
         Self::EvictedWhileDirty,
         Self::CalledFromAnObject,
@@ -167,6 +168,7 @@ impl Mark {
         Self::WorkPanicked,
         Self::WorkLeftAlone,
         Self::WorkBesideOthers,
+        Self::ConnectionRested,
         Self::WorkOfAResetObject,
         Self::FreedOnAFullDisk,
     ];

@@ -6,20 +6,28 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use dormouse_engine::Host;
-use dormouse_scheduler::net::{Bounds, CarryLimits, Server, carry};
+use dormouse_scheduler::ClientSocket;
+use dormouse_scheduler::net::{Bounds, CarryLimits, Rest, Resting, Server, carry};
 use dormouse_scheduler::prelude::*;
 
 use super::codec;
 use super::line::{Ending, Line, pair, text};
 use super::peer::{self, Peer};
-use super::shared::Shared;
+use super::shared::{Mark, Shared};
 use super::stack::{Client, ended};
 use super::{Life, Running};
+use crate::net::SimStream;
 use crate::plan::{Accept, Break, Fate, Leave, Op, Talk, To, Turn};
 use crate::random::Random;
+use crate::world::SimEnv;
 
 /// A client that is silent for so long is pinged, and lost after as long again.
 const SILENCE: Duration = Duration::from_secs(1200);
+/// After one of these its connection rests: in the middle of frames, or when all has been said.
+const REST: [Duration; 3] =
+    [Duration::from_millis(1), Duration::from_millis(50), Duration::from_secs(300)];
+/// So often, for nobody here watches what rests: it goes on though nothing was said.
+const RESTS_MAX: u64 = 30;
 /// How long one end waits for the other's close frame.
 const CLOSE: Duration = Duration::from_secs(60);
 
@@ -60,19 +68,45 @@ impl Client {
         let (theirs, ours) = shared.net().connect();
         let bounds = Arc::new(Bounds::new(CarryLimits {
             silence_time: SILENCE,
+            rest_time: REST[Random::new(number).index(REST.len())],
             close_time: CLOSE,
             message_bytes: shared.socket_limits.message_bytes,
             // No client here is closed for what others send.
             partial_bytes: usize::MAX,
         }));
         let closing = shared.clone();
-        let going_away = move || closing.closing.get();
-        let carried = carry(shared.net(), ours, client, bounds, Server, going_away);
-        self.env.spawn("carry", carried);
+        self.env.spawn("carry", carry_on(self.env.clone(), closing, ours, client, bounds, number));
         let peer = Peer::new(number, theirs, Random::new(number));
         shared.lines.borrow_mut().peers.insert(number, peer.clone());
         self.env.spawn("peer", peer::run(peer, shared));
         self.sockets.insert(socket, number);
+    }
+}
+
+/// Carries a connection as a server does: where it rests, it goes on at some moment, or when its silence is over.
+async fn carry_on(
+    env: SimEnv,
+    shared: Rc<Shared>,
+    mut io: SimStream,
+    mut client: ClientSocket,
+    bounds: Arc<Bounds>,
+    line: u64,
+) {
+    let mut random = Random::new(!line);
+    let mut rest = if random.one_in(3) { Rest::Never } else { Rest::May };
+    for rests in 1.. {
+        let closing = shared.clone();
+        let going_away = move || closing.closing.get();
+        let carried = carry(shared.net(), io, client, bounds.clone(), Server, rest, going_away);
+        let Some(resting) = carried.await else { return };
+        shared.mark(Mark::ConnectionRested);
+        Resting { io, client } = resting;
+        rest = match random.one_in(2) {
+            _ if rests == RESTS_MAX => Rest::Never,
+            true => Rest::May,
+            false => Rest::Over,
+        };
+        env.sleep(Duration::from_micros(random.below(2_000))).await;
     }
 }
 
