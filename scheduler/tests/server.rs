@@ -336,6 +336,32 @@ fn a_silent_client_is_pinged_and_lost_if_it_does_not_answer() {
     drop(dead);
 }
 
+/// What its object says does not speak for the client.
+#[test]
+fn a_silent_client_is_pinged_and_lost_though_its_object_talks() {
+    let silence_time = Duration::from_millis(300);
+    let rig = Rig::with(ServerOptions { silence_time, ..ServerOptions::PRODUCTION });
+    let mut socket = rig.connect("a");
+    socket.send(Message::text("talk")).unwrap();
+    let begun = Instant::now();
+    // It reads, and answers nothing.
+    let mut all: Vec<u8> = Vec::new();
+    let stream = socket.get_mut();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    loop {
+        let mut some = [0; 4096];
+        match stream.read(&mut some) {
+            Ok(0) => break,
+            Ok(read) => all.extend(&some[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(begun.elapsed() < 10 * silence_time, "it is not lost");
+    }
+    assert!(begun.elapsed() >= 2 * silence_time, "too soon");
+    assert_eq!(all.windows(2).filter(|bytes| **bytes == *b"\x89\x00").count(), 1, "pings");
+}
+
 #[test]
 fn handshakes_that_are_none_are_refused() {
     let rig = Rig::new();

@@ -69,10 +69,10 @@ impl Bounds {
         Self { limits, partial: AtomicUsize::new(0) }
     }
 
-    /// How long the client of a connection that rests may be silent still, before it is pinged.
+    /// How long a client may say nothing before it is pinged.
     #[cfg(feature = "server")]
-    pub(crate) fn rest_silence(&self) -> Duration {
-        self.limits.silence_time.saturating_sub(self.limits.rest_time)
+    pub(crate) fn silence_time(&self) -> Duration {
+        self.limits.silence_time
     }
 }
 
@@ -119,10 +119,11 @@ struct Carried<N, S> {
 pub enum Rest {
     /// Never.
     Never,
-    /// When nothing was said for [`CarryLimits::rest_time`].
-    May,
-    /// It may again; and it did, for the rest of its silence: the client is pinged, and lost if it says nothing.
-    Over,
+    /// When the client has said nothing for [`CarryLimits::rest_time`].
+    May {
+        /// For so long it has said nothing when this begins.
+        silent: Duration,
+    },
 }
 
 /// A connection on which nothing is said, and of which nothing is on its way: between two frames of either side.
@@ -131,6 +132,8 @@ pub struct Resting<I> {
     pub io: I,
     /// The other end of it.
     pub client: ClientSocket,
+    /// For so long its client has said nothing.
+    pub silent: Duration,
 }
 
 /// Carries a WebSocket's frames between a connection and its object, until one side ends, or it rests:
@@ -152,9 +155,7 @@ pub fn carry<N: Net<Stream: Unpin>, S: Side, G: Fn() -> bool>(
     // Not an `async fn`, which would keep room for what it is given beside what it makes of it: most of
     // what a silent connection holds is this.
     let (mut input, mut output) = tokio::io::split(io);
-    let shared = Shared::default();
-    Shared::set(&shared.ping, rest == Rest::Over);
-    let carried = Carried { net, client, bounds, side, rest, shared };
+    let carried = Carried { net, client, bounds, side, rest, shared: Shared::default() };
     async move {
         let ended = {
             let reading = pin!(carried.read(&mut input));
@@ -166,7 +167,9 @@ pub fn carry<N: Net<Stream: Unpin>, S: Side, G: Fn() -> bool>(
         };
         match ended {
             Ended::Gone => None,
-            Ended::Resting => Some(Resting { io: input.unsplit(output), client: carried.client }),
+            Ended::Resting(silent) => {
+                Some(Resting { io: input.unsplit(output), client: carried.client, silent })
+            }
             Ended::Broken(violation) => {
                 Box::pin(carried.refuse(input, output, violation)).await;
                 None
@@ -178,8 +181,8 @@ pub fn carry<N: Net<Stream: Unpin>, S: Side, G: Fn() -> bool>(
 enum Ended {
     /// The client, or its object.
     Gone,
-    /// Nothing is said.
-    Resting,
+    /// Nothing is said, by the client for so long.
+    Resting(Duration),
     Broken(Violation),
 }
 
@@ -209,18 +212,21 @@ impl<N: Net, S: Side> Carried<N, S> {
         &self.bounds.limits
     }
 
-    /// What a client is in for that has just said something.
-    fn at_first(&self) -> Silence {
-        if self.rest == Rest::Never { Silence::Ping } else { Silence::Rest }
+    /// What a client is in for that has said nothing for so long.
+    fn after(&self, silent: Duration) -> Silence {
+        let CarryLimits { silence_time, rest_time, .. } = self.limits();
+        match self.rest {
+            Rest::May { .. } if silent + *rest_time < *silence_time => Silence::Rest,
+            _ => Silence::Ping,
+        }
     }
 
-    /// How long it may say nothing before that comes.
-    fn silence_time(&self, next: Silence) -> Duration {
+    /// How long it may say nothing still before that comes.
+    fn silence_time(&self, next: Silence, silent: Duration) -> Duration {
         let CarryLimits { silence_time, rest_time, .. } = self.limits();
         match next {
             Silence::Rest => *rest_time,
-            Silence::Ping if self.rest == Rest::Never => *silence_time,
-            Silence::Ping => silence_time.saturating_sub(*rest_time),
+            Silence::Ping => silence_time.saturating_sub(silent),
             Silence::Loss => *silence_time,
         }
     }
@@ -228,16 +234,16 @@ impl<N: Net, S: Side> Carried<N, S> {
     async fn read(&self, input: &mut (impl AsyncRead + Unpin)) -> Ended {
         let mut decoder = Decoder::new(self.limits().message_bytes, &self.side);
         let mut held = Held { bounds: &self.bounds, bytes: 0 };
-        let mut next = match self.rest {
-            Rest::Over => Silence::Loss,
-            Rest::Never | Rest::May => self.at_first(),
+        let mut silent = match self.rest {
+            Rest::May { silent } => silent,
+            Rest::Never => Duration::ZERO,
         };
         loop {
-            let inbound = match self.next(input, &mut decoder, &mut held, next).await {
+            let inbound = match self.next(input, &mut decoder, &mut held, silent).await {
                 Ok(inbound) => inbound,
                 Err(ended) => return ended,
             };
-            next = self.at_first();
+            silent = Duration::ZERO;
             // Apart, so that a connection on which nothing happens holds nothing for it.
             match Box::pin(self.take(inbound, input)).await {
                 None => {}
@@ -252,25 +258,33 @@ impl<N: Net, S: Side> Carried<N, S> {
         input: &mut (impl AsyncRead + Unpin),
         decoder: &mut Decoder,
         held: &mut Held<'_>,
-        mut next: Silence,
+        mut silent: Duration,
     ) -> Result<Inbound, Ended> {
         let Shared { ping, close_sent, cut } = &self.shared;
+        let mut next = self.after(silent);
         loop {
             if let Some(found) = look(decoder, held) {
                 return found;
             }
             let closing = Shared::is(close_sent);
-            let limit = if closing { self.limits().close_time } else { self.silence_time(next) };
+            let limit = match closing {
+                true => self.limits().close_time,
+                false => self.silence_time(next, silent),
+            };
             let read = poll_fn(|cx| decoder.poll_fill(input, cx));
             match (self.net.within(limit, read).await, next) {
                 (Some(Ok(0) | Err(_)), _) => return Err(Ended::Gone),
-                (Some(Ok(_)), _) => next = self.at_first(),
+                (Some(Ok(_)), _) => {
+                    silent = Duration::ZERO;
+                    next = self.after(silent);
+                }
                 (None, _) if closing => return Err(Ended::Gone),
                 (None, Silence::Rest) => {
+                    silent += limit;
                     // What the object said lately may be on its way, or its close frame sent: that has its time.
                     let idle = [cut, close_sent].iter().all(|flag| !Shared::is(flag));
                     if idle && decoder.is_idle() {
-                        return Err(Ended::Resting);
+                        return Err(Ended::Resting(silent));
                     }
                     next = Silence::Ping;
                 }

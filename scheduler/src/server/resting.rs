@@ -111,8 +111,8 @@ impl Resting {
         Ok(this)
     }
 
-    /// Lets a connection rest; its client is pinged after `silence`, if nothing happens before.
-    pub(super) fn rest(&self, stream: OwnedFd, carried: Carried, stay: Stay, silence: Duration) {
+    /// Lets a connection rest, whose client has said nothing for `silent`.
+    pub(super) fn rest(&self, stream: OwnedFd, carried: Carried, stay: Stay, silent: Duration) {
         let number = self.next.get();
         self.next.set(number.wrapping_add(1));
         let place = self.free.borrow_mut().pop().unwrap_or_else(|| {
@@ -124,7 +124,8 @@ impl Resting {
         let watched = self.watched.add(&stream, key.into());
         let waker = Waker::from(Arc::new(RestWaker { key, woken: self.woken.clone() }));
         let said = carried.client.poll_ready(&mut Context::from_waker(&waker)).is_ready();
-        let due = self.host.now().saturating_add(silence);
+        let left = carried.bounds.silence_time().saturating_sub(silent);
+        let due = self.host.now().saturating_add(left);
         let sleeper = Sleeper { number, due, stream, carried, stay };
         self.places.borrow_mut()[place as usize] = Some(sleeper);
         let mut all = self.due.borrow_mut();
@@ -133,17 +134,18 @@ impl Resting {
         drop(all);
         if let Err(error) = watched {
             tracing::warn!(%error, "a connection can't rest");
-            self.wake(key, Rest::May);
+            self.wake(key, false);
         } else if said {
-            self.wake(key, Rest::May);
+            self.wake(key, true);
         } else if is_first {
             // It sleeps for another one, or for none.
             self.woken.task.wake();
         }
     }
 
-    /// Has a connection go on, if it still rests.
-    fn wake(&self, key: Key, rest: Rest) {
+    /// Has a connection go on, if it still rests; whether it may rest again. Its client has said nothing until now, as far
+    /// as is known: what its object says does not speak for it.
+    fn wake(&self, key: Key, again: bool) {
         let sleeper = {
             let mut places = self.places.borrow_mut();
             let there = places.get_mut(key.place as usize);
@@ -156,6 +158,9 @@ impl Resting {
         match TcpStream::from_std(stream.into()) {
             Ok(stream) => {
                 let io = ReadAhead::new(Bytes::new(), stream);
+                let left = due.saturating_sub(self.host.now());
+                let silent = carried.bounds.silence_time().saturating_sub(left);
+                let rest = if again { Rest::May { silent } } else { Rest::Never };
                 self.host.spawn_boxed("socket", carry_on(io, carried, stay, rest));
             }
             Err(error) => tracing::warn!(%error, "a connection that rested can't go on"),
@@ -168,11 +173,11 @@ impl Resting {
         std::future::poll_fn(|cx| {
             self.woken.task.register(cx.waker());
             while let Some(key) = self.woken.keys.pop() {
-                self.wake(key, Rest::May);
+                self.wake(key, true);
             }
             while let Poll::Ready(found) = self.watched.poll_found(cx) {
                 match found {
-                    Ok(found) => found.into_iter().for_each(|key| self.wake(key.into(), Rest::May)),
+                    Ok(found) => found.into_iter().for_each(|key| self.wake(key.into(), true)),
                     Err(error) => {
                         tracing::error!(%error, "connections that rest are not watched any more");
                         break;
@@ -195,7 +200,7 @@ impl Resting {
             let Some(((due, number), place)) = first else { return Poll::Pending };
             let now = self.host.now();
             if due <= now {
-                self.wake(Key { place, number }, Rest::Over);
+                self.wake(Key { place, number }, true);
                 continue;
             }
             if sleep.as_ref().is_none_or(|(until, _)| *until != due) {

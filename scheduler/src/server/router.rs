@@ -242,7 +242,7 @@ impl Router {
 /// The object's end of a WebSocket, and what its server knows of it.
 pub(super) struct Carried {
     pub(super) client: ClientSocket,
-    bounds: Arc<Bounds>,
+    pub(super) bounds: Arc<Bounds>,
     open: Open,
 }
 
@@ -268,11 +268,10 @@ pub(super) fn carry_on(
         carry(TokioNet::new(), io, client, bounds.clone(), net::Server, may_rest, going_away);
     // Not an `async` block, which would keep room for the task twice.
     let rested = move |rested: Option<net::Resting<ReadAhead>>| {
-        let Some(net::Resting { io, client }) = rested else { return };
+        let Some(net::Resting { io, client, silent }) = rested else { return };
         let (resting, stream) = (stay.resting(), io.into_stream().into_std());
         if let (Some(resting), Ok(stream)) = (resting, stream) {
-            let silence = bounds.rest_silence();
-            resting.rest(stream.into(), Carried { client, bounds, open }, stay, silence);
+            resting.rest(stream.into(), Carried { client, bounds, open }, stay, silent);
         }
     };
     carrying.map(rested).boxed_local()
@@ -285,10 +284,11 @@ async fn bring(
     (stream, ahead): (TcpStream, Bytes),
     carried: Carried,
 ) {
+    let rest = Rest::May { silent: Duration::ZERO };
     // It leaves the poll of the runtime that it is on.
     let Ok(stream) = stream.into_std() else { return };
-    let mut guest = Guest::new("socket", |_, stay| match TcpStream::from_std(stream) {
-        Ok(stream) => carry_on(ReadAhead::new(ahead, stream), carried, stay, Rest::May),
+    let mut guest = Guest::new("socket", move |_, stay| match TcpStream::from_std(stream) {
+        Ok(stream) => carry_on(ReadAhead::new(ahead, stream), carried, stay, rest),
         Err(error) => {
             tracing::warn!(%error, "a connection could not be moved to its object's core");
             std::future::ready(()).boxed_local()

@@ -71,6 +71,13 @@ impl DurableObject for Room {
         }
         match text {
             "abort" => match self.state.abort("as asked").await {},
+            "talk" => {
+                for _ in 0..60 {
+                    socket.send("talk")?;
+                    self.state.sleep(Duration::from_millis(20)).await;
+                }
+                Ok(())
+            }
             "flood" => {
                 let filler = "x".repeat(1000);
                 for n in 0..100_000 {

@@ -93,18 +93,21 @@ async fn carry_on(
     line: u64,
 ) {
     let mut random = Random::new(!line);
-    let mut rest = if random.one_in(3) { Rest::Never } else { Rest::May };
+    let mut rest =
+        if random.one_in(3) { Rest::Never } else { Rest::May { silent: Duration::ZERO } };
     for rests in 1.. {
         let closing = shared.clone();
         let going_away = move || closing.closing.get();
         let carried = carry(shared.net(), io, client, bounds.clone(), Server, rest, going_away);
         let Some(resting) = carried.await else { return };
         shared.mark(Mark::ConnectionRested);
-        Resting { io, client } = resting;
+        let silent;
+        Resting { io, client, silent } = resting;
         rest = match random.one_in(2) {
             _ if rests == RESTS_MAX => Rest::Never,
-            true => Rest::May,
-            false => Rest::Over,
+            true => Rest::May { silent },
+            // It rested until it is to be pinged.
+            false => Rest::May { silent: SILENCE },
         };
         env.sleep(Duration::from_micros(random.below(2_000))).await;
     }
