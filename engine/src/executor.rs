@@ -2,7 +2,7 @@
 //! runtime.
 //!
 //! A *turn* polls ready tasks until none is ready or [`TURN_POLLS`] are done; then whoever waits
-//! for the turn's end goes on, once more if all that there was is done ([`TURN_ENDS`]), and the core parks. It parks in
+//! for the turn's end goes on, once more if all that there was is done, and the core parks. It parks in
 //! every turn, also when tasks are always ready, because tokio-uring submits only when its thread parks: then the park
 //! ends at once. While nothing is ready the core sleeps until a waker runs, on this thread or another.
 //!
